@@ -32,6 +32,7 @@ from results_file import machine, write_section
 
 from widedeep.data.batch import Batch
 from widedeep.kernels import torch_device
+from widedeep.training.schedules import FULL_RATES
 from widedeep.training.step import TrainStep
 
 SECONDS = 3.0  # of the turns of one model and batch
@@ -107,7 +108,7 @@ def split(step: TrainStep, batches: list[Batch]) -> list[float]:
         marks.append(mark())
         gradients = step.reduce(batch, gathered, result)
         marks.append(mark())
-        step.apply(gradients, len(batch), rate=1.0, step=1)
+        step.apply(gradients, len(batch), rates=FULL_RATES, step=1)
         marks.append(mark())
         for name, (a, b) in zip(PARTS, itertools.pairwise(marks), strict=True):
             spent[name].append((b - a) * 1e3)

@@ -35,6 +35,7 @@ from results_file import machine, write_section
 from widedeep.data.batch import Batch
 from widedeep.data.encoded import EncodedRows
 from widedeep.data.reader import BatchReader, EpochPlan
+from widedeep.training.schedules import FULL_RATES
 from widedeep.training.step import TrainStep
 
 ALLOWED_US = 0.5  # an example, besides the matrix products
@@ -143,7 +144,7 @@ def split(step: TrainStep, batches: list[Batch]) -> dict[str, float]:
         marks.append(time.perf_counter())
         gradients = step.reduce(batch, gathered, result)
         marks.append(time.perf_counter())
-        step.apply(gradients, len(batch), rate=1.0, step=1)
+        step.apply(gradients, len(batch), rates=FULL_RATES, step=1)
         marks.append(time.perf_counter())
         for name, (a, b) in zip(PARTS, itertools.pairwise(marks), strict=True):
             spent[name].append((b - a) / len(batch) * 1e6)

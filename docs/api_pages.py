@@ -15,7 +15,13 @@ from mkdocs.structure.files import File, Files
 # What a user meets, in the order of the data path; every other module is shown as the inside.
 FRONT = (
     *("features", "data.infer", "join", "schema", "data.fit", "config", "models", "optim"),
-    *("training.trainer", "training.config", "training.early_stopping", "training.checkpoint"),
+    *(
+        "training.trainer",
+        "training.config",
+        "training.schedules",
+        "training.early_stopping",
+        "training.checkpoint",
+    ),
     *("metrics", "bundle", "estimators", "tuning", "serving.ranker"),
     *(
         "serving.catalogue",

@@ -81,7 +81,7 @@ def test_paths_are_relative_to_the_file_and_overrides_to_the_user(
         ("train.epoch=3", "[train]: got the unknown key 'epoch'; did you mean 'epochs'?"),
         ("train.epochs=0", "got epochs=0, expected an integer of at least 1"),
         ("train.epochs=many", "got epochs = 'many', expected an integer"),
-        ("train.schedule=step", "expected 'constant' or 'linear' or 'cosine'"),
+        ("train.schedule=cosin", "[train] schedule: got name='cosin'; did you mean 'cosine'?"),
         ("modle.dropout=0.1", "got the unknown section [modle]; did you mean 'model'?"),
         ("model.dropout=1.5", "got dropout=1.5, expected 0 <= dropout < 1"),
         ("model.hidden_units=5", "got hidden_units = 5 (int), expected a list of integers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import datetime
 import importlib
@@ -125,6 +126,9 @@ def as_table(config: Any) -> dict[str, Any]:
 def _as_toml(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _as_toml(item) for key, item in value.items()}
+    if callable(value):  # a function, of which a record holds the name
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return f"function {value.__module__}.{name}"
     return [_as_toml(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -209,7 +213,8 @@ def read_section(
         return kind(**{key: _plain(value, hints[key]) for key, value in table.items()})
     except ConfigError as error:
         # The section is in the error already.
-        raise ConfigError(f"{origin.rpartition(': [')[0]}: {error}") from error
+        where = origin.rpartition(": [")[0]
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
 
 
 def _fits_field(entry: dataclasses.Field[Any], value: object, hint: Any) -> bool:
@@ -227,6 +232,8 @@ def _fits(value: object, hint: Any) -> bool:
         return any(type(value) is type(arg) and value == arg for arg in args)
     if origin in (list, tuple):
         return isinstance(value, (list, tuple)) and all(_fits(item, args[0]) for item in value)
+    if origin is collections.abc.Callable:
+        return callable(value)
     if origin is not None:
         return isinstance(value, Mapping) and all(
             _fits(key, args[0]) and _fits(item, args[1]) for key, item in value.items()
@@ -281,6 +288,8 @@ def _say(hint: Any) -> str:
         return " or ".join(repr(arg) for arg in args)
     if origin in (list, tuple):
         return f"a list of {_PLURALS.get(args[0], 'values')}"
+    if origin is collections.abc.Callable:
+        return "a function"
     names = {float: "a number", int: "an integer", bool: "true or false", str: "text"}
     names |= {datetime.date: "a date or time", datetime.timedelta: "a timedelta"}
     return names.get(hint, "a table")

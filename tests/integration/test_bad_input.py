@@ -350,7 +350,7 @@ def torch_adam() -> Any:
             lambda: trainer(dense=torch_adam()),
             r"got dense=an object \(Adam\).*or lambda parameters",
         ),
-        (lambda: trainer(schedule="cos"), r"got schedule = 'cos', .* did you mean 'cosine'\?"),
+        (lambda: trainer(schedule="cos"), r"schedule: got name='cos'; did you mean 'cosine'\?"),
         (lambda: trainer(loss_reduction="avg"), r"got loss_reduction = 'avg', .*'mean' or 'sum'"),
         (lambda: trainer(batch_size="8"), r"got batch_size = '8', expected an integer"),
         (lambda: trainer(checkpoint_every=0), r"got checkpoint_every=0, expected an integer of at"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -253,3 +253,28 @@ def find_metric(name: str, kind: LabelKind | None = None) -> Metric | None:
     """
     name = name.rpartition("/")[2]
     return next((one for one in registered(kind) if one.match(name) is not None), None)
+
+
+def is_better(name: str, value: float, best: float, margin: float = 0.0) -> bool:
+    """Whether a value of a metric is better than another; of an unknown one, a loss, if lower."""
+    metric = find_metric(name)
+    return value < best - margin if metric is None else metric.better(value, best, margin)
+
+
+def check_quality_metric(name: str, names: Collection[str], option: str) -> None:
+    """Refuse a metric that will not be evaluated, or that says nothing about quality.
+
+    Args:
+        name: The metric.
+        names: Those that will be evaluated.
+        option: What names it, for the error, such as ``"monitor="``.
+    """
+
+    def is_quality(name: str) -> bool:
+        metric = find_metric(name)
+        return metric is None or metric.direction is not None
+
+    useful = [name for name in names if is_quality(name)]
+    if name not in useful:
+        why = "is no measure of quality" if name in names else "was not evaluated"
+        raise ConfigError(f"got {option}{name!r}, which {why}; {nearest(name, useful)}")

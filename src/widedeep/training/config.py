@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from widedeep.errors import ConfigError
+from widedeep.errors import ConfigError, nearest
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import spec_to_table
 from widedeep.features.toml import toml_text
@@ -24,6 +23,7 @@ from widedeep.options import (
     check_types,
     import_modules,
 )
+from widedeep.training.schedules import PARTS, Schedule, ScheduleOption, make_schedule
 
 __all__ = [
     "DataConfig",
@@ -34,7 +34,6 @@ __all__ = [
     "WarmStartConfig",
 ]
 
-Schedule = Literal["constant", "linear", "cosine", "wsd"]
 LossReduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "auto"]
 Widths = Literal["fresh", "project"]
@@ -104,12 +103,17 @@ class TrainConfig:
         loss_reduction: ``"mean"`` divides dense gradients and reported losses by the batch's rows,
             ``"sum"`` does not.
         clip_norm: Largest norm of the dense gradients; None does not clip.
-        schedule: Schedule of all learning rates (of FTRL's gradients: see
-            :class:`widedeep.FTRL`): ``"constant"``, ``"linear"`` or ``"cosine"`` decay to 0 at the
-            last step, or ``"wsd"``: constant, and linear to 0 over the last ``decay_fraction`` of
-            the steps. Where training stops early, ``"wsd"`` then decays from the best model: the
-            run goes on for as many steps as would have followed it, and keeps the result if
-            validation is better.
+        schedule: Schedule of the learning rates (of FTRL's gradients: see :class:`widedeep.FTRL`):
+            a name, a table of a name and options, or a function that returns the factor of the
+            rates at a step, counted from 0 (:mod:`widedeep.training.schedules`): ``"constant"``,
+            ``"linear"``, ``"cosine"``, ``"polynomial"``, ``"exponential"``, ``"inverse_time"``,
+            ``"step"``, ``"plateau"`` or ``"wsd"``: constant, and linear to 0 over the last
+            ``decay_fraction`` of the steps. Where training stops early, ``"wsd"`` then decays from
+            the best model: the run goes on for as many steps as would have followed it, and keeps
+            the result if validation is better.
+        schedules: Schedules of single parts, which come before ``schedule``: of ``wide``, of
+            ``deep`` (the embeddings) and of ``dense``:
+            ``{ wide = "constant", dense = { name = "exponential", decay_steps = 1000 } }``.
         decay_fraction: Fraction of the steps in which ``"wsd"`` decays, 0 < fraction < 1.
         warmup_steps: Learning rates rise linearly over this many first steps.
         early_stopping: Stop when the validation metric no longer improves, and go back to the best
@@ -149,7 +153,8 @@ class TrainConfig:
     grad_scale: float = 1.0
     loss_reduction: LossReduction = "mean"
     clip_norm: float | None = None
-    schedule: Schedule = "wsd"
+    schedule: ScheduleOption = "wsd"
+    schedules: Mapping[str, ScheduleOption] = field(default_factory=dict)
     decay_fraction: float = 0.2
     warmup_steps: int = 0
     early_stopping: bool | Auto = "auto"
@@ -195,6 +200,7 @@ class TrainConfig:
             check_range(f"{owner} rates", repr(pattern), factor, 0 < factor < 1e30, "a number > 0")
         import_modules(self.metrics, "metrics")
         self._name_optimizers()
+        self.part_schedules()
 
     def _name_optimizers(self) -> None:
         """A table without ``optimizer`` means the one that its part has by default."""
@@ -205,16 +211,21 @@ class TrainConfig:
                     name = self.deep["optimizer"]
                 object.__setattr__(self, group, {"optimizer": name, **table})
 
-    def rate_factor(self, step: int, total_steps: int | None) -> float:
-        """Return the schedule's factor of all learning rates at a step, counted from 0."""
-        rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        if self.schedule == "constant" or not total_steps:
-            return rise
-        progress = min(1.0, step / total_steps)
-        if self.schedule == "cosine":
-            return rise * 0.5 * (1.0 + math.cos(math.pi * progress))
-        fall = 1.0 - progress
-        return rise * (min(1.0, fall / self.decay_fraction) if self.schedule == "wsd" else fall)
+    def part_schedules(self) -> dict[str, Schedule]:
+        """Return the schedule of each part; those without one of their own share an object."""
+        for part in self.schedules:
+            if part not in PARTS:
+                raise ConfigError(
+                    f"[train] schedules: got the part {part!r}; {nearest(part, PARTS)}"
+                )
+        made: dict[str, Schedule] = {}
+        for name, option in {"schedule": self.schedule, **self.schedules}.items():
+            try:
+                made[name] = make_schedule(option, decay_fraction=self.decay_fraction)
+            except ConfigError as error:
+                where = "schedule" if name == "schedule" else f"schedules.{name}"
+                raise ConfigError(f"[train] {where}: {error}") from error
+        return {part: made.get(part, made["schedule"]) for part in PARTS}
 
 
 @dataclass(frozen=True, kw_only=True)

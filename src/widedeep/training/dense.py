@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.kernels import Tower, TowerGradients, has_bf16_products
 from widedeep.kernels.torch_device import seed_of
 from widedeep.kernels.torch_layers import DenseLayer, TowerRoom, count_batch, make_tower
+from widedeep.metrics.registry import is_better
 from widedeep.models.blocks import has_hooks
 from widedeep.models.mlp import MLPTower
 from widedeep.models.wide_deep import WideDeep
@@ -27,7 +31,9 @@ _LARGE = 1 << 15  # numbers from which an update is worth waking another thread
 _WIDTH = 256  # of the flat tensors' rows, which are divided among threads
 _LINE = 16  # floats of a cache line
 
-DenseOptimizer = Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+TorchOptimizer = torch.optim.Optimizer | tuple[torch.optim.Optimizer, LRScheduler]
+DenseOptimizer = Optimizer | Callable[[Iterable[nn.Parameter]], TorchOptimizer]
+_SCHEDULER = "scheduler"  # its state among the optimizer's tensors, as bytes
 
 
 class DenseUpdate:
@@ -50,7 +56,10 @@ class DenseUpdate:
         self.clip_norm = clip_norm
         self._ours: Optimizer | None = None
         self._torch: torch.optim.Optimizer | None = None
+        self.scheduler: LRScheduler | None = None
+        # Of each group of torch's optimizer: its first rate, and the factor that parts give it
         self._base_rates: list[float] = []
+        self._group_factors: list[float] = []
         self.state: dict[str, dict[str, Tensor]] = {}
         # By name: the parameter, its address, its gradient's slice of the flat gradients
         self._views: dict[str, tuple[nn.Parameter, int, Tensor]] = {}
@@ -67,18 +76,15 @@ class DenseUpdate:
             self._ours = optimizer
             self._flatten(optimizer)
         else:
-            torch_optimizer = optimizer(self._torch_groups())
-            if not isinstance(torch_optimizer, torch.optim.Optimizer):
-                raise ConfigError(
-                    f"got {torch_optimizer!r} from dense=..., expected a torch.optim.Optimizer; "
-                    "pass a function of the parameters"
-                )
-            self._torch = torch_optimizer
+            self._torch, self.scheduler = _torch_optimizer(optimizer(self._torch_groups()))
             factor_of = {id(p): self._factors[name] for name, p in self.parameters.items()}
-            self._base_rates = [
-                group["lr"] * next((factor_of[id(p)] for p in group["params"]), 1.0)
-                for group in torch_optimizer.param_groups
+            self._base_rates = [group["lr"] for group in self._torch.param_groups]
+            self._group_factors = [
+                next((factor_of[id(p)] for p in group["params"]), 1.0)
+                for group in self._torch.param_groups
             ]
+            if self.scheduler is not None:
+                self._check_scheduler()
 
     @torch.no_grad()
     def _flatten(self, optimizer: Optimizer) -> None:
@@ -180,9 +186,68 @@ class DenseUpdate:
                     threads=threads if grad.numel() >= _LARGE else 1,
                 )  # fmt: skip
         elif self._torch is not None:
-            for group, base in zip(self._torch.param_groups, self._base_rates, strict=True):
-                group["lr"] = base * rate
-            self._torch.step()
+            self._step_torch(rate)
+
+    def _step_torch(self, rate: float) -> None:
+        """Let torch's optimizer move, at the rates of its own scheduler if it has one."""
+        assert self._torch is not None
+        groups, bases = self._torch.param_groups, self._base_rates
+        if self.scheduler is not None:
+            bases, rate = [group["lr"] for group in groups], 1.0
+        for group, base, factor in zip(groups, bases, self._group_factors, strict=True):
+            group["lr"] = base * factor * rate
+        self._torch.step()
+        if self.scheduler is not None:
+            for group, base in zip(groups, bases, strict=True):
+                group["lr"] = base
+            if not self.follows_metric:
+                self.scheduler.step()
+
+    @property
+    def follows_metric(self) -> bool:
+        """True if torch's scheduler looks at a validation metric: :meth:`observe` tells it."""
+        return isinstance(self.scheduler, ReduceLROnPlateau)
+
+    def observe(self, value: float) -> None:
+        """Tell torch's scheduler the monitored metric of an evaluation."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(value)
+
+    def check_monitor(self, monitor: str) -> None:
+        """Refuse a metric that torch's scheduler would improve in the wrong direction."""
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            return
+        mode = "max" if is_better(monitor, 1.0, 0.5) else "min"
+        if self.scheduler.mode != mode:
+            raise ConfigError(
+                f"dense: got ReduceLROnPlateau(mode={self.scheduler.mode!r}) where the monitored "
+                f"metric is {monitor!r}; make it with mode={mode!r}, or set monitor="
+            )
+
+    def _scheduler_state(self) -> Tensor:
+        """Return the state of torch's scheduler, and what it changes in groups, as bytes."""
+        assert self._torch is not None and self.scheduler is not None
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in self._torch.param_groups]
+        buffer = io.BytesIO()
+        torch.save({"scheduler": self.scheduler.state_dict(), "groups": groups}, buffer)
+        return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+
+    def _load_scheduler(self, state: Any) -> None:
+        assert self._torch is not None and self.scheduler is not None
+        stored = torch.load(io.BytesIO(bytes(np.asarray(state))), weights_only=True)
+        self.scheduler.load_state_dict(stored["scheduler"])
+        for group, values in zip(self._torch.param_groups, stored["groups"], strict=True):
+            group.update(values)
+
+    def _check_scheduler(self) -> None:
+        """Refuse a scheduler whose state no checkpoint could bring back."""
+        try:
+            self._load_scheduler(self._scheduler_state())
+        except (AttributeError, TypeError, ValueError, pickle.PickleError) as error:
+            raise ConfigError(
+                f"dense: got the scheduler {type(self.scheduler).__name__}, whose state holds more "
+                f"than plain values and tensors ({error}); give it a state_dict of these"
+            ) from error
 
     def restart(self) -> None:
         """Start the optimizer's state anew, after the parameters were set from outside."""
@@ -204,11 +269,14 @@ class DenseUpdate:
             }
         assert self._torch is not None
         names = list(self.parameters)
-        return {
+        tensors = {
             f"{names[index]}/{slot}": torch.as_tensor(value)
             for index, slots in self._torch.state_dict()["state"].items()
             for slot, value in slots.items()
         }
+        if self.scheduler is not None:
+            tensors[_SCHEDULER] = self._scheduler_state()
+        return tensors
 
     def load_tensors(self, tensors: Mapping[str, Any]) -> None:
         """Take the state :meth:`tensors` returned."""
@@ -222,12 +290,42 @@ class DenseUpdate:
                 tensor.copy_(torch.from_numpy(np.array(tensors[key])))
             return
         assert self._torch is not None
+        if (_SCHEDULER in tensors) != (self.scheduler is not None):
+            has = "a" if _SCHEDULER in tensors else "no"
+            raise CheckpointError(
+                f"got a checkpoint of a run with {has} scheduler of torch's for the dense part; "
+                "make the trainer with the optimizer and scheduler of its run"
+            )
         names = list(self.parameters)
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
+            if key == _SCHEDULER:
+                continue
             name, _, slot = key.rpartition("/")
             state.setdefault(names.index(name), {})[slot] = torch.from_numpy(np.array(value))
         self._torch.load_state_dict({**self._torch.state_dict(), "state": state})
+        if self.scheduler is not None:
+            self._load_scheduler(tensors[_SCHEDULER])
+
+
+def _torch_optimizer(
+    made: object,
+) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
+    """Return what a function of the parameters made: an optimizer, perhaps with a scheduler."""
+    optimizer, scheduler = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(optimizer, torch.optim.Optimizer) or not isinstance(
+        scheduler, LRScheduler | None
+    ):
+        raise ConfigError(
+            f"got {made!r} from dense=..., expected a torch.optim.Optimizer, or a pair of it and a "
+            "scheduler of torch.optim.lr_scheduler; pass a function of the parameters"
+        )
+    if scheduler is not None and scheduler.optimizer is not optimizer:
+        raise ConfigError(
+            "got a scheduler of another optimizer from dense=...; make it with the optimizer that "
+            "is returned beside it"
+        )
+    return optimizer, scheduler
 
 
 # ---- the standard tower without autograd ---------------------------------------------------------

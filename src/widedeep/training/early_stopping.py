@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from widedeep.errors import ConfigError, DataError, nearest, show_value
-from widedeep.metrics import find_metric
+from widedeep.errors import ConfigError, DataError, show_value
+from widedeep.metrics.registry import check_quality_metric, is_better
 from widedeep.options import Auto
 from widedeep.training.config import TrainConfig
 
@@ -75,12 +75,7 @@ class EarlyStopping:
         """
         if self.monitor is None:
             self.monitor = loss_metric(names)
-        useful = [name for name in names if _is_quality(name)]
-        if self.monitor not in useful:
-            why = "is no measure of quality" if self.monitor in names else "was not evaluated"
-            raise ConfigError(
-                f"got monitor={self.monitor!r}, which {why}; {nearest(self.monitor, useful)}"
-            )
+        check_quality_metric(self.monitor, names, "monitor=")
 
     def update(
         self, metrics: Mapping[str, float], step: int, reasons: Mapping[str, str] | None = None
@@ -117,12 +112,7 @@ class EarlyStopping:
     def _better(self, value: float) -> bool:
         if not math.isfinite(value):
             return False
-        if self.best is None:
-            return True
-        metric = find_metric(self.monitor or "")
-        if metric is None:  # "loss", the sum over heads
-            return value < self.best - self.min_delta
-        return metric.better(value, self.best, self.min_delta)
+        return self.best is None or is_better(self.monitor or "", value, self.best, self.min_delta)
 
     def dump(self) -> dict[str, Any]:
         """Return the state, for a checkpoint."""
@@ -174,11 +164,6 @@ def as_stopping(
             "evaluations, or EarlyStopping(...)"
         )
     return EarlyStopping(patience=choice)
-
-
-def _is_quality(name: str) -> bool:
-    metric = find_metric(name)
-    return metric is None or metric.direction is not None
 
 
 def loss_metric(names: Collection[str]) -> str:

@@ -250,7 +250,7 @@ def _from_checkpoint(folder: Path) -> PreviousModel:
             rows.setdefault(named, {})[slot] = value
         elif group == "module":
             dense.setdefault(name_of_module(key_in_group), {})["weight"] = value
-        elif group == "optimizer":
+        elif group == "optimizer" and "/" in key_in_group:  # not torch's scheduler
             parameter, _, slot = key_in_group.rpartition("/")
             dense.setdefault(name_of_module(parameter), {})[slot] = value
     towers = tower_configs(model.deep)

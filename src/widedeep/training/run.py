@@ -50,15 +50,18 @@ class TrainingRun:
         eval_every: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         directory: CheckpointDirectory | None = None,
+        stream_steps: int | None = None,
         callbacks: Callbacks | None = None,
         show_progress: bool = False,
     ) -> None:
+        """Prepare; ``stream_steps``: those of a stream before this shard of it."""
         self.state, self.evaluator = state, evaluator
         self.source, self.valid = source, valid
         self.stopping = stopping
         self.epochs = epochs
         self.eval_every = eval_every
         self.directory = directory
+        self.stream_steps = stream_steps
         self.callbacks = callbacks or Callbacks([])
         self.show_progress = show_progress
         position, batch_size = state.position, state.config.batch_size
@@ -144,10 +147,10 @@ class TrainingRun:
 
     def _start_tail(self) -> bool:
         """Go back to the best model, if its rates had not decayed, and decay them from there."""
-        position, config, stopping = self.state.position, self.state.config, self.stopping
-        if config.schedule != "wsd" or stopping is None or position.tail_steps:
+        position, stopping, wsd = self.state.position, self.stopping, self.state.schedules.wsd
+        if wsd is None or stopping is None or position.tail_steps:
             return False
-        fraction = config.decay_fraction
+        fraction = wsd.decay_fraction
         stable = self.total_steps * (1 - fraction)
         if not 0 < stopping.best_step <= stable or stopping.best_step == position.step:
             return False
@@ -218,11 +221,13 @@ class TrainingRun:
 
     def _step(self, batch: Batch) -> None:
         state, position = self.state, self.state.position
+        tail = None
         if position.tail_steps:
-            rate = 1.0 - (position.step - position.tail_start) / position.tail_steps
-        else:
-            rate = state.config.rate_factor(position.step, self.total_steps)
-        result = state.step(batch, rate=rate, step=position.updates + 1)
+            tail = 1.0 - (position.step - position.tail_start) / position.tail_steps
+        rates = state.schedules.rates(
+            position.step, self.total_steps, before=self.stream_steps, tail=tail
+        )
+        result = state.step(batch, rates=rates, step=position.updates + 1)
         state.valid_metrics = {}
         position.step += 1
         position.updates += 1
@@ -323,6 +328,9 @@ class TrainingRun:
                     )
                 if improved:
                     self._mark_best()
+            for line in state.schedules.update(metrics):
+                self.progress.message(line)
+            state.step.dense.observe(metrics[state.schedules.monitor])
         state.history.add(row)
         self.progress.message(_summary(row))
         if self.valid is not None and not state.history.warnings:

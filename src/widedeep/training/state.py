@@ -22,6 +22,7 @@ from widedeep.schema import ColumnType
 from widedeep.training.checkpoint import Checkpoint, as_arrays
 from widedeep.training.config import RunConfig, TrainConfig
 from widedeep.training.early_stopping import EarlyStopping
+from widedeep.training.schedules import RateSchedules
 from widedeep.training.step import TrainStep
 
 _COLUMNS = (
@@ -180,6 +181,7 @@ class TrainState:
     step: TrainStep  # Moves the model; holds the optimizers and the state of the dense ones
     config: TrainConfig  # With numbers where ``"auto"`` was given
     warmup: WarmupSample
+    schedules: RateSchedules
     position: Position = field(default_factory=Position)
     history: History = field(default_factory=History)
     inputs: list[InputRecord] = field(default_factory=list)  # Training files and their sizes
@@ -220,6 +222,7 @@ class TrainState:
             "config": self.config_tables(),
             "warmup": self.warmup.rows,
             "stopping": None if stopping is None else stopping.dump(),
+            "schedules": self.schedules.dump(),
             "heads": [describe_head(head) for head in self.model.heads],
         }
         return Checkpoint(
@@ -245,6 +248,7 @@ class TrainState:
             self.history = History(list(checkpoint.state["history"]), warnings)
             self.shards = list(checkpoint.state.get("shards", []))
             self.valid_metrics = self.history.valid_metrics(self.position.step)
+            self.schedules.load(checkpoint.state.get("schedules", {}))
 
     def check_same_order(self, state: Mapping[str, Any]) -> None:
         """Refuse to go on within an epoch whose rows would now come in another order."""

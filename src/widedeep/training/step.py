@@ -28,6 +28,7 @@ from widedeep.training.config import TrainConfig
 from widedeep.training.dense import DenseOptimizer, DenseUpdate, fast_mlp
 from widedeep.training.embedding_dropout import EmbeddingDropout
 from widedeep.training.parts import Parts, model_parts
+from widedeep.training.schedules import FULL_RATES, Rates
 
 
 @dataclass(slots=True)
@@ -114,8 +115,8 @@ class TrainStep:
         """False if a state dict was loaded into the model since the last step."""
         return self._loads == self.model.loads
 
-    def __call__(self, batch: Batch, *, rate: float = 1.0, step: int = 1) -> DenseResult:
-        """Learn one batch of B examples; ``rate`` is the schedule's factor of this step.
+    def __call__(self, batch: Batch, *, rates: Rates = FULL_RATES, step: int = 1) -> DenseResult:
+        """Learn one batch of B examples; ``rates`` are the schedules' factors of this step.
 
         The result holds the logits of the batch before it was learned.
         """
@@ -125,7 +126,7 @@ class TrainStep:
             gathered = self.group_and_gather(batch, step=step)
             result = self.dense_pass(batch, gathered, step=step)
             gradients = self.reduce(batch, gathered, result)
-            self.apply(gradients, len(batch), rate=rate, step=step)
+            self.apply(gradients, len(batch), rates=rates, step=step)
         return result
 
     def group_and_gather(self, batch: Batch, *, step: int = 1) -> Gathered:
@@ -311,29 +312,31 @@ class TrainStep:
             gradients.append(RowGradients(f"deep/{dim}", table, self.deep, groups, grads_UD))
         return gradients
 
-    def apply(self, gradients: list[RowGradients], rows: int, *, rate: float, step: int) -> None:
+    def apply(self, gradients: list[RowGradients], rows: int, *, rates: Rates, step: int) -> None:
         """Move each touched row, and the dense parameters, once."""
         for gradient in gradients:
             groups = gradient.groups
             self.rollback.before_update(gradient.name, groups.rows)
-            rates = self.feature_rates if gradient.name == "wide" else None
+            is_wide = gradient.name == "wide"
+            feature_rates = self.feature_rates if is_wide else None
             rates_U = products_U = None
             starts_T, device_starts_T = groups.table_starts
-            if rates is not None:
-                rates_U = rates.of_rows(starts_T, device_starts_T)
+            if feature_rates is not None:
+                rates_U = feature_rates.of_rows(starts_T, device_starts_T)
                 products_U = torch.empty_like(rates_U)
+            rate = rates.wide if is_wide else rates.deep
             lr, grad_factor = gradient.optimizer.apply_schedule(rate)
             gradient.table.apply(
                 groups, gradient.grads_UD, gradient.optimizer,
                 lr=lr, grad_scale=self.config.grad_scale * grad_factor, step=step,
                 threads=self.threads, rates_U=rates_U, products_U=products_U,
             )  # fmt: skip
-            if rates is not None and products_U is not None:
-                rates.learn(products_U, starts_T, device_starts_T)
+            if feature_rates is not None and products_U is not None:
+                feature_rates.learn(products_U, starts_T, device_starts_T)
         if self.fused is not None:
             self.fused.finish()  # its weights' gradients, summed while rows moved
         scale = 1.0 / rows if self.config.loss_reduction == "mean" else 1.0
-        self.dense.apply(scale=scale, rate=rate, step=step, threads=self.threads)
+        self.dense.apply(scale=scale, rate=rates.dense, step=step, threads=self.threads)
 
     def _restart(self) -> None:
         """Start the optimizers of the dense parameters anew: a state dict was loaded."""

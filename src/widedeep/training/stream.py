@@ -73,12 +73,7 @@ def _learn(
     started = time.perf_counter()
     before = state.position
     # A run of its own: the stream's own checkpoints say which shards were learned.
-    config = state.config
-    if config.schedule == "wsd":
-        config = dataclasses.replace(config, schedule="constant")
-    shard = dataclasses.replace(
-        state, config=config, history=History(), position=Position(updates=before.updates)
-    )
+    shard = dataclasses.replace(state, history=History(), position=Position(updates=before.updates))
     try:
         # Reads all of it: what is damaged is reported before anything is learned.
         with evaluator.open(data, "data to evaluate") as source:
@@ -89,7 +84,9 @@ def _learn(
             shard.inputs = state.inputs = source.describe()
             state.warmup.rows = []
             state.valid_metrics = {}
-            TrainingRun(shard, evaluator, source, epochs=1, callbacks=callbacks).train()
+            TrainingRun(
+                shard, evaluator, source, epochs=1, stream_steps=before.step, callbacks=callbacks
+            ).train()
     except DataError as error:
         untouched = shard.position.updates == before.updates
         if untouched and "without rows" in str(error):

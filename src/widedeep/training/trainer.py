@@ -30,12 +30,18 @@ from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.config import TrainConfig, WarmStartConfig, Widths
 from widedeep.training.defaults import auto_batch_size, auto_epochs, embeddings_optimizer
 from widedeep.training.dense import DenseOptimizer, resolve_precision
-from widedeep.training.early_stopping import EarlyStopping, as_stopping, configured_stopping
+from widedeep.training.early_stopping import (
+    EarlyStopping,
+    as_stopping,
+    configured_stopping,
+    loss_metric,
+)
 from widedeep.training.evaluation import Evaluator, metric_names
 from widedeep.training.export import export_bundle
 from widedeep.training.grow import use_schema
 from widedeep.training.progress import Callback, Callbacks
 from widedeep.training.run import TrainingRun
+from widedeep.training.schedules import RateSchedules
 from widedeep.training.state import History, Position, TrainState, WarmupSample
 from widedeep.training.step import TrainStep
 from widedeep.training.stream import Shard, fit_stream
@@ -90,7 +96,8 @@ class Trainer:
             ``l2=0.3`` on several passes, and ``Adagrad()`` for the dense parameters.
         dense: Optimizer of the dense parameters: one of ours, or a function of the parameters that
             returns a torch optimizer, such as ``lambda parameters: torch.optim.AdamW(parameters,
-            lr=1e-3)``.
+            lr=1e-3)``, or a pair of it and a scheduler of ``torch.optim.lr_scheduler``: this then
+            decides the rates of the dense part, a step at a time, and checkpoints keep it.
         checkpoints: Directory for checkpoints; None writes none.
         checkpoint_every: Steps between checkpoints; None: one per epoch.
         keep_last: Checkpoints kept besides the best.
@@ -152,6 +159,7 @@ class Trainer:
             model=model,
             step=TrainStep(model, resolved, **optimizers._asdict(), threads=self.threads),
             config=_with_descriptions(resolved, optimizers),
+            schedules=RateSchedules(resolved.part_schedules(), warmup_steps=resolved.warmup_steps),
             warmup=WarmupSample(
                 {name: model.schema.columns[name] for name in columns}, resolved.seed
             ),
@@ -255,6 +263,7 @@ class Trainer:
         if stopping is not None:
             stopping.check_monitor(metric_names(self.model))
         state = self.state
+        self._begin_schedules(has_valid=valid is not None)
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(self.evaluator.open(data, "training data"))
             valid_source = None
@@ -311,7 +320,9 @@ class Trainer:
         them, with the bits of a run that was never stopped. A shard that cannot be read raises
         before anything of it is learned.
 
-        A stream has no end for rates to decay towards: ``schedule="wsd"`` stays constant here.
+        A stream has no end for rates to decay towards and no validation data: the schedules
+        ``"wsd"`` and ``"plateau"`` stay constant here. Schedules with steps of their own count
+        those of the stream, others go over each shard.
 
         The schema stays as it is unless ``grow``: values it does not know count as unseen.
 
@@ -449,6 +460,23 @@ class Trainer:
         if resolved:
             self._say(f"auto: {' and '.join(resolved)} for {rows:,} rows")
         return epochs
+
+    def _begin_schedules(self, *, has_valid: bool) -> None:
+        """Begin the schedules of a run, and refuse one that has no metric to look at."""
+        names = metric_names(self.model)
+        monitor = self.options.monitor or loss_metric(names)
+        dense = self.step.dense
+        if dense.follows_metric and not has_valid:
+            raise ConfigError(
+                "dense: got ReduceLROnPlateau without validation data; give valid=..."
+            )
+        dense.check_monitor(monitor)
+        if dense.scheduler is not None and "dense" in self.options.schedules:
+            raise ConfigError(
+                "got schedules of the dense part, and a scheduler of torch's beside its optimizer; "
+                "give one of them"
+            )
+        self.state.schedules.begin(names, monitor, has_valid=has_valid)
 
     def _decay_embeddings(self, epochs: int, *, goes_on: bool) -> None:
         """Let the embeddings' own optimizer decay rows as this many passes ask for.

@@ -1,0 +1,504 @@
+"""Learning-rate schedules: the factor of each part's rate at a step of a run.
+
+A schedule is named in ``schedule`` of :class:`widedeep.training.config.TrainConfig`, or given as a
+table of its name and options, or as a function of the step, counted from 0.
+
+Example:
+    >>> table = {"name": "exponential", "decay_steps": 1000, "decay_rate": 0.5, "staircase": True}
+    >>> schedule = make_schedule(table)
+    >>> [schedule.at(step, None) for step in (0, 999, 1000, 2500)]
+    [1.0, 1.0, 0.5, 0.25]
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from widedeep.errors import ConfigError, nearest, show_value
+from widedeep.metrics.registry import check_quality_metric, is_better
+from widedeep.options import COUNT, COUNTS, check_range, check_types, read_section
+
+__all__ = [
+    "WSD",
+    "Cosine",
+    "Exponential",
+    "InverseTime",
+    "Linear",
+    "Plateau",
+    "Polynomial",
+    "Schedule",
+    "Step",
+    "make_schedule",
+]
+
+ScheduleOption = str | Mapping[str, Any] | Callable[[int], float]
+PARTS = ("wide", "deep", "dense")
+"""Parts of a model with a schedule each: wide weights, embeddings, dense parameters."""
+FUNCTION = "function "
+"""Before the name of a function, where a checkpoint or bundle records one."""
+
+
+class Rates(NamedTuple):
+    """Factor of each part's learning rate at one step."""
+
+    wide: float = 1.0
+    deep: float = 1.0
+    dense: float = 1.0
+
+
+FULL_RATES = Rates()
+
+
+class Schedule(ABC):
+    """A factor of the learning rate by the step, counted from 0."""
+
+    name: ClassVar[str] = "function"
+
+    @property
+    def owner(self) -> str:
+        """What errors call it."""
+        return repr(self.name)
+
+    @abstractmethod
+    def at(self, step: int, total_steps: int | None) -> float:
+        """Return the factor at a step of a run of ``total_steps``; None: it has no end."""
+
+    @property
+    def spans_run(self) -> bool:
+        """True if it decays over the steps of the run, however many these are."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """``"constant"``: the rate as it is."""
+
+    name: ClassVar[str] = "constant"
+
+    def at(self, step: int, total_steps: int | None) -> float:
+        """Return 1."""
+        return 1.0
+
+
+class Function(Schedule):
+    """A function of the step."""
+
+    def __init__(self, function: Callable[[int], float]) -> None:
+        self._function = function
+
+    def at(self, step: int, total_steps: int | None) -> float:
+        """Return what the function returns.
+
+        Raises:
+            ConfigError: If that is no number of at least 0.
+        """
+        factor = self._function(step)
+        try:
+            number = float(factor)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 <= number < math.inf:
+            raise ConfigError(
+                f"schedule: got {show_value(factor)} from its function at step {step:,}, expected "
+                "the factor of the learning rate, a number >= 0"
+            )
+        return number
+
+
+class RecordedFunction(Schedule):
+    """A function of an earlier run, of which a checkpoint records the name."""
+
+    def __init__(self, record: str) -> None:
+        self.record = record
+
+    def at(self, step: int, total_steps: int | None) -> float:
+        """Refuse: the function is not there."""
+        raise ConfigError(
+            f"schedule: got {self.record!r}, the record of a function; give the function itself: "
+            "wd.Trainer(model, schedule=...)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decay(Schedule):
+    """What decays over a number of steps, or over those of the run."""
+
+    decay_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, self.owner)
+        steps = self.decay_steps
+        check_range(self.owner, "decay_steps", steps, steps is None or steps in COUNTS, COUNT)
+
+    @property
+    def spans_run(self) -> bool:
+        """True without ``decay_steps``."""
+        return self.decay_steps is None
+
+    def progress(self, step: int, total_steps: int | None) -> float:
+        """Return the steps done over those of the decay; 0 for a run without an end."""
+        steps = self.decay_steps or total_steps
+        return step / steps if steps else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Decay):
+    """``"linear"``: 1 - (1 - end)·step/decay_steps, then ``end``.
+
+    Args:
+        decay_steps: Steps of the decay, at least 1; None: those of the run.
+        end: Factor at the end, 0 <= end <= 1.
+    """
+
+    name: ClassVar[str] = "linear"
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        Decay.__post_init__(self)
+        check_range(self.owner, "end", self.end, 0 <= self.end <= 1, "0 <= end <= 1")
+
+    def at(self, step: int, total_steps: int | None) -> float:
+        """Return the factor at a step."""
+        return self.end + (1.0 - self.end) * self.fraction(self.progress(step, total_steps))
+
+    def fraction(self, progress: float) -> float:
+        """Return how much of the way to ``end`` is left."""
+        return 1.0 - min(1.0, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Linear):
+    """``"cosine"``: half a wave from 1 to ``end`` (Loshchilov & Hutter 2017), then ``end``.
+
+    Args:
+        decay_steps: Steps of the decay, at least 1; None: those of the run.
+        end: Factor at the end, 0 <= end <= 1; TensorFlow's ``alpha``.
+    """
+
+    name: ClassVar[str] = "cosine"
+
+    def fraction(self, progress: float) -> float:
+        """Return how much of the way to ``end`` is left."""
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polynomial(Linear):
+    """``"polynomial"``: end + (1 - end)·(1 - step/decay_steps)^power, then ``end``.
+
+    TensorFlow's, which gives the end as a rate and not as a fraction of the first rate.
+
+    Args:
+        decay_steps: Steps of the decay, at least 1; None: those of the run.
+        end: Factor at the end, 0 <= end <= 1.
+        power: Exponent > 0.
+        cycle: Beyond ``decay_steps``, decay towards the next multiple of it.
+    """
+
+    name: ClassVar[str] = "polynomial"
+    power: float = 1.0
+    cycle: bool = False
+
+    def __post_init__(self) -> None:
+        Linear.__post_init__(self)
+        check_range(self.owner, "power", self.power, self.power > 0, "a number > 0")
+
+    def fraction(self, progress: float) -> float:
+        """Return how much of the way to ``end`` is left."""
+        if self.cycle:
+            progress /= max(1, math.ceil(progress))
+        return float((1.0 - min(1.0, progress)) ** self.power)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exponential(Decay):
+    """``"exponential"``: decay_rate^(step/decay_steps), as TensorFlow's.
+
+    Args:
+        decay_steps: Steps in which the rate falls to ``decay_rate`` of it, at least 1; None: those
+            of the run.
+        decay_rate: Factor over that many steps, > 0.
+        staircase: Count whole multiples of ``decay_steps`` only.
+    """
+
+    name: ClassVar[str] = "exponential"
+    decay_rate: float = 0.1
+    staircase: bool = False
+
+    def __post_init__(self) -> None:
+        Decay.__post_init__(self)
+        check_range(self.owner, "decay_rate", self.decay_rate, self.decay_rate > 0, "a number > 0")
+
+    def at(self, step: int, total_steps: int | None) -> float:
+        """Return the factor at a step."""
+        progress = self.progress(step, total_steps)
+        return self.after(float(math.floor(progress)) if self.staircase else progress)
+
+    def after(self, progress: float) -> float:
+        """Return the factor after so many times ``decay_steps``."""
+        return float(self.decay_rate**progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseTime(Exponential):
+    """``"inverse_time"``: 1/(1 + decay_rate·step/decay_steps), as TensorFlow's.
+
+    Args:
+        decay_steps: Unit of time in steps, at least 1; None: all steps of the run.
+        decay_rate: > 0.
+        staircase: Count whole multiples of ``decay_steps`` only.
+    """
+
+    name: ClassVar[str] = "inverse_time"
+    decay_rate: float = 1.0
+
+    def after(self, progress: float) -> float:
+        """Return the factor after so many times ``decay_steps``."""
+        return 1.0 / (1.0 + self.decay_rate * progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WSD(Schedule):
+    """``"wsd"``: constant, then linear to 0 over the last steps of the run (Hu et al. 2024).
+
+    Where training stops early, it decays from the best model.
+
+    Args:
+        decay_fraction: Fraction of the steps in which it decays, 0 < fraction < 1; by default
+            ``decay_fraction`` under ``[train]``.
+    """
+
+    name: ClassVar[str] = "wsd"
+    decay_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_types(self, self.owner)
+        fraction = self.decay_fraction
+        check_range(self.owner, "decay_fraction", fraction, 0 < fraction < 1, "0 < fraction < 1")
+
+    @property
+    def spans_run(self) -> bool:
+        """True: it ends with the run."""
+        return True
+
+    def at(self, step: int, total_steps: int | None) -> float:
+        """Return the factor at a step."""
+        fall = 1.0 - (min(1.0, step / total_steps) if total_steps else 0.0)
+        return min(1.0, fall / self.decay_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Schedule):
+    """``"step"``: a factor up to each boundary, the next one from it on.
+
+    As torch's ``MultiStepLR``; TensorFlow's ``PiecewiseConstantDecay`` changes one step later.
+
+    Args:
+        boundaries: Steps from which the next factor holds, each at least 1, ascending.
+        factors: Factors >= 0, one more than ``boundaries``.
+    """
+
+    name: ClassVar[str] = "step"
+    boundaries: tuple[int, ...] = ()
+    factors: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_types(self, self.owner)
+        steps, factors = self.boundaries, self.factors
+        ascending = bool(steps) and all(a < b for a, b in zip((0, *steps), steps, strict=False))
+        check_range(self.owner, "boundaries", list(steps), ascending, "ascending steps, at least 1")
+        fits = len(factors) == len(steps) + 1 and min(factors) >= 0
+        allowed = f"{len(steps) + 1} numbers >= 0, one more than boundaries"
+        check_range(self.owner, "factors", list(factors), fits, allowed)
+
+    def at(self, step: int, total_steps: int | None) -> float:
+        """Return the factor at a step."""
+        return self.factors[sum(step >= boundary for boundary in self.boundaries)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau(Schedule):
+    """``"plateau"``: falls each time a validation metric has stopped improving, as Keras' does.
+
+    Args:
+        factor: What the rate is multiplied by, 0 < factor < 1.
+        patience: Evaluations without an improvement before that, at least 1. Early stopping should
+            wait for more of them.
+        min_delta: Smallest change that counts as an improvement, at least 0.
+        cooldown: Evaluations that do not count after a fall, at least 0.
+        end: Smallest factor, 0 <= end <= 1.
+        monitor: Validation metric; by default ``monitor`` under ``[train]``, or the model's loss.
+    """
+
+    name: ClassVar[str] = "plateau"
+    factor: float = 0.5
+    patience: int = 1
+    min_delta: float = 0.0
+    cooldown: int = 0
+    end: float = 0.0
+    monitor: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, self.owner)
+        check_range(self.owner, "factor", self.factor, 0 < self.factor < 1, "0 < factor < 1")
+        check_range(self.owner, "patience", self.patience, self.patience in COUNTS, COUNT)
+        for name in ("min_delta", "cooldown"):
+            value = getattr(self, name)
+            check_range(self.owner, name, value, value >= 0, "at least 0")
+        check_range(self.owner, "end", self.end, 0 <= self.end <= 1, "0 <= end <= 1")
+
+    def at(self, step: int, total_steps: int | None) -> float:
+        """Return 1: :class:`RateSchedules` knows how often it fell."""
+        return 1.0
+
+
+_KINDS: dict[str, type[Schedule]] = {
+    kind.name: kind
+    for kind in (
+        *(Constant, Linear, Cosine, WSD),
+        *(Polynomial, Exponential, InverseTime, Step, Plateau),
+    )
+}
+
+
+def make_schedule(option: ScheduleOption, *, decay_fraction: float = 0.2) -> Schedule:
+    """Return the schedule of a name, of a table with ``name`` and options, or of a function.
+
+    Args:
+        option: Such as ``"linear"`` or ``{"name": "linear", "end": 0.1}``.
+        decay_fraction: Fraction in which ``"wsd"`` decays where its table has none.
+
+    Raises:
+        ConfigError: If the name or an option is unknown, or a value outside its range.
+    """
+    if not isinstance(option, str | Mapping):
+        return Function(option)
+    table: dict[str, Any] = {"name": option} if isinstance(option, str) else dict(option)
+    name = table.pop("name", None)
+    if isinstance(name, str) and name.startswith(FUNCTION):
+        return RecordedFunction(name)
+    if not isinstance(name, str) or name not in _KINDS:
+        raise ConfigError(f"got name={show_value(name)}; {nearest(str(name), _KINDS)}")
+    kind = _KINDS[name]
+    if kind is WSD:
+        table.setdefault("decay_fraction", decay_fraction)
+    return read_section(kind, table, repr(name))
+
+
+@dataclass(kw_only=True)
+class Fall:
+    """What the schedule of a part remembers of a plateau."""
+
+    factor: float = 1.0
+    best: float | None = None
+    without: int = 0  # Evaluations without improvement
+    cooldown: int = 0  # Evaluations that will not count
+
+    def update(self, plateau: Plateau, monitor: str, value: float) -> bool:
+        """Take an evaluation; return True if the rate falls."""
+        finite = math.isfinite(value)
+        if finite and (
+            self.best is None or is_better(monitor, value, self.best, plateau.min_delta)
+        ):
+            self.best, self.without = value, 0
+        elif self.best is not None and not self.cooldown:
+            self.without += 1
+        self.cooldown = max(0, self.cooldown - 1)
+        if self.without < plateau.patience:
+            return False
+        self.without, self.cooldown = 0, plateau.cooldown
+        before, self.factor = self.factor, max(self.factor * plateau.factor, plateau.end)
+        return self.factor < before
+
+
+class RateSchedules:
+    """The schedule of each part of a model, and what plateaus remember in a run.
+
+    Args:
+        parts: By part; those that share a schedule share the object.
+        warmup_steps: Steps in which all rates rise.
+    """
+
+    def __init__(self, parts: Mapping[str, Schedule], *, warmup_steps: int = 0) -> None:
+        self.warmup_steps = warmup_steps
+        by_id: dict[int, list[str]] = {}
+        for part, schedule in parts.items():
+            by_id.setdefault(id(schedule), []).append(part)
+        # By the names of its parts
+        self.schedules = {", ".join(names): parts[names[0]] for names in by_id.values()}
+        self.monitor = ""  # Metric that plateaus look at unless they name another
+        self.falls: dict[str, Fall] = {}
+        self._plateaus = {k: s for k, s in self.schedules.items() if isinstance(s, Plateau)}
+
+    def begin(self, names: Collection[str], monitor: str, *, has_valid: bool) -> None:
+        """Begin a run that evaluates the metrics ``names``.
+
+        Raises:
+            ConfigError: If a plateau has none to look at, or a function is missing.
+        """
+        self.monitor = monitor
+        self.falls = {parts: Fall() for parts in self._plateaus}
+        if self._plateaus and not has_valid:
+            raise ConfigError(
+                "got the schedule 'plateau' without validation data to look at; give valid=... "
+                "([data] valid = FILE, or valid_fraction = 0.1), or another schedule"
+            )
+        for plateau in self._plateaus.values():
+            check_quality_metric(plateau.monitor or monitor, names, "monitor=")
+        for schedule in self.schedules.values():
+            if isinstance(schedule, RecordedFunction):
+                schedule.at(0, None)
+
+    @property
+    def wsd(self) -> WSD | None:
+        """The first that decays from the best model where training stops early."""
+        return next((s for s in self.schedules.values() if isinstance(s, WSD)), None)
+
+    def rates(
+        self, step: int, total_steps: int, *, before: int | None = None, tail: float | None = None
+    ) -> Rates:
+        """Return the factors of the rates of a step.
+
+        Args:
+            step: Steps done in this run.
+            total_steps: All of them.
+            before: Steps of a stream before this shard of it. It has no end to decay towards and
+                no validation data, so ``"wsd"`` and ``"plateau"`` stay constant, while others that
+                last as long as the run go over each shard.
+            tail: Factor of ``"wsd"`` after an early stop.
+        """
+        done = step + (before or 0)
+        rise = min(1.0, (done + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        factors: dict[str, float] = {}
+        for parts, schedule in self.schedules.items():
+            if isinstance(schedule, WSD) and tail is not None:
+                factor = tail
+            elif isinstance(schedule, WSD | Plateau) and before is not None:
+                factor = rise
+            elif isinstance(schedule, Plateau):
+                factor = rise * self.falls[parts].factor
+            else:
+                factor = rise * schedule.at(step if schedule.spans_run else done, total_steps)
+            factors |= dict.fromkeys(parts.split(", "), factor)
+        return Rates(**factors)
+
+    def update(self, metrics: Mapping[str, float]) -> list[str]:
+        """Let plateaus see an evaluation; return a line for each fall."""
+        lines = []
+        for parts, plateau in self._plateaus.items():
+            name, fall = plateau.monitor or self.monitor, self.falls[parts]
+            if fall.update(plateau, name, metrics[name]):
+                lines.append(f"{name} improves no more: the rates of {parts} x {fall.factor:g}")
+        return lines
+
+    def dump(self) -> dict[str, Any]:
+        """Return what plateaus remember, for a checkpoint."""
+        return {parts: asdict(fall) for parts, fall in self.falls.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take what :meth:`dump` returned."""
+        self.falls |= {k: Fall(**fall) for k, fall in state.items() if k in self._plateaus}
