@@ -271,6 +271,29 @@ def test_planted_crosses_are_suggested_and_no_other(clicks: pa.Table) -> None:
     assert gains == sorted(gains, reverse=True)
 
 
+def test_a_history_is_crossed_with_what_it_is_compared_to() -> None:
+    """Whether the item is of a kind that was taken before, which neither column says alone."""
+    rng = np.random.default_rng(0)
+    rows = 6_000
+    kinds, taken = rng.integers(0, 10, rows), rng.integers(0, 10, (rows, 4))
+    lengths = rng.integers(0, 5, rows)
+    before = [row[:n] for row, n in zip(taken, lengths, strict=True)]
+    matches = np.array([(past == kind).sum() for past, kind in zip(before, kinds, strict=True)])
+    columns = {
+        "kind": [f"k{kind}" for kind in kinds],
+        "city": [f"c{city}" for city in rng.integers(0, 10, rows)],
+        "before": [[f"k{kind}" for kind in past] for past in before],
+        "others": [[f"c{city}" for city in row] for row in taken],
+    }
+    chance = 1 / (1 + np.exp(1.0 - 2.0 * matches))
+    table = pa.table({**columns, "label": (rng.random(rows) < chance).astype(np.int8)})
+    inferred = wd.infer_spec(table)
+    assert [cross.columns for cross in inferred.crosses] == [("kind", "before")]
+    assert inferred.spec.by_name["kind_x_before"].part_names == ("kind", "before")
+    noise = pa.array(rng.permutation(table["label"].to_numpy()))
+    assert not wd.infer_spec(table.set_column(4, "label", noise)).crosses
+
+
 def test_a_label_of_noise_gets_no_cross(clicks: pa.Table) -> None:
     noise = np.random.default_rng(0).permutation(clicks["label"].to_numpy())
     assert not wd.infer_spec(clicks.set_column(0, "label", pa.array(noise))).crosses

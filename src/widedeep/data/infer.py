@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
@@ -43,10 +43,16 @@ _LARGEST_LOGIT = 30.0
 
 @dataclass(frozen=True)
 class Cells:
-    """The cell that each row falls into."""
+    """The cell that each row falls into, or the cells of its list."""
 
-    codes_B: Codes  # 0 <= code < ``size``; 0 holds nulls
+    codes_N: Codes  # 0 <= code < ``size``; 0 holds nulls
     size: int  # Number of cells
+    row_N: Codes | None = None  # Row of each code, ascending; None: one code per row
+
+    @property
+    def rows(self) -> Codes | slice:
+        """What takes each code's row from an array of all rows."""
+        return slice(None) if self.row_N is None else self.row_N
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,13 @@ def value_cells(column: pa.ChunkedArray) -> Cells:
     return Cells(codes_B, len(encoded.dictionary) + 1)
 
 
+def list_cells(column: pa.ChunkedArray) -> Cells:
+    """Return a cell for each value of lists."""
+    lists = column.combine_chunks()
+    row_N = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    return replace(value_cells(pa.chunked_array([pc.list_flatten(lists)])), row_N=row_N)
+
+
 def bin_cells(values_B: Floats, bins: int) -> Cells:
     """Return a cell for each value while they are few, else quantile bins."""
     seen = values_B[~np.isnan(values_B)]
@@ -85,14 +98,17 @@ def bin_cells(values_B: Floats, bins: int) -> Cells:
 
 
 def pair_cells(one: Cells, other: Cells) -> Cells:
-    """Return a cell for each pair of cells; very many share some by a hash."""
-    size = one.size * other.size
-    codes_B = one.codes_B * other.size + other.codes_B
+    """Return a cell for each pair of cells, of which one at most may be of lists.
+
+    Very many cells share some by a hash.
+    """
+    size, row_N = one.size * other.size, one.row_N if other.row_N is None else other.row_N
+    codes_N = one.codes_N[other.rows] * other.size + other.codes_N[one.rows]
     if size <= _MOST_CELLS:
-        return Cells(codes_B, size)
+        return Cells(codes_N, size, row_N)
     # Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4).
-    mixed = (codes_B.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - 18)
-    return Cells(mixed.astype(np.int64), _MOST_CELLS)
+    mixed = (codes_N.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - 18)
+    return Cells(mixed.astype(np.int64), _MOST_CELLS, row_N)
 
 
 class HeldOutGains:
@@ -138,14 +154,19 @@ class HeldOutGains:
     def _steps(
         self, cells: Cells, shrinkage: float = _SHRINKAGE, weights_HNC: Floats | float = 0.0
     ) -> Floats:
-        """Return the step of each cell, (2, cells, C), learned on each half."""
-        codes_B = cells.codes_B + self._half_B * cells.size
-        gradients_BC, seconds_BC = self._learned_BC
-        steps = np.empty((2, cells.size, gradients_BC.shape[1]))
+        """Return the step of each cell, (2, cells, C), learned on each half.
+
+        A row moves by the steps of all of its cells: each takes its part of the curvature.
+        """
+        codes_N = cells.codes_N + self._half_B[cells.rows] * cells.size
+        gradients_NC, seconds_NC = (each[cells.rows] for each in self._learned_BC)
+        if cells.row_N is not None:
+            seconds_NC = seconds_NC * np.bincount(cells.row_N)[cells.row_N, None]
+        steps = np.empty((2, cells.size, gradients_NC.shape[1]))
         curves = np.empty_like(steps)
-        for c in range(gradients_BC.shape[1]):
-            sums = np.bincount(codes_B, gradients_BC[:, c], 2 * cells.size)
-            seconds = np.bincount(codes_B, seconds_BC[:, c], 2 * cells.size)
+        for c in range(gradients_NC.shape[1]):
+            sums = np.bincount(codes_N, gradients_NC[:, c], 2 * cells.size)
+            seconds = np.bincount(codes_N, seconds_NC[:, c], 2 * cells.size)
             steps[:, :, c] = (-sums).reshape(2, -1)
             curves[:, :, c] = seconds.reshape(2, -1)
         stepped: Floats = (steps - shrinkage * weights_HNC) / (curves + shrinkage)
@@ -153,7 +174,7 @@ class HeldOutGains:
 
     def row_gains(self, cells: Cells) -> Floats:
         """Return the gain of each row from steps that the other half taught, (B,)."""
-        steps_BC = self._steps(cells)[1 - self._half_B, cells.codes_B]
+        steps_BC = self.scores(cells)
         gradients_BC, seconds_BC = self._held_BC
         gains_BC = -steps_BC * (gradients_BC + 0.5 * seconds_BC * steps_BC)
         gains_B: Floats = gains_BC.sum(axis=1)
@@ -165,23 +186,27 @@ class HeldOutGains:
 
     def scores(self, cells: Cells) -> Floats:
         """Return what the cells alone say of each row held out, (B, C)."""
-        scores_BC: Floats = self._steps(cells)[1 - self._half_B, cells.codes_B]
-        return scores_BC
+        steps_NC = self._steps(cells)[1 - self._half_B[cells.rows], cells.codes_N]
+        return self._sum_rows(cells, steps_NC)
 
-    def learn(self, columns: Iterable[Cells]) -> None:
-        """Learn columns, so that later gains are beside them."""
-        for cells in columns:
-            self._scores_HBC += self._steps(cells)[:, cells.codes_B]
-            self._update()
+    def _sum_rows(self, cells: Cells, steps_NC: Floats) -> Floats:
+        """Return the sum of each row's steps, (B, C)."""
+        if cells.row_N is None:
+            return steps_NC
+        rows = len(self._half_B)
+        return np.stack([np.bincount(cells.row_N, each_N, rows) for each_N in steps_NC.T], axis=1)
 
-    def learn_all(self, columns: Sequence[Cells]) -> None:
-        """Learn columns together: pass by pass, each beside the others."""
+    def learn(
+        self, columns: Sequence[Cells], *, passes: int = 1, shrinkage: float = _SHRINKAGE
+    ) -> None:
+        """Learn columns, each beside the others, so that later gains are beside them."""
         weights: list[Floats | float] = [0.0 for _ in columns]
-        for _ in range(_BASE_PASSES):
+        for _ in range(passes):
             for number, cells in enumerate(columns):
-                steps = self._steps(cells, _BASE_SHRINKAGE, weights[number])
+                steps = self._steps(cells, shrinkage, weights[number])
                 weights[number] = weights[number] + steps
-                self._scores_HBC += steps[:, cells.codes_B]
+                moved = [self._sum_rows(cells, half[cells.codes_N]) for half in steps]
+                self._scores_HBC += moved
                 self._update()
 
 
@@ -280,7 +305,7 @@ def _targets(column: pa.ChunkedArray, head: str) -> Targets:
             return Targets(values_B[:, None], "log")
         scale = float(values_B.std()) or 1.0
         return Targets(((values_B - values_B.mean()) / scale)[:, None], "squared")
-    codes_B = value_cells(column).codes_B
+    codes_B = value_cells(column).codes_N
     counts = np.bincount(codes_B)
     classes = np.argsort(-counts, kind="stable")[:_MOST_CLASSES]
     if np.count_nonzero(counts) == 2:
@@ -297,7 +322,7 @@ def _cells(table: pa.Table, column: InferredColumn, bins: int) -> Cells:
     values = table.column(column.name)
     if column.role == "numeric":
         return bin_cells(_numbers(values), bins)
-    return value_cells(values)
+    return list_cells(values) if column.profile.nested else value_cells(values)
 
 
 def _told_by_gain(table: pa.Table, column: InferredColumn, gains: HeldOutGains) -> InferredColumn:
@@ -344,7 +369,7 @@ def _without_copies(table: pa.Table, columns: Sequence[InferredColumn]) -> list[
         if column.is_feature and not column.profile.nested and table.num_rows >= _LEAST_ROWS:
             values = table.column(column.name)
             numeric = column.role == "numeric"
-            same = _numbers(values) if numeric else value_cells(values).codes_B
+            same = _numbers(values) if numeric else value_cells(values).codes_N
             key = (column.role, hashlib.blake2b(same.tobytes()).digest())
             twin = first.setdefault(key, column.name)
             if twin != column.name:
@@ -401,12 +426,16 @@ def _suggest(
     seed: int,
 ) -> tuple[list[SuggestedCross], list[str]]:
     """Return the crosses worth having, the largest gain first, and what was not looked at."""
-    parts = [c for c in columns if c.is_feature and not c.profile.nested and not c.position]
+    parts = [c for c in columns if c.is_feature and not c.position and not c.is_vector]
     if not most or len(parts) < 2 or table.num_rows < _LEAST_ROWS_OF_CROSSES:
         return [], []
     targets = _targets(table.column(label), head)
     budget = _PAIR_ROWS // targets.values_BC.shape[1]
-    rows = max(_LEAST_PAIR_ROWS, budget // (len(parts) * (len(parts) - 1) // 2))
+    # A pair costs as many codes a row as its list has values.
+    lists = [pc.list_value_length(table.column(c.name)) for c in parts if c.profile.nested]
+    values = sum(pc.mean(lengths).as_py() or 0.0 for lengths in lists)
+    codes = len(parts) * (len(parts) - 1) // 2 + len(parts) * int(values)
+    rows = max(_LEAST_PAIR_ROWS, budget // codes)
     if rows < table.num_rows:
         order = np.random.Generator(np.random.Philox(seed)).permutation(table.num_rows)
         sample = np.sort(order[:rows])
@@ -422,7 +451,8 @@ def _suggest(
         warnings.append(f"crosses were looked for among the {limit} columns that say most alone")
     coarse = {c.name: _cells(table, c, _PAIR_BINS) for c in parts}
     # What a pair's own margins say is no cross: coarse bins are learned beside the fine ones.
-    gains.learn_all([*(coarse[c.name] for c in parts if c.role == "numeric"), *cells.values()])
+    margins = [*(coarse[c.name] for c in parts if c.role == "numeric"), *cells.values()]
+    gains.learn(margins, passes=_BASE_PASSES, shrinkage=_BASE_SHRINKAGE)
     return _pairs_by_gain(gains, coarse, most, table.num_rows), warnings
 
 
@@ -430,7 +460,8 @@ def _pairs_by_gain(
     gains: HeldOutGains, cells: Mapping[str, Cells], most: int, rows: int
 ) -> list[SuggestedCross]:
     """Return pairs, each measured beside those before it, until none is sure to gain."""
-    names = [*combinations(cells, 2)]
+    lists = {name for name, each in cells.items() if each.row_N is not None}
+    names = [pair for pair in combinations(cells, 2) if not lists.issuperset(pair)]
     crosses: list[SuggestedCross] = []
     while len(crosses) < most:
         sure = []
@@ -442,7 +473,8 @@ def _pairs_by_gain(
             break
         gain, best = max(sure, key=lambda pair: pair[0].total)
         crosses.append(SuggestedCross(columns=best, gain=gain.total / rows, z=gain.z))
-        gains.learn([pair_cells(cells[best[0]], cells[best[1]])])
+        learned = pair_cells(cells[best[0]], cells[best[1]])
+        gains.learn([learned], passes=1 if learned.row_N is None else _BASE_PASSES)
         names = [pair for _, pair in sure if pair != best]
     return crosses
 

@@ -71,6 +71,11 @@ class InferredColumn:
         """True for a number or a category that a model reads."""
         return self.role in ("numeric", "categorical")
 
+    @property
+    def is_vector(self) -> bool:
+        """True for lists of numbers that are one input."""
+        return self.profile.nested and self.role == "numeric"
+
     def describe(self) -> str:
         """Return what the column holds, and why it is taken for what it is."""
         values = self.profile.describe(as_category=self.role == "categorical")
