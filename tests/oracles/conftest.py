@@ -1,3 +1,3 @@
 """Keeps pytest's doctest collection out of the scripts that need TensorFlow."""
 
-collect_ignore_glob = ["make_tensorflow_vectors.py", "tensorflow_*.py"]
+collect_ignore_glob = ["make_tensorflow_*.py", "tensorflow_*.py"]

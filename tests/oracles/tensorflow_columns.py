@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ def build_column(declaration: Declaration) -> Any:
     kind = arguments.pop("kind")
     if "source" in arguments:
         arguments["source"] = build_column(arguments["source"])
+    if "sources" in arguments:
+        arguments["sources"] = [build_column(source) for source in arguments["sources"]]
     if kind == "crossed":
         arguments["parts"] = [
             part if isinstance(part, str) else build_column(part) for part in arguments["parts"]
@@ -34,14 +38,49 @@ def build_column(declaration: Declaration) -> Any:
     return BUILDERS[kind](**arguments)
 
 
-def _embedding(source: Any, combiner: str, table: list[list[float]]) -> Any:
+def _embedding(
+    source: Any,
+    combiner: str = "mean",
+    table: list[list[float]] | None = None,
+    dimension: int | None = None,
+    **options: Any,
+) -> Any:
+    if table is None:
+        return fc.embedding_column(source, dimension, combiner=combiner, **options)
     values = np.array(table, dtype=np.float32)
     start = tf.keras.initializers.Constant(values)
     return fc.embedding_column(source, values.shape[1], combiner=combiner, initializer=start)
 
 
+def _numeric(
+    key: str, shape: int = 1, default: Any = None, normalizer: dict[str, float] | None = None
+) -> Any:
+    """A number; users write its normalizer with a scale or with a divisor."""
+    function = None
+    if normalizer and "divisor" in normalizer:
+        function = lambda x: (x - normalizer["shift"]) / normalizer["divisor"]  # noqa: E731
+    elif normalizer:
+        function = lambda x: (x - normalizer["shift"]) * normalizer["scale"]  # noqa: E731
+    return fc.numeric_column(key, shape=shape, default_value=default, normalizer_fn=function)
+
+
+def _vocabulary_file(key: str, words: list[str], oov_buckets: int = 0, default: int = -1) -> Any:
+    """A vocabulary in a file; its path is kept in a SavedModel, so it is the same in every run."""
+    path = Path(tempfile.gettempdir()) / "vocabularies" / f"{key}.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(f"{word}\n" for word in words))
+    return fc.categorical_column_with_vocabulary_file(
+        key,
+        str(path),
+        len(words),
+        dtype=tf.string,
+        default_value=default,
+        num_oov_buckets=oov_buckets,
+    )
+
+
 BUILDERS: dict[str, Any] = {
-    "numeric": lambda key, shape=1: fc.numeric_column(key, shape=shape),
+    "numeric": _numeric,
     "bucketized": lambda source, boundaries: fc.bucketized_column(source, boundaries),
     "vocabulary": lambda key, dtype, vocabulary, oov_buckets=0, default=-1: (
         fc.categorical_column_with_vocabulary_list(
@@ -56,7 +95,11 @@ BUILDERS: dict[str, Any] = {
     ),
     "crossed": lambda parts, buckets, hash_key=None: fc.crossed_column(parts, buckets, hash_key),
     "weighted": lambda source, weight_key: fc.weighted_categorical_column(source, weight_key),
+    "vocabulary_file": _vocabulary_file,
     "embedding": _embedding,
+    "shared_embeddings": lambda sources, dimension, combiner="mean", **options: (
+        fc.shared_embeddings(sources, dimension, combiner=combiner, **options)
+    ),
     "indicator": lambda source: fc.indicator_column(source),
 }
 
