@@ -24,7 +24,7 @@ from results_file import machine, write_section
 
 import widedeep as wd
 from widedeep.gate import GateConfig, validate
-from widedeep.training.trainer import usable_cores
+from widedeep.kernels.threads import usable_cores
 
 CAP = 100_000
 ROWS_A_USER, ROWS_A_QUERY = 20, 10

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 import torch
 
 import widedeep as wd
-from widedeep.config import ModelConfig
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
 from widedeep.metrics import auc, log_loss
+from widedeep.models.config import EMBEDDING_STD
 from widedeep.training.config import TrainConfig
 from widedeep.training.step import TrainStep
 
@@ -52,7 +52,7 @@ class Setting:
     deep_l2: float = 0.025
     dense_lr: float = wd.Adagrad().lr
     dense_acc: float = wd.Adagrad().initial_accumulator
-    std: float = ModelConfig().embedding_std
+    std: float = EMBEDDING_STD
     dim: int = 16
     scale: float = 1.0
     batch: int = 2048

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,12 @@ USER = {"age": 31.0, "user": "bo", "tags": ["x"], "seen": ["mail"]}
 
 
 def publish(
-    root: Path, version: str, *, seed: int, heads: tuple[BundleHead, ...] = models.BINARY
+    root: Path,
+    version: str,
+    *,
+    seed: int,
+    heads: tuple[BundleHead, ...] = models.BINARY,
+    config: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write a version; another seed, another model."""
     schema = models.schema()
@@ -30,7 +35,7 @@ def publish(
         model=shape,
         metrics={},
         warmup_rows=models.rows(5),
-        config={},
+        config=config or {},
         overwrite=True,
     )
 

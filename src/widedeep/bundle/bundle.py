@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +24,7 @@ from widedeep.bundle.layout import (
     read_contents,
 )
 from widedeep.bundle.manifest import Manifest, check_files, read_manifest
+from widedeep.bundle.predictions import Predictions, named_predictions
 from widedeep.bundle.program import TowerProgram
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import column_stream, origin_of
@@ -213,6 +214,52 @@ class Bundle:
         batches = self.batches(rows, threads=threads, strict=strict)
         logits = [self.logits(batch, threads=threads) for batch in batches]
         return self.scores_of(np.concatenate(logits))
+
+    def predictions(
+        self, rows: object, keys: Iterable[str] | None = None, *, threads: int = 1
+    ) -> Predictions:
+        """Score raw rows, and name what comes out as ``tf.estimator`` does.
+
+        Args:
+            rows: As for :meth:`score`.
+            keys: Names of the predictions wanted (TensorFlow's ``predict_keys``); None: all.
+            threads: Threads to use; the scores do not depend on it.
+
+        Returns:
+            Arrays of B rows by name: ``logits``, ``logistic``, ``probabilities``, ``class_ids``,
+            ``classes``, ``all_class_ids`` and ``all_classes`` of a binary head, ``predictions`` of
+            a regression; prefixed ``head/`` for several heads. All but the logits are calibrated if
+            the bundle has a calibration.
+
+        Raises:
+            ConfigError: If the model has no prediction of such a name.
+            DataError: If a table lacks a column.
+            FeatureError: If a value does not fit its feature.
+
+        Example:
+            >>> import widedeep as wd
+            >>> spec = wd.FeatureSpec(label="income", features=[wd.categorical("education")])
+            >>> trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, "train.parquet")))
+            >>> bundle = trainer.export("by_education")
+            >>> sorted(bundle.predictions({"education": "Bachelors"}, ["logits", "class_ids"]))
+            ['class_ids', 'logits']
+        """
+        batches = self.batches(rows, threads=threads)
+        logits_BC = np.concatenate([self.logits(batch, threads=threads) for batch in batches])
+        return self.predictions_of(logits_BC, keys)
+
+    def predictions_of(
+        self, logits_BC: NDArray[np.float32], keys: Iterable[str] | None = None
+    ) -> Predictions:
+        """Return what :meth:`predictions` gives for logits."""
+        scores = by_head(self.model, self.scores_of(logits_BC))
+        return named_predictions(self.model.heads, logits_BC, scores, keys)
+
+    @property
+    def compat(self) -> str | None:
+        """The library whose names the model goes by: ``"tensorflow"``, or None."""
+        compat: str | None = self.config.get("model", {}).get("compat")
+        return compat
 
     def limit_values(self, most: int) -> None:
         """Refuse requests of more values from now on, as a server does.

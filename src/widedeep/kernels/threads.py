@@ -97,3 +97,10 @@ def _hold_pool(library: ctypes.CDLL, threads: int, started: threading.Event) -> 
         library.GOMP_parallel(nothing, None, ctypes.c_uint(threads), ctypes.c_uint(0))
     started.set()
     threading.Event().wait()
+
+
+def usable_cores() -> int:
+    """Return how many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -21,6 +21,7 @@ from widedeep.options import (
 __all__ = ["ModelConfig"]
 
 HIDDEN_UNITS = (256, 128)
+EMBEDDING_STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +48,17 @@ class ModelConfig:
             with options, ``{ kind = "binary", loss = "focal", gamma = 2.0 }``
             (:mod:`widedeep.models.heads`); None: by the label.
         heads: Heads by label instead: ``heads.price = { kind = "ziln", loss_weight = 0.1 }``.
-        embedding_std: Standard deviation of initial embeddings, at least 0.
+        embedding_std: Standard deviation of initial embeddings, at least 0; None: 0.02, or 1/√width
+            with ``compat``.
         imports: Modules that register towers, heads or losses of your own
             (:func:`widedeep.models.register_tower`, :func:`widedeep.models.register_loss`), as
             import paths; the working directory is searched too.
         rank_by: Formula over heads and numbers of the items that a ranker ranks by, such as
             ``"click * buy * price"`` (:class:`widedeep.bundle.formula.Formula`); None: the score of
             one head.
+        compat: ``"tensorflow"``: what is left open is as ``tf.estimator`` has it: initial values,
+            optimizers and how losses are reduced; the model also goes by its names of metrics,
+            predictions and signatures (the documentation's page "Coming from tf.estimator").
         seed: Seed of all initial values.
     """
 
@@ -67,9 +72,10 @@ class ModelConfig:
     wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum"
     head: Any = None
     heads: Mapping[str, Any] = field(default_factory=dict)
-    embedding_std: float = 0.02
+    embedding_std: float | None = None
     imports: list[str] = field(default_factory=list)
     rank_by: str | None = None
+    compat: Literal["tensorflow"] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,10 +96,16 @@ class ModelConfig:
         for width in self.hidden_units or ():
             check_range(owner, "hidden_units", width, width in COUNTS, f"widths: {COUNT} each")
         std = self.embedding_std
-        check_range(owner, "embedding_std", std, std >= 0, "a number >= 0")
+        check_range(owner, "embedding_std", std, std is None or std >= 0, "a number >= 0")
         if self.rank_by is not None:
             Formula(self.rank_by)
         check_seed(owner, self.seed)
+
+    def row_std(self, dim: int) -> float:
+        """Return the standard deviation of initial embeddings of a width."""
+        if self.embedding_std is not None:
+            return self.embedding_std
+        return EMBEDDING_STD if self.compat is None else dim**-0.5
 
     @property
     def head_choice(self) -> Any:

@@ -257,7 +257,7 @@ class WideDeep(nn.Module):
             {slot.name: slot.table for slot in slots},
             dim=dim,
             seed=self.config.seed,
-            std=self.config.embedding_std,
+            std=self.config.row_std(dim),
             options={slot.table: slot.embedding for slot in slots if slot.embedding.changes_init},
             vectors={
                 table: (rows.ids_M, torch.from_numpy(rows.vectors_MD))

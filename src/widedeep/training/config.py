@@ -99,7 +99,8 @@ class TrainConfig:
             two from 16 to 512.
         shuffle: Read in a new seeded order each epoch.
         seed: Seed of the reading order and of dropout.
-        grad_scale: Sparse optimizers get ``grad_scale`` times the sum of an id's example gradients.
+        grad_scale: Sparse optimizers get ``grad_scale`` times the sum of an id's example gradients;
+            ``"mean"``: that sum by the batch's rows.
         loss_reduction: ``"mean"`` divides dense gradients and reported losses by the batch's rows,
             ``"sum"`` does not.
         clip_norm: Largest norm of the dense gradients; None does not clip.
@@ -108,7 +109,8 @@ class TrainConfig:
             rates at a step, counted from 0 (:mod:`widedeep.training.schedules`): ``"constant"``,
             ``"linear"``, ``"cosine"``, ``"polynomial"``, ``"exponential"``, ``"inverse_time"``,
             ``"step"``, ``"plateau"`` or ``"wsd"``: constant, and linear to 0 over the last
-            ``decay_fraction`` of the steps. Where training stops early, ``"wsd"`` then decays from
+            ``decay_fraction`` of the steps. ``"auto"``: ``"wsd"``, or ``"constant"`` for a model
+            with ``compat``. Where training stops early, ``"wsd"`` then decays from
             the best model: the run goes on for as many steps as would have followed it, and keeps
             the result if validation is better.
         schedules: Schedules of single parts, which come before ``schedule``: of ``wide``, of
@@ -150,10 +152,10 @@ class TrainConfig:
     batch_size: int | Auto = "auto"
     shuffle: bool = True
     seed: int = 0
-    grad_scale: float = 1.0
+    grad_scale: float | Literal["mean"] = 1.0
     loss_reduction: LossReduction = "mean"
     clip_norm: float | None = None
-    schedule: ScheduleOption = "wsd"
+    schedule: ScheduleOption = "auto"
     schedules: Mapping[str, ScheduleOption] = field(default_factory=dict)
     decay_fraction: float = 0.2
     warmup_steps: int = 0
@@ -193,9 +195,10 @@ class TrainConfig:
         check_range(owner, "decay_fraction", fraction, 0 < fraction < 1, "0 < fraction < 1")
         steps = self.warmup_steps
         check_range(owner, "warmup_steps", steps, steps >= 0, "an integer of at least 0")
-        for name in ("grad_scale", "clip_norm"):
-            value = getattr(self, name)
-            check_range(owner, name, value, value is None or value > 0, "a number > 0")
+        clip, scale = self.clip_norm, self.grad_scale
+        check_range(owner, "clip_norm", clip, clip is None or clip > 0, "a number > 0")
+        in_range = scale == "mean" or scale > 0
+        check_range(owner, "grad_scale", scale, in_range, "a number > 0, or 'mean'")
         for pattern, factor in self.rates.items():
             check_range(f"{owner} rates", repr(pattern), factor, 0 < factor < 1e30, "a number > 0")
         import_modules(self.metrics, "metrics")

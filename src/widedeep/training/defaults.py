@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from widedeep.models.tower import registered_towers
+from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import Adagrad
-from widedeep.training.config import Quality, RunConfig
+from widedeep.training.config import Quality, RunConfig, TrainConfig
 
 BEST_MEMBERS = 4
 """Members of an ensemble at quality "best"."""
@@ -79,3 +81,54 @@ def _as_ensemble(table: dict[str, Any]) -> dict[str, Any]:
     if tower.has_members or tower.has_vectors:
         return table
     return {"name": "ensemble", "of": table, "members": BEST_MEMBERS}
+
+
+# What Keras's optimizers, by which ``tf.estimator`` trains, have where a table does not say.
+_KERAS: Mapping[str, Mapping[str, Any]] = {
+    "ftrl": {
+        "l1": 0.0,
+        "beta": 0.0,
+        "initial_accumulator": 0.1,
+        "convention": "tensorflow",
+        "adapt": 0.0,
+    },
+    "adagrad": {"lr": 0.001, "initial_accumulator": 0.1, "eps": 1e-7},
+    "adam": {"lr": 0.001, "eps": 1e-7},
+    "sgd": {"lr": 0.01},
+}
+# Rates of Ftrl: the largest beside a deep part, and alone.
+_JOINT_RATE, _LINEAR_RATE = 0.005, 0.2
+
+
+def with_compat(config: TrainConfig, model: WideDeep) -> TrainConfig:
+    """Return how a model is trained, with what is left open as its ``compat`` says.
+
+    ``"tensorflow"``: options that a table of an optimizer leaves out are Keras's; the rate of Ftrl
+    is the smaller of 1/√(wide features) and 0.005, or 0.2 without a deep part; the embeddings and
+    layers have Adagrad at 0.001. ``loss_reduction`` holds for tables too. The rate is constant, and
+    nothing stops early, unless the configuration says otherwise.
+    """
+    if model.config.compat is None:
+        return dataclasses.replace(config, schedule="wsd") if config.schedule == "auto" else config
+    n_wide = max(1, len(model.schema.spec.wide_names))
+    highest = _JOINT_RATE if model.schema.spec.deep_names else _LINEAR_RATE
+    ftrl = {"lr": min(highest, n_wide**-0.5)}
+    tables = {"wide": config.wide, "deep": config.deep or {"optimizer": "adagrad"}}
+    if config.dense is not None:
+        tables["dense"] = config.dense
+    changes: dict[str, Any] = {
+        group: {
+            "optimizer": table["optimizer"],
+            **(ftrl if table["optimizer"] == "ftrl" else {}),
+            **_KERAS.get(table["optimizer"], {}),
+            **table,
+        }
+        for group, table in tables.items()
+    }
+    if config.grad_scale == 1.0 and config.loss_reduction == "mean":
+        changes["grad_scale"] = "mean"
+    if config.schedule == "auto":
+        changes["schedule"] = "constant"
+    if config.early_stopping == "auto" and config.patience is None and config.monitor is None:
+        changes["early_stopping"] = False
+    return dataclasses.replace(config, **changes)

@@ -379,6 +379,8 @@ def make_schedule(option: ScheduleOption, *, decay_fraction: float = 0.2) -> Sch
         return Function(option)
     table: dict[str, Any] = {"name": option} if isinstance(option, str) else dict(option)
     name = table.pop("name", None)
+    if name == "auto":
+        name = WSD.name
     if isinstance(name, str) and name.startswith(FUNCTION):
         return RecordedFunction(name)
     if not isinstance(name, str) or name not in _KINDS:

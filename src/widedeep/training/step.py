@@ -314,6 +314,7 @@ class TrainStep:
 
     def apply(self, gradients: list[RowGradients], rows: int, *, rates: Rates, step: int) -> None:
         """Move each touched row, and the dense parameters, once."""
+        row_scale = 1.0 / rows if self.config.grad_scale == "mean" else self.config.grad_scale
         for gradient in gradients:
             groups = gradient.groups
             self.rollback.before_update(gradient.name, groups.rows)
@@ -328,7 +329,7 @@ class TrainStep:
             lr, grad_factor = gradient.optimizer.apply_schedule(rate)
             gradient.table.apply(
                 groups, gradient.grads_UD, gradient.optimizer,
-                lr=lr, grad_scale=self.config.grad_scale * grad_factor, step=step,
+                lr=lr, grad_scale=row_scale * grad_factor, step=step,
                 threads=self.threads, rates_U=rates_U, products_U=products_U,
             )  # fmt: skip
             if feature_rates is not None and products_U is not None:

@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
+from widedeep.bundle.predictions import Predictions, named_predictions
 from widedeep.data.fragments import check_same_inputs
 from widedeep.data.profile import sample_rows
 from widedeep.data.sources import Data
 from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, ConfigError, show_value
-from widedeep.kernels.threads import limit_spinning
+from widedeep.kernels.threads import limit_spinning, usable_cores
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer, make_optimizer
 from widedeep.options import Auto, keyword_signature, with_options
@@ -28,7 +29,12 @@ from widedeep.schema import Schema
 from widedeep.training.attribution import integrated_gradients
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.config import TrainConfig, WarmStartConfig, Widths
-from widedeep.training.defaults import auto_batch_size, auto_epochs, embeddings_optimizer
+from widedeep.training.defaults import (
+    auto_batch_size,
+    auto_epochs,
+    embeddings_optimizer,
+    with_compat,
+)
 from widedeep.training.dense import DenseOptimizer, resolve_precision
 from widedeep.training.early_stopping import (
     EarlyStopping,
@@ -36,7 +42,7 @@ from widedeep.training.early_stopping import (
     configured_stopping,
     loss_metric,
 )
-from widedeep.training.evaluation import Evaluator, metric_names
+from widedeep.training.evaluation import Evaluator, bundle_model, metric_names
 from widedeep.training.export import export_bundle
 from widedeep.training.grow import use_schema
 from widedeep.training.progress import Callback, Callbacks
@@ -134,7 +140,7 @@ class Trainer:
         **options: Any,
     ) -> None:
         _check_model(model)
-        self.options = with_options(config or TrainConfig(), options, "Trainer")
+        self.options = with_compat(with_options(config or TrainConfig(), options, "Trainer"), model)
         optimizers = make_optimizers(self.options, wide=wide, deep=deep, dense=dense)
         has_deep = deep is not None or self.options.deep is not None
         has_dense = has_deep or dense is not None or self.options.dense is not None
@@ -601,12 +607,21 @@ class Trainer:
             Probabilities (rows,) for a binary head, (rows, classes) for a multi-class one, values
             (rows,) for a regression; a dict by head name for several heads.
         """
-        logits = torch.from_numpy(self.logits(data)).double()
-        predictions = {
+        scores = self._scores(self.logits(data))
+        return next(iter(scores.values())) if len(scores) == 1 else scores
+
+    def _scores(self, logits_BC: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+        logits = torch.from_numpy(logits_BC).double()
+        return {
             head.name: self.model.losses.predictions(index, logits).numpy()
             for index, head in enumerate(self.model.heads)
         }
-        return next(iter(predictions.values())) if len(predictions) == 1 else predictions
+
+    def predictions(self, data: object, keys: Iterable[str] | None = None) -> Predictions:
+        """Return predictions by the names of ``tf.estimator``: see :meth:`Bundle.predictions`."""
+        logits_BC = self.logits(data)
+        heads = bundle_model(self.model).heads
+        return named_predictions(heads, logits_BC, self._scores(logits_BC), keys)
 
     def load_parameters(self, path: str | os.PathLike[str]) -> Mapping[str, Any]:
         """Take parameters and optimizer state from a checkpoint, but keep the position.
@@ -774,13 +789,6 @@ def _check_count(name: str, count: object) -> None:
     whole = isinstance(count, int) and not isinstance(count, bool)
     if count is not None and not (whole and 1 <= count < 2**63):  # type: ignore[operator]
         raise ConfigError(f"got {name}={show_value(count)}, expected an integer of at least 1")
-
-
-def usable_cores() -> int:
-    """Return how many processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 Trainer.__signature__ = keyword_signature(Trainer, TrainConfig)  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from widedeep._version import __version__
 from widedeep.bundle import Bundle
+from widedeep.bundle.bundle import by_head
 from widedeep.errors import RequestError, WideDeepError, nearest
 from widedeep.schema import ColumnType
 from widedeep.serving.http.errors import HttpError, feature_error
@@ -173,6 +174,7 @@ class Scored:
     version: str
     bundle: Bundle
     scores: dict[str, NDArray[np.float64]]  # By head, (B,) or (B, C)
+    logits_BC: NDArray[np.float32]
 
 
 def output_name(head: str) -> str:
@@ -240,7 +242,8 @@ def score_rows(
         request_rows: list[Row] = []
         try:
             request_rows = rows(bundle)
-            scores = _scores(bundle, request_rows, service.threads)
+            logits_BC = _logits(bundle, request_rows, service.threads)
+            scores = by_head(bundle.model, bundle.scores_of(logits_BC))
         except (HttpError, WideDeepError, UnicodeError) as error:
             service.statistics.failed(model, served.version, time.perf_counter() - start)
             if isinstance(error, WideDeepError):
@@ -254,16 +257,14 @@ def score_rows(
             service.sample_unseen_values(model, served.ranker, request_rows[0], {})
         took = time.perf_counter() - start
         service.statistics.answered(model, served.version, len(request_rows), took)
-        return Scored(version=served.version, bundle=bundle, scores=scores)
+        return Scored(version=served.version, bundle=bundle, scores=scores, logits_BC=logits_BC)
 
 
-def _scores(bundle: Bundle, rows: list[Row], threads: int) -> dict[str, NDArray[np.float64]]:
-    heads = bundle.model.heads
+def _logits(bundle: Bundle, rows: list[Row], threads: int) -> NDArray[np.float32]:
     if not rows:
-        logits_BC = np.zeros((0, heads[-1].stop), np.float32)
-        return {head.name: head.scores(logits_BC) for head in heads}
-    scores = bundle.score(rows, threads=threads)
-    return scores if isinstance(scores, dict) else {heads[0].name: scores}
+        return np.zeros((0, bundle.model.n_logits), np.float32)
+    batches = bundle.batches(rows, threads=threads)
+    return np.concatenate([bundle.logits(batch, threads=threads) for batch in batches])
 
 
 def rows_of_columns(columns: Mapping[str, Sequence[Any]]) -> list[Row]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead
+from widedeep.bundle.bundle import by_head
+from widedeep.bundle.predictions import class_names, head_predictions, named_predictions
 from widedeep.errors import nearest
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.open_inference import (
@@ -25,6 +29,7 @@ from widedeep.serving.http.open_inference import (
 )
 from widedeep.serving.http.service import Call, Reply, Service, json_reply
 
+_DEFAULT = "serving_default"
 _STATES = {"ready": "AVAILABLE", "loading": "LOADING", "unloading": "UNLOADING", "failed": "END"}
 
 
@@ -33,7 +38,7 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     instances: list[Any] | None = None
     inputs: dict[str, list[Any]] | list[Any] | None = None
-    signature_name: str = "serving_default"
+    signature_name: str = _DEFAULT
 
 
 class ExamplesRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -41,7 +46,7 @@ class ExamplesRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     examples: list[dict[str, Any]]
     context: dict[str, Any] = {}
-    signature_name: str = "serving_default"
+    signature_name: str = _DEFAULT
 
 
 _predict = msgspec.json.Decoder(PredictRequest)
@@ -62,26 +67,80 @@ async def predict(service: Service, call: Call) -> Reply:
     else:
         n_rows = len(values or [])
     check_row_count(service, n_rows)
-    if request.instances is not None:
-        instances = request.instances
-        scored = await score_call(
-            service,
-            call,
-            n_rows,
-            lambda bundle: _instances(bundle, instances),
-            lambda column, row: f"/instances/{row}/{column}",
+    by_row = request.instances is not None
+
+    def rows(bundle: Bundle) -> list[Row]:
+        _check_signature(bundle, request.signature_name, signatures(bundle))
+        if request.instances is not None:
+            return _instances(bundle, request.instances)
+        return _inputs(bundle, request.inputs or {})
+
+    def pointer_of(column: str, row: int) -> str:
+        return f"/instances/{row}/{column}" if by_row else f"/inputs/{column}/{row}"
+
+    scored = await score_call(service, call, n_rows, rows, pointer_of)
+    outputs = _outputs(scored.bundle, request.signature_name, scored.logits_BC)
+    columns = {name: values.tolist() for name, values in outputs.items()}
+    if len(columns) == 1:
+        (values,) = columns.values()
+        return json_reply({"predictions" if by_row else "outputs": values})
+    if not by_row:
+        return json_reply({"outputs": columns})
+    by_name = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return json_reply({"predictions": by_name})
+
+
+# ---- signatures ---------------------------------------------------------------------------------
+
+_METHODS = {"classes": "classify", "values": "regress"}
+_TYPES = {"f4": "DT_FLOAT", "f8": "DT_DOUBLE", "i8": "DT_INT64", "O": "DT_STRING"}
+
+
+def signatures(bundle: Bundle) -> dict[str, str]:
+    """Return what each signature of a model answers with, by name.
+
+    ``"scores"``, ``"predictions"``, ``"classes"`` or ``"values"``. The default signature of a model
+    with ``compat="tensorflow"`` is the one that ``tf.estimator`` exports as such; of several heads
+    it gives all predictions.
+    """
+    (head, *others) = bundle.model.heads
+    names = {_DEFAULT: "scores", "predict": "predictions"}
+    if not others and (head.by_class or head.kind == "binary"):
+        names["classification"] = "classes"
+    if not others and not head.by_class:
+        names["regression"] = "values"
+    if bundle.compat == "tensorflow":
+        own = [names[each] for each in ("classification", "regression") if each in names]
+        names[_DEFAULT] = (own or ["predictions"])[0]
+    return names
+
+
+def _check_signature(bundle: Bundle, name: str, names: Iterable[str]) -> None:
+    if name not in names:
+        raise HttpError(
+            400, f"got the signature {name!r}; {nearest(name, names)}", pointer="/signature_name"
         )
-        return json_reply({"predictions": _by_row(scored)})
-    scored = await score_call(
-        service,
-        call,
-        n_rows,
-        lambda bundle: _inputs(bundle, request.inputs or {}),
-        lambda column, row: f"/inputs/{column}/{row}",
-    )
-    scores = {output_name(head): each.tolist() for head, each in scored.scores.items()}
-    outputs = next(iter(scores.values())) if len(scores) == 1 else scores
-    return json_reply({"outputs": outputs})
+
+
+def _outputs(
+    bundle: Bundle, signature: str, logits_BC: NDArray[np.float32]
+) -> Mapping[str, NDArray[Any]]:
+    """Return the outputs of a signature by name, one entry per row."""
+    heads, kind = bundle.model.heads, signatures(bundle)[signature]
+    scores = by_head(bundle.model, bundle.scores_of(logits_BC))
+    if kind == "scores":
+        return {output_name(head): values for head, values in scores.items()}
+    predictions = named_predictions(heads, logits_BC, scores)
+    if kind == "classes":
+        probabilities = predictions["probabilities"]
+        classes = np.array(class_names(heads[0]), dtype=object)
+        return {
+            "classes": np.broadcast_to(classes, probabilities.shape),
+            "scores": probabilities,
+        }
+    if kind == "values":
+        return {"outputs": predictions["logistic" if heads[0].kind == "binary" else "predictions"]}
+    return predictions
 
 
 def _instances(bundle: Bundle, instances: list[Any]) -> list[Row]:
@@ -148,41 +207,31 @@ def _plain(value: Any, pointer: str) -> Any:
         raise HttpError(400, f"got b64 that is not base64 ({error})", pointer=pointer) from error
 
 
-def _by_row(scored: Scored) -> list[Any]:
-    scores = {output_name(head): each.tolist() for head, each in scored.scores.items()}
-    if len(scores) == 1:
-        return next(iter(scores.values()))
-    return [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)]
-
-
 # ---- classify and regress -----------------------------------------------------------------------
 
 
 async def classify(service: Service, call: Call) -> Reply:
     """Return the probabilities of the classes for each example."""
-    scored = await _score_examples(service, call)
+    scored = await _score_examples(service, call, "classification")
     head = _head(scored, ("binary", "multiclass", "multilabel"), call)
-    scores = scored.scores[head.name]
-    if head.kind == "binary":
-        names = head.classes or ("0", "1")
-        pairs = [[[names[0], 1.0 - p], [names[1], p]] for p in scores.tolist()]
-    else:
-        names = head.classes or tuple(map(str, range(head.stop - head.start)))
-        pairs = [[list(pair) for pair in zip(names, row, strict=True)] for row in scores.tolist()]
+    predictions = head_predictions(head, scored.logits_BC, scored.scores[head.name])
+    names, rows = class_names(head), predictions["probabilities"].tolist()
+    pairs = [[list(pair) for pair in zip(names, row, strict=True)] for row in rows]
     return json_reply({"results": pairs})
 
 
 async def regress(service: Service, call: Call) -> Reply:
     """Return one number per example: a probability, or a regression's value."""
-    scored = await _score_examples(service, call)
+    scored = await _score_examples(service, call, "regression")
     head = _head(scored, ("regression", "binary", "ranking"), call)
     return json_reply({"results": scored.scores[head.name].tolist()})
 
 
-async def _score_examples(service: Service, call: Call) -> Scored:
+async def _score_examples(service: Service, call: Call, signature: str) -> Scored:
     request = await call.json(_examples)
 
     def rows(bundle: Bundle) -> list[Row]:
+        _check_signature(bundle, request.signature_name, (_DEFAULT, signature))
         check_columns(bundle, list(request.context), lambda name: f"/context/{name}")
         shared = _plain_row(bundle, request.context, "/context")
         example_rows = []
@@ -244,29 +293,49 @@ async def status(service: Service, call: Call) -> Reply:
 
 
 async def metadata(service: Service, call: Call) -> Reply:
-    """Return the signature of a model: its columns and outputs."""
+    """Return the signatures of a model: its columns and outputs."""
     model, version, label = (call.params.get(each) for each in ("model", "version", "label"))
     with service.models.lease(model, call.request_id, version, label) as served:
-        version = served.version
+        version, bundle = served.version, served.ranker.bundle
     about = model_metadata(service, call.params["model"], version, call.request_id)
-    signature = {
-        "inputs": {each["name"]: _tensor_info(each) for each in about["inputs"]},
-        "outputs": {each["name"]: _tensor_info(each) for each in about["outputs"]},
-        "method_name": "tensorflow/serving/predict",
+    inputs = {each["name"]: _input_info(each) for each in about["inputs"]}
+    logits_BC = np.zeros((0, bundle.model.n_logits), np.float32)
+    by_name = {
+        name: {
+            "inputs": inputs,
+            "outputs": {
+                output: _output_info(output, values)
+                for output, values in _outputs(bundle, name, logits_BC).items()
+            },
+            "method_name": f"tensorflow/serving/{_METHODS.get(kind, 'predict')}",
+        }
+        for name, kind in signatures(bundle).items()
     }
     return json_reply(
         {
             "model_spec": {"name": model, "signature_name": "", "version": version},
-            "metadata": {"signature_def": {"signature_def": {"serving_default": signature}}},
+            "metadata": {"signature_def": {"signature_def": by_name}},
         }
     )
 
 
-def _tensor_info(tensor: Mapping[str, Any]) -> dict[str, Any]:
-    names = {"BYTES": "DT_STRING", "INT64": "DT_INT64", "FP64": "DT_DOUBLE", "BOOL": "DT_BOOL"}
-    sizes = [{"size": str(size), "name": ""} for size in tensor["shape"]]
-    return {
-        "dtype": names[tensor["datatype"]],
-        "tensor_shape": {"dim": sizes, "unknown_rank": False},
-        "name": tensor["name"],
+def _input_info(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    types = {
+        "BYTES": "DT_STRING",
+        "INT64": "DT_INT64",
+        "FP16": "DT_HALF",
+        "FP32": "DT_FLOAT",
+        "FP64": "DT_DOUBLE",
+        "BOOL": "DT_BOOL",
     }
+    return _tensor_info(tensor["name"], types[tensor["datatype"]], tensor["shape"])
+
+
+def _output_info(name: str, values: NDArray[Any]) -> dict[str, Any]:
+    return _tensor_info(name, _TYPES[values.dtype.str[1:]], [-1, *values.shape[1:]])
+
+
+def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
+    sizes = [{"size": str(size), "name": ""} for size in shape]
+    tensor_shape = {"dim": sizes, "unknown_rank": False}
+    return {"dtype": dtype, "tensor_shape": tensor_shape, "name": name}

@@ -1,0 +1,113 @@
+"""`compat="tensorflow"`: the defaults and the names of `tf.estimator`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import widedeep as wd
+from widedeep.errors import ConfigError
+from widedeep.training.config import TrainConfig
+
+ROWS = [{"job": "abcd"[i % 4], "age": float(i % 7), "y": ["no", "yes"][i % 2]} for i in range(64)]
+
+
+def make_model(*, deep: bool = True, **options: Any) -> wd.WideDeep:
+    features = [wd.categorical("job"), wd.categorical("again", source="job"), wd.numeric("age")]
+    placement = {} if deep else {"deep": []}
+    spec = wd.FeatureSpec(label="y", label_vocabulary=("no", "yes"), features=features, **placement)
+    options = {"hidden_units": [4], "compat": "tensorflow", "seed": 1, **options}
+    return wd.WideDeep(wd.fit_schema(spec, ROWS), **options)
+
+
+def make_trainer(model: wd.WideDeep, **options: Any) -> wd.Trainer:
+    return wd.Trainer(model, batch_size=10, threads=1, progress=False, **options)
+
+
+def test_what_is_left_open_is_as_the_estimator_has_it() -> None:
+    trainer = make_trainer(make_model())
+    ftrl = wd.FTRL(
+        lr=0.005, l1=0, beta=0, initial_accumulator=0.1, convention="tensorflow", adapt=0
+    )
+    assert trainer.step.wide == ftrl
+    assert trainer.step.deep == wd.Adagrad(lr=0.001, initial_accumulator=0.1, eps=1e-7)
+    assert trainer.step.dense.optimizer == trainer.step.deep
+    assert trainer.config.grad_scale == "mean"
+    assert trainer.config.schedule == "constant"
+    assert trainer.step.feature_rates is None
+    linear = make_trainer(make_model(deep=False))
+    assert linear.step.wide.lr == 0.2  # of LinearClassifier
+
+
+def test_a_table_keeps_its_own_options_and_an_object_is_as_it_is() -> None:
+    config = TrainConfig(wide={"lr": 0.1, "l1": 0.5}, deep={"optimizer": "adam"})
+    trainer = make_trainer(make_model(), config=config)
+    wide = trainer.step.wide
+    assert isinstance(wide, wd.FTRL)
+    assert (wide.lr, wide.l1, wide.beta, wide.convention) == (0.1, 0.5, 0, "tensorflow")
+    assert trainer.step.deep == wd.Adam(lr=0.001, eps=1e-7)
+    assert make_trainer(make_model(), wide=wd.FTRL()).step.wide == wd.FTRL()
+    summed = make_trainer(make_model(), loss_reduction="sum")
+    assert summed.config.grad_scale == 1.0
+
+
+def test_embeddings_start_by_their_width() -> None:
+    rows = [{"job": str(i), "y": i % 2} for i in range(4000)]
+    spec = wd.FeatureSpec(label="y", features=[wd.categorical("job", embedding_dim=4)])
+    schema = wd.fit_schema(spec, rows)
+    for options, std in (({}, 0.5), ({"embedding_std": 0.1}, 0.1)):
+        model = wd.WideDeep(schema, hidden_units=[2], compat="tensorflow", **options)
+        weight = model.embedding_table("job").weight
+        assert float(weight.std()) == pytest.approx(std, rel=0.15)
+    ours = wd.WideDeep(schema).embedding_table("job").weight
+    assert float(ours.std()) == pytest.approx(0.02, rel=0.15)
+
+
+def test_gradients_of_tables_are_means_of_a_short_batch_too() -> None:
+    """The last of 64 rows in batches of 10 are 4: their sum is divided by 4."""
+    model = make_model(deep=False)
+    trainer = make_trainer(model, wide=wd.SGD(lr=1.0), shuffle=False)
+    trainer.fit(ROWS[:4], steps=1)
+    assert model.wide_table is not None
+    weights = model.wide_table.named_weights()["job"]
+    # Before any step p is the label's mean, 1/2; each job has one of four rows.
+    expected = [0.0, 0.0, *[-0.5 / 4, 0.5 / 4] * 2]
+    moved = sorted(weights[:, 0].tolist())
+    assert moved == pytest.approx(sorted(expected), abs=1e-7)
+
+
+def test_predictions_have_the_estimators_names(tmp_path: Path) -> None:
+    trainer = make_trainer(make_model())
+    trainer.fit(ROWS)
+    predictions = trainer.predictions(ROWS)
+    scores = trainer.predict(ROWS)
+    assert isinstance(scores, np.ndarray)
+    np.testing.assert_array_equal(predictions["logistic"], scores[:, None])
+    np.testing.assert_array_equal(predictions["logits"], trainer.logits(ROWS))
+    assert set(predictions["classes"].ravel()) <= {"no", "yes"}
+    bundle = trainer.export(tmp_path / "bundle")
+    assert bundle.compat == "tensorflow"
+    served = bundle.predictions(ROWS, keys=["logits", "classes"])
+    assert list(served) == ["logits", "classes"]
+    np.testing.assert_allclose(served["logits"], predictions["logits"], atol=1e-6)
+    with pytest.raises(ConfigError, match="did you mean 'logits'"):
+        bundle.predictions(ROWS, keys=["logit"])
+
+
+def test_a_run_in_compat_goes_on_with_its_bits(tmp_path: Path) -> None:
+    whole = make_trainer(make_model())
+    whole.fit(ROWS, epochs=2)
+    make_trainer(make_model(), checkpoints=tmp_path).fit(ROWS, epochs=1)
+    resumed = make_trainer(make_model(), checkpoints=tmp_path)
+    resumed.fit(ROWS, epochs=2, resume=True)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_an_unknown_compat_is_refused() -> None:
+    with pytest.raises(ConfigError, match="compat"):
+        make_model(compat="keras")
