@@ -11,6 +11,7 @@ import torch
 
 import widedeep as wd
 from widedeep.errors import ConfigError
+from widedeep.metrics.estimator import estimator_metrics
 from widedeep.training.config import TrainConfig
 
 ROWS = [{"job": "abcd"[i % 4], "age": float(i % 7), "y": ["no", "yes"][i % 2]} for i in range(64)]
@@ -96,6 +97,33 @@ def test_predictions_have_the_estimators_names(tmp_path: Path) -> None:
     np.testing.assert_allclose(served["logits"], predictions["logits"], atol=1e-6)
     with pytest.raises(ConfigError, match="did you mean 'logits'"):
         bundle.predictions(ROWS, keys=["logit"])
+
+
+def test_metrics_have_the_estimators_names_too() -> None:
+    trainer = make_trainer(make_model())
+    trainer.fit(ROWS)
+    metrics = trainer.evaluate(ROWS)
+    names = {
+        "average_loss": "log_loss",
+        "loss": "log_loss",
+        "auc_precision_recall": "pr_auc",
+        "label/mean": "label_mean",
+        "prediction/mean": "prediction_mean",
+    }
+    for theirs, ours in names.items():
+        assert metrics[theirs] == metrics[ours]
+    assert metrics["global_step"] == 7
+    assert {"accuracy", "accuracy_baseline", "auc", "precision", "recall"} <= metrics.keys()
+    heads = {"a/log_loss": 1.0, "b/mse": 2.0, "a/auc": 0.5, "loss": 3.0, "b/label_mean": 4.0}
+    assert estimator_metrics(heads, ("a", "b")) == {
+        "auc/a": 0.5,
+        "average_loss/a": 1.0,
+        "loss/a": 1.0,
+        "label/mean/b": 4.0,
+        "average_loss/b": 2.0,
+        "loss/b": 2.0,
+        "loss": 3.0,
+    }
 
 
 def test_a_run_in_compat_goes_on_with_its_bits(tmp_path: Path) -> None:

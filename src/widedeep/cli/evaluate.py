@@ -24,6 +24,7 @@ from widedeep.evaluation.compare import score_both
 from widedeep.evaluation.logged_rankings import LogColumns
 from widedeep.evaluation.off_policy import policy_values
 from widedeep.gate.verdict_page import policy_rows, policy_text
+from widedeep.metrics.estimator import estimator_metrics
 
 EXAMPLE = (
     "  widedeep evaluate runs/ads test.parquet\n"
@@ -81,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         request=arguments.request,
     )
     metrics, policy, notes = _measure(bundle, rows.data, log, arguments.threads)
+    if bundle.compat is not None:
+        metrics |= estimator_metrics(metrics, tuple(head.name for head in bundle.model.heads))
     if arguments.json:
         document = {"bundle": bundle.path, "data": rows.origin, "note": rows.note}
         print_json({**document, "metrics": metrics, "policy": policy, "notes": notes})

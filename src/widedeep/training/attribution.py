@@ -52,6 +52,20 @@ def integrated_gradients(
     return dict(zip(names, attributions, strict=True))
 
 
+def mean_attributions(
+    model: WideDeep, batch: Batch, *, steps: int = 16, threads: int = 1
+) -> dict[str, dict[str, float]]:
+    """Return mean absolute attributions by head and feature, the largest first."""
+    by_head = integrated_gradients(model, batch, steps=steps, threads=threads)
+    means = {
+        head: {feature: float(np.abs(values_B).mean()) for feature, values_B in parts.items()}
+        for head, parts in by_head.items()
+    }
+    return {
+        head: dict(sorted(parts.items(), key=lambda one: -one[1])) for head, parts in means.items()
+    }
+
+
 def _targets(model: WideDeep, batch: Batch, threads: int) -> NDArray[np.int64]:
     """Return the logit column that is explained, by row and head, (B, heads)."""
     logits_BC = model(batch, threads=threads).cpu().numpy()

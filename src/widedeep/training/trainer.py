@@ -22,11 +22,12 @@ from widedeep.data.sources import Data
 from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, ConfigError, show_value
 from widedeep.kernels.threads import limit_spinning, usable_cores
+from widedeep.metrics.estimator import estimator_metrics
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer, make_optimizer
 from widedeep.options import Auto, keyword_signature, with_options
 from widedeep.schema import Schema
-from widedeep.training.attribution import integrated_gradients
+from widedeep.training.attribution import mean_attributions
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.config import TrainConfig, WarmStartConfig, Widths
 from widedeep.training.defaults import (
@@ -644,13 +645,18 @@ class Trainer:
 
         Returns:
             Metrics by name; prefixed ``head/`` for a model with several heads. See
-            :mod:`widedeep.metrics`.
+            :mod:`widedeep.metrics`. With ``compat`` also under ``tf.estimator``'s names.
 
         Raises:
             DataError: If the data has no rows or lacks a column.
         """
         with self.evaluator.open(data, "data to evaluate") as source:
-            return self.evaluator.evaluate(source)
+            metrics: dict[str, float] = self.evaluator.evaluate(source)
+        if self.model.config.compat is not None:
+            heads = tuple(head.name for head in self.model.heads)
+            metrics |= estimator_metrics(metrics, heads)
+            metrics["global_step"] = self.position.updates
+        return metrics
 
     def attributions(
         self, data: Data, *, rows: int = 500, steps: int = 16
@@ -681,15 +687,7 @@ class Trainer:
             column_types=self.model.schema.input_types(),
         )
         batch = transform(sample.table, targets=False)
-        by_head = integrated_gradients(self.model, batch, steps=steps, threads=self.threads)
-        means = {
-            head: {feature: float(np.abs(values_B).mean()) for feature, values_B in parts.items()}
-            for head, parts in by_head.items()
-        }
-        return {
-            head: dict(sorted(parts.items(), key=lambda one: -one[1]))
-            for head, parts in means.items()
-        }
+        return mean_attributions(self.model, batch, steps=steps, threads=self.threads)
 
     def export(
         self,
