@@ -49,6 +49,7 @@ Activation activation_of(const std::string& name) {
 struct BoundNorm {
   Output weight, bias, weight_grad, bias_grad, running_mean, running_var, inverse, normed;
   float momentum, eps;
+  bool biased;
 
   TowerNorm checked(const std::string& name, std::int64_t rows, std::int64_t width) const {
     const auto vector = [&](const char* field, const Output& array) {
@@ -63,7 +64,8 @@ struct BoundNorm {
             vector("inverse", inverse),
             matrix_rows((name + "normed").c_str(), normed, rows, width),
             momentum,
-            eps};
+            eps,
+            biased};
   }
 };
 
@@ -216,12 +218,13 @@ void bind_tower(nb::module_& m) {
           "__init__",
           [](BoundNorm* self, const Output& weight, const Output& bias, const Output& weight_grad,
              const Output& bias_grad, const Output& running_mean, const Output& running_var,
-             const Output& inverse, const Output& normed, float momentum, float eps) {
-            new (self) BoundNorm{weight,      bias,    weight_grad, bias_grad, running_mean,
-                                 running_var, inverse, normed,      momentum,  eps};
+             const Output& inverse, const Output& normed, float momentum, float eps, bool biased) {
+            new (self) BoundNorm{weight,  bias,   weight_grad, bias_grad, running_mean, running_var,
+                                 inverse, normed, momentum,    eps,       biased};
           },
           nb::kw_only(), "weight"_a, "bias"_a, "weight_grad"_a, "bias_grad"_a, "running_mean"_a,
-          "running_var"_a, "inverse"_a, "normed"_a, "momentum"_a = 0.1f, "eps"_a = 1e-5f);
+          "running_var"_a, "inverse"_a, "normed"_a, "momentum"_a = 0.1f, "eps"_a = 1e-5f,
+          "biased"_a = false);
   nb::class_<BoundLayer>(m, "TowerLayer")
       .def(
           "__init__",

@@ -235,7 +235,8 @@ void find_moments(const TowerLayer& layer, int64_t rows, int threads, float* mea
   const TowerNorm& norm = *layer.norm;
   const auto momentum = static_cast<double>(norm.momentum);
   const double unbiased =
-      static_cast<double>(rows) / static_cast<double>(std::max<int64_t>(rows - 1, 1));
+      norm.biased ? 1.0
+                  : static_cast<double>(rows) / static_cast<double>(std::max<int64_t>(rows - 1, 1));
   const auto follow = [momentum](float& running, double value) {
     running =
         static_cast<float>((1.0 - momentum) * static_cast<double>(running) + momentum * value);

@@ -29,6 +29,7 @@ struct TowerNorm {
   Rows normed;     // the outputs with mean 0 and variance 1
   float momentum;
   float eps;
+  bool biased;  // the running variance follows the batch's own, not an estimate of all rows'
 };
 
 struct TowerLayer {

@@ -492,6 +492,7 @@ class TowerNorm:
         normed: _Floats,
         momentum: float = 0.1,
         eps: float = 1e-5,
+        biased: bool = False,
     ) -> None: ...
 
 class TowerLayer:

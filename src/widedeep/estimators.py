@@ -32,7 +32,7 @@ from widedeep.features import (
 )
 from widedeep.models.ensemble import Ensemble
 from widedeep.models.heads import Binary, Head, Multiclass, Regression
-from widedeep.optim import Adam, Optimizer
+from widedeep.optim import Adam, OptimizerChoice
 from widedeep.training.config import Quality, TrainConfig
 from widedeep.training.defaults import BEST_MEMBERS, auto_batch_size
 
@@ -89,8 +89,8 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         batch_size: int | Literal["auto"] = "auto",
         validation_fraction: float = 0.1,
         early_stopping: bool = True,
-        wide: Optimizer | None = None,
-        deep: Optimizer | None = None,
+        wide: OptimizerChoice | None = None,
+        deep: OptimizerChoice | None = None,
         random_state: int | np.random.RandomState | None = 0,
         threads: int | None = None,
         verbose: bool = False,
@@ -318,7 +318,8 @@ class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[m
         early_stopping: Choose by rows left out how strongly weights decay, whether numbers are cut
             into bins and how long to train, then train on all rows; False, or a number of epochs,
             trains once.
-        wide: Optimizer of the wide part; None: :class:`widedeep.FTRL` with its defaults.
+        wide: Optimizer of the wide part, its name or a table, as :class:`widedeep.Trainer` takes
+            it; None: :class:`widedeep.FTRL` with its defaults.
         deep: Optimizer of the deep part; None: :class:`widedeep.Adagrad` for embeddings, and
             :class:`widedeep.Adam` with weight decay for hidden layers.
         random_state: Seed of initial values, reading order and rows left out.

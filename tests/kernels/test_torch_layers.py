@@ -42,8 +42,8 @@ def is_native(layers: nn.Module, hidden: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "tanh", "elu", "leaky_relu", "silu"])
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_equals_torch_in_float64(activation: str, batch_norm: bool) -> None:
+@pytest.mark.parametrize("batch_norm", [False, True, "tensorflow"])
+def test_equals_torch_in_float64(activation: str, batch_norm: bool | str) -> None:
     layers = made(activation=activation, batch_norm=batch_norm)
     hidden, grad = torch.randn(40, 10), torch.randn(40, 7)
     exact = passed(copy.deepcopy(layers).double(), hidden.double(), grad.double())

@@ -235,6 +235,7 @@ class Units:
                     running_var=rng.random(width, np.float32),
                     inverse=np.full(width, np.nan, np.float32),
                     normed=spread(rows, width),
+                    biased=seed % 2 == 1,
                 )
             )
             arrays = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from widedeep.errors import ConfigError
-from widedeep.optim import Adam, describe_optimizer, make_optimizer
+from widedeep.optim import Adam, RMSProp, describe_optimizer, make_optimizer
 
 
 def test_a_table_may_hold_lists() -> None:
@@ -26,3 +26,9 @@ def test_mistakes_are_answered_with_the_nearest_name() -> None:
 
 def test_a_torch_optimizer_is_described_by_its_name() -> None:
     assert describe_optimizer(torch.optim.AdamW) == {"optimizer": "torch: AdamW"}
+
+
+def test_a_name_makes_an_optimizer_with_its_defaults() -> None:
+    assert make_optimizer("rmsprop") == RMSProp()
+    with pytest.raises(ConfigError, match="got optimizer='rmsporp'; did you mean 'rmsprop'"):
+        make_optimizer("rmsporp")

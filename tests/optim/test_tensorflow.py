@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from widedeep.optim import FTRL, SGD, Adagrad, Adam, Optimizer
+from widedeep.optim import FTRL, SGD, Adagrad, Adam, Optimizer, RMSProp
 from widedeep.tables.embedding_table import EmbeddingTable
 
 VECTORS = json.loads(
@@ -31,7 +31,9 @@ def make(case: dict[str, Any]) -> Optimizer:
         return FTRL(**hyper, convention="tensorflow")
     if case["optimizer"] == "adagrad":
         return Adagrad(eps=hyper.pop("epsilon", 0.0), **hyper)
-    if case["optimizer"] == "sgd":
+    if case["optimizer"].endswith("rmsprop"):
+        return RMSProp(eps=hyper.pop("epsilon"), **hyper, convention="tensorflow")
+    if case["optimizer"] in ("sgd", "momentum"):
         return SGD(**hyper)
     betas = hyper.pop("beta1"), hyper.pop("beta2")
     return Adam(betas=betas, eps=hyper.pop("epsilon"), **hyper)
@@ -40,7 +42,7 @@ def make(case: dict[str, Any]) -> Optimizer:
 def our_name(case: dict[str, Any], name: str) -> str:
     if name == "weights":
         return "f.weight"
-    return f"f.{name if case['optimizer'] == 'adagrad' else OUR_NAME[name]}"
+    return f"f.{name if case['optimizer'] == 'adagrad' else OUR_NAME.get(name, name)}"
 
 
 def table_for(case: dict[str, Any], optimizer: Optimizer) -> EmbeddingTable:

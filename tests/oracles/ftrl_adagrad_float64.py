@@ -57,6 +57,8 @@ __all__ = [
     "ftrl_linear_for",
     "ftrl_step",
     "lazy_adam_step",
+    "momentum_step",
+    "rmsprop_step",
     "sgd_step",
     "sum_duplicates",
 ]
@@ -150,6 +152,52 @@ def sgd_step(weights_RC: Floats, ids_N: Ids, gradients_NC: Floats, *, lr: float)
     """One step of stochastic gradient descent in place."""
     rows_U, g = sum_duplicates(ids_N, gradients_NC)
     weights_RC[rows_U] -= lr * g
+
+
+def momentum_step(
+    weights_RC: Floats,
+    velocity_RC: Floats,
+    ids_N: Ids,
+    gradients_NC: Floats,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool = False,
+) -> None:
+    """One lazy step with momentum in place; nesterov adds the step to come."""
+    rows_U, g = sum_duplicates(ids_N, gradients_NC)
+    velocity = momentum * velocity_RC[rows_U] + g
+    velocity_RC[rows_U] = velocity
+    weights_RC[rows_U] -= lr * (g + momentum * velocity if nesterov else velocity)
+
+
+def rmsprop_step(
+    weights_RC: Floats,
+    slots: dict[str, Floats],
+    ids_N: Ids,
+    gradients_NC: Floats,
+    *,
+    lr: float,
+    decay: float,
+    momentum: float,
+    epsilon: float,
+    centered: bool = False,
+    epsilon_inside: bool = True,
+) -> None:
+    """One lazy RMSProp step in place; inside the root, epsilon goes with steps of ``lr`` summed."""
+    rows_U, g = sum_duplicates(ids_N, gradients_NC)
+    square = decay * slots["square"][rows_U] + (1.0 - decay) * g * g
+    slots["square"][rows_U] = square
+    if centered:
+        mean = decay * slots["mean"][rows_U] + (1.0 - decay) * g
+        slots["mean"][rows_U] = mean
+        square = np.maximum(square - mean * mean, 0.0)
+    root = np.sqrt(square + epsilon) if epsilon_inside else np.sqrt(square) + epsilon
+    velocity = g / root * (lr if epsilon_inside else 1.0)
+    if momentum:
+        velocity = momentum * slots["velocity"][rows_U] + velocity
+        slots["velocity"][rows_U] = velocity
+    weights_RC[rows_U] -= velocity * (1.0 if epsilon_inside else lr)
 
 
 def lazy_adam_step(

@@ -32,6 +32,7 @@ SECTIONS = {
     "columns": "column_vectors",
     "optimizers": "optimizer_vectors",
     "estimator": "estimator_vectors",
+    "nets": "net_vectors",
 }
 
 

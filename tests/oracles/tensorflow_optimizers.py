@@ -258,6 +258,45 @@ def _sparse_entries() -> list[dict[str, Any]]:
         ),
         _sparse_entry("sgd: v1", "sgd", {"lr": 0.1}, v1.GradientDescentOptimizer(0.1), {}),
         _lazy_adam_entry(),
+        *_momentum_entries(),
+    ]
+
+
+def _momentum_entries() -> list[dict[str, Any]]:
+    """Momentum and RMSProp; Keras's momentum keeps -lr times ours, and is left out."""
+    v1, legacy = tf.compat.v1.train, tf.keras.optimizers.legacy
+    momentum = {"lr": 0.1, "momentum": 0.9}
+    rms = {"lr": 0.05, "decay": 0.8, "momentum": 0.5, "epsilon": 1e-3}
+    slots = {"square": "rms", "velocity": "momentum"}
+    rms_v1 = v1.RMSPropOptimizer(0.05, decay=0.8, momentum=0.5, epsilon=1e-3)
+    centered = v1.RMSPropOptimizer(0.05, decay=0.8, momentum=0.5, epsilon=1e-3, centered=True)
+    keras = legacy.RMSprop(0.05, rho=0.8, momentum=0.5, epsilon=1e-3)
+    return [
+        *(
+            _sparse_entry(
+                f"momentum: v1{', nesterov' if nesterov else ''}",
+                "momentum",
+                {**momentum, "nesterov": nesterov},
+                v1.MomentumOptimizer(0.1, 0.9, use_nesterov=nesterov),
+                {"velocity": "momentum"},
+            )
+            for nesterov in (False, True)
+        ),
+        _sparse_entry("rmsprop: v1", "rmsprop", {**rms, "initial_accumulator": 1.0}, rms_v1, slots),
+        _sparse_entry(
+            "rmsprop: v1, centered",
+            "centered rmsprop",
+            {**rms, "initial_accumulator": 1.0, "centered": True},
+            centered,
+            {**slots, "mean": "mg"},
+        ),
+        _sparse_entry(
+            "rmsprop: legacy Keras, momentum",
+            "rmsprop",
+            {**rms, "initial_accumulator": 0.0},
+            keras,
+            slots,
+        ),
     ]
 
 

@@ -22,12 +22,16 @@ SLOTS = {
     "adagrad": ("accumulator",),
     "sgd": (),
     "adam": ("first_moment", "second_moment"),
+    "momentum": ("velocity",),
+    "rmsprop": ("square", "velocity"),
+    "centered rmsprop": ("square", "mean", "velocity"),
 }
 STEPS: dict[str, Callable[..., None]] = {
     "ftrl": reference.ftrl_step,
     "adagrad": reference.adagrad_step,
     "sgd": reference.sgd_step,
     "adam": reference.lazy_adam_step,
+    "momentum": reference.momentum_step,
 }
 
 
@@ -36,7 +40,7 @@ def starting_state(case: dict[str, Any]) -> dict[str, np.ndarray]:
     weights = np.array(case["initial"]["weights"])
     state = {"weights": weights}
     for slot in SLOTS[case["optimizer"]]:
-        start = case["hyper"]["initial_accumulator"] if slot == "accumulator" else 0.0
+        start = case["hyper"]["initial_accumulator"] if slot in ("accumulator", "square") else 0.0
         state[slot] = np.full_like(weights, start)
     return state
 
@@ -48,6 +52,10 @@ def apply_step(
     hyper = {key: value for key, value in case["hyper"].items() if key != "initial_accumulator"}
     if case["optimizer"] == "adam":
         hyper["step"] = step
+    if case["optimizer"].endswith("rmsprop"):
+        slots = {name: values for name, values in state.items() if name != "weights"}
+        reference.rmsprop_step(state["weights"], slots, np.array(ids), np.array(gradients), **hyper)
+        return
     STEPS[case["optimizer"]](*state.values(), np.array(ids), np.array(gradients), **hyper)
 
 

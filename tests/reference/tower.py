@@ -53,6 +53,7 @@ class TowerNorm:
     normed: Floats
     momentum: float = 0.1
     eps: float = 1e-5
+    biased: bool = False
 
     def forward(self, values: Floats) -> None:
         """Normalise in place, and move the running figures."""
@@ -63,7 +64,7 @@ class TowerNorm:
         values[:] = self.normed * self.weight + self.bias
         for running, found in (
             (self.running_mean, mean),
-            (self.running_var, variance * rows / max(rows - 1, 1)),
+            (self.running_var, variance * (1.0 if self.biased else rows / max(rows - 1, 1))),
         ):
             running += self.momentum * (found - running)
 

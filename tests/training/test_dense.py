@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -58,9 +59,9 @@ def test_reads_a_buffer_with_a_stride(engine: type[TorchMLP] | type[NativeMLP]) 
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
-@pytest.mark.parametrize("logits", [1, 3])
-def test_norms_and_activations_equal_autograd(activation: str, logits: int) -> None:
-    tower = MLPTower(10, [16, 8], activation=activation, batch_norm=True)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("logits", "norm"), [(1, True), (3, {"momentum": 0.7, "biased": True})])
+def test_norms_and_activations_equal_autograd(activation: str, logits: int, norm: Any) -> None:
+    tower = MLPTower(10, [16, 8], activation=activation, batch_norm=norm)
     output = nn.Linear(8, logits, bias=False)
     other, other_output = copy.deepcopy(tower), copy.deepcopy(output)
     fused = NativeMLP(tower, output, threads=2)

@@ -64,6 +64,8 @@ def made(schema: Schema, **options: Any) -> wd.WideDeep:
             {"hidden_units": [9, 8], "activation": "gelu", "batch_norm": True, "dropout": 0.2},
             "native",
         ),
+        ({"hidden_units": [9], "activation": "hardswish", "batch_norm": True}, "graph"),
+        ({"hidden_units": [9], "batch_norm": "tensorflow", "wide_bias": True}, "native"),
         ({"hidden_units": []}, "native"),
         ({"towers": {"squares": Squares}}, "graph"),
         ({"towers": {"mlp": Squares}}, "graph"),

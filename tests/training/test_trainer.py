@@ -22,6 +22,7 @@ import widedeep as wd
 from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, DataError, WideDeepError
 from widedeep.models.heads import Binary, Regression
+from widedeep.optim import RMSProp, describe_optimizer
 from widedeep.training.checkpoint import as_arrays
 from widedeep.training.config import TrainConfig
 from widedeep.training.early_stopping import EarlyStopping
@@ -412,6 +413,36 @@ def test_embeddings_have_an_optimizer_of_their_own(schema: wd.Schema) -> None:
     assert both.step.deep == both.step.dense.optimizer == wd.SGD(lr=0.5)
     dense = make_trainer(schema, dense=wd.Adam())
     assert (dense.step.deep, dense.step.dense.optimizer) == (trainer.step.deep, wd.Adam())
+
+
+def test_optimizers_may_be_names_and_tables(schema: wd.Schema) -> None:
+    rmsprop = {"optimizer": "rmsprop", "lr": 0.01}
+    trainer = make_trainer(schema, wide={"lr": 0.5}, deep=rmsprop, dense="adam")
+    assert trainer.step.wide == wd.FTRL(lr=0.5)
+    assert trainer.step.deep == RMSProp(lr=0.01)
+    assert trainer.step.dense.optimizer == wd.Adam()
+    assert trainer.config.deep == describe_optimizer(RMSProp(lr=0.01))
+    both = make_trainer(schema, deep="rmsprop")
+    assert both.step.deep == both.step.dense.optimizer == RMSProp()
+    assert TrainConfig(dense="sgd").dense == {"optimizer": "sgd"}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_other_optimizers_learn_and_resume(
+    schema: wd.Schema, tmp_path: Path, momentum: float
+) -> None:
+    options: dict[str, Any] = {
+        "wide": {"optimizer": "sgd", "lr": 0.1, "momentum": momentum},
+        "deep": {"optimizer": "rmsprop", "lr": 0.01, "momentum": momentum, "centered": True},
+    }
+    whole = make_trainer(schema, **options)
+    history = whole.fit(make_table(), epochs=2)
+    losses = history.column("loss")
+    assert losses[-1] < losses[0]
+    make_trainer(schema, checkpoints=tmp_path, **options).fit(make_table(), epochs=2, steps=7)
+    again = make_trainer(schema, checkpoints=tmp_path, **options)
+    again.fit(make_table(), epochs=2, resume=True)
+    assert_same_bits(state_of(again), state_of(whole))
 
 
 def test_a_resumed_run_counts_the_evaluation_it_begins_with(

@@ -20,7 +20,7 @@ from widedeep.cli.runs import RunDirectory, training_data
 from widedeep.config import config_from_tables, load_config
 from widedeep.errors import ConfigError, DataError
 from widedeep.training.config import RunConfig
-from widedeep.training.trainer import make_optimizers
+from widedeep.training.defaults import make_optimizers
 from widedeep.tuning import Study
 from widedeep.tuning.space import Space, apply_settings
 

@@ -25,13 +25,13 @@ from widedeep.publish import Candidate, ContinuousPublisher
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.training.config import FollowConfig, RunConfig, WarmStartConfig
-from widedeep.training.defaults import at_quality
+from widedeep.training.defaults import at_quality, make_optimizers
 from widedeep.training.early_stopping import configured_stopping
 from widedeep.training.evaluation import bundle_model
 from widedeep.training.export import check_items
 from widedeep.training.previous_model import previous_schema
 from widedeep.training.stream import Shard
-from widedeep.training.trainer import Trainer, make_optimizers
+from widedeep.training.trainer import Trainer
 from widedeep.training.warm_start import WarmStart
 
 

@@ -15,6 +15,7 @@ from widedeep import kernels
 from widedeep.kernels import Tower, TowerLayer, TowerNorm
 
 __all__ = [
+    "BiasedBatchNorm",
     "DenseLayer",
     "TowerRoom",
     "count_batch",
@@ -24,6 +25,29 @@ __all__ = [
     "native_threads",
     "runs_native",
 ]
+
+
+class BiasedBatchNorm(nn.BatchNorm1d):
+    """Batch norm whose moving variance follows the batch's biased variance, as TensorFlow's.
+
+    Shape:
+        (B, H) -> (B, H)
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the normalised rows; in training, follow their mean and variance."""
+        if not self.training:
+            return super().forward(hidden)
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None and self.num_batches_tracked is not None
+        with torch.no_grad():
+            variance, mean = torch.var_mean(hidden.to(self.running_mean.dtype), dim=0, correction=0)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
+            self.num_batches_tracked += 1
+        return nn.functional.batch_norm(
+            hidden, None, None, self.weight, self.bias, training=True, eps=self.eps
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +180,7 @@ def _bound_norm(norm: nn.BatchNorm1d, gradients: list[Tensor], normed: Any) -> T
         normed=normed,
         momentum=norm.momentum,
         eps=norm.eps,
+        biased=isinstance(norm, BiasedBatchNorm),
     )
 
 

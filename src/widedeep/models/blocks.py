@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from widedeep.errors import ConfigError, nearest
+from widedeep.errors import ConfigError
 from widedeep.kernels import torch_layers
 from widedeep.kernels.torch_blocks import field_attention
-from widedeep.kernels.torch_layers import DenseLayer, dense_layers, runs_native
+from widedeep.kernels.torch_layers import (
+    BiasedBatchNorm,
+    DenseLayer,
+    dense_layers,
+    runs_native,
+)
 from widedeep.kernels.torch_pairs import attend_pairs, can_attend_pairs
-
-Activation = Literal["relu", "gelu", "tanh", "elu", "leaky_relu", "silu"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "tanh": nn.Tanh,
-    "elu": nn.ELU,
-    "leaky_relu": nn.LeakyReLU,
-    "silu": nn.SiLU,
-}
-
+from widedeep.models.layer_options import (
+    ACTIVATIONS,
+    NATIVE_ACTIVATIONS,
+    Activation,
+    BatchNorm,
+    BatchNormOptions,
+    batch_norm_options,
+    make_activation,
+)
 
 _Norm = nn.BatchNorm1d | None
+
+
+def _make_norm(width: int, options: BatchNormOptions) -> nn.BatchNorm1d:
+    kind = BiasedBatchNorm if options.biased else nn.BatchNorm1d
+    return kind(width, eps=options.eps, momentum=1.0 - options.momentum)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -37,7 +45,8 @@ def has_hooks(module: nn.Module) -> bool:
 
 def _normed(norm: nn.Module, hidden: Tensor) -> Tensor:
     """Normalise; a batch of one example, which has no variance, by the running figures."""
-    if not (norm.training and len(hidden) == 1 and type(norm) is nn.BatchNorm1d):
+    one_row = norm.training and len(hidden) == 1
+    if not (one_row and isinstance(norm, nn.BatchNorm1d)):
         out: Tensor = norm(hidden)
         return out
     return nn.functional.batch_norm(
@@ -51,10 +60,11 @@ class HiddenLayers(nn.Module):
     Args:
         in_features: Width of the input.
         hidden_units: Width of each layer, at least one.
-        activation: ``"relu"`` (default), ``"gelu"``, ``"tanh"``, ``"elu"``, ``"leaky_relu"`` or
-            ``"silu"``.
+        activation: As :class:`widedeep.models.MLP` takes it; one with a weight has one for all
+            layers.
         dropout: Probability to drop a unit, 0 <= dropout < 1.
-        batch_norm: Normalise after dropout, as TensorFlow's DNN estimators do.
+        batch_norm: Normalise after dropout, as TensorFlow's DNN estimators do; see
+            :class:`widedeep.models.MLP`.
         generator: Source of the initial weights (Glorot uniform; biases 0).
 
     Shape:
@@ -71,14 +81,10 @@ class HiddenLayers(nn.Module):
         *,
         activation: Activation = "relu",
         dropout: float = 0.0,
-        batch_norm: bool = False,
+        batch_norm: BatchNorm = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ConfigError(
-                f"got activation={activation!r}; {nearest(str(activation), ACTIVATIONS)}"
-            )
         if not 0 <= dropout < 1:
             raise ConfigError(f"got dropout={dropout}, expected 0 <= dropout < 1")
         if not hidden_units or min(hidden_units) < 1:
@@ -90,10 +96,11 @@ class HiddenLayers(nn.Module):
         self.hidden_units = tuple(hidden_units)
         widths = [in_features, *hidden_units]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        norm = batch_norm_options(batch_norm)
         self.norms = (
-            nn.ModuleList(nn.BatchNorm1d(width) for width in hidden_units) if batch_norm else None
+            None if norm is None else nn.ModuleList(_make_norm(w, norm) for w in hidden_units)
         )
-        self.act = ACTIVATIONS[activation]()
+        self.act = make_activation(activation)
         self.drop = nn.Dropout(dropout)
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
@@ -107,17 +114,20 @@ class HiddenLayers(nn.Module):
 
     @property
     def is_standard(self) -> bool:
-        """True if its modules are those it was made with: what a bundle computes by itself.
+        """True if our kernels compute what its modules do: what a bundle computes by itself.
 
-        A hook, or another module in place of one, makes it compute something else.
+        An activation that they do not have, a hook, or another module in place of one, makes it
+        compute something else.
         """
-        expected: list[tuple[nn.Module, type[nn.Module]]] = [
-            (self.act, ACTIVATIONS[self.activation]),
-            (self.drop, nn.Dropout),
+        if self.activation not in NATIVE_ACTIVATIONS:
+            return False
+        expected: list[tuple[nn.Module, tuple[type[nn.Module], ...]]] = [
+            (self.act, (getattr(nn, ACTIVATIONS[self.activation]),)),
+            (self.drop, (nn.Dropout,)),
         ]
-        expected += [(layer, nn.Linear) for layer in self.layers]
-        expected += [(norm, nn.BatchNorm1d) for norm in self.norms or ()]
-        as_made = all(type(module) is kind and not has_hooks(module) for module, kind in expected)
+        expected += [(layer, (nn.Linear,)) for layer in self.layers]
+        expected += [(norm, (nn.BatchNorm1d, BiasedBatchNorm)) for norm in self.norms or ()]
+        as_made = all(type(module) in kinds and not has_hooks(module) for module, kinds in expected)
         return as_made and not has_hooks(self)
 
     @property
@@ -136,6 +146,7 @@ class HiddenLayers(nn.Module):
         """What the native tower computes in training, or None where it does not know a layer."""
         if not self.is_standard:
             return None
+        assert isinstance(self.activation, str)
         norms = [None] * len(self.layers) if self.norms is None else list(self.norms)
         dropout = self.drop.p if self.drop.training else 0.0
         layers = [

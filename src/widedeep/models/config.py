@@ -9,6 +9,12 @@ from typing import Any, Literal
 
 from widedeep.bundle.formula import Formula
 from widedeep.errors import ConfigError, show_value
+from widedeep.models.layer_options import (
+    Activation,
+    BatchNorm,
+    batch_norm_options,
+    checked_activation,
+)
 from widedeep.options import (
     COUNT,
     COUNTS,
@@ -38,11 +44,19 @@ class ModelConfig:
             these options of :class:`widedeep.models.MLP`: ``{ hidden_units = [64] }``.
         embedding_dim: Width of embeddings that declare none, or ``"auto"``: 1.6 x size^0.56, at
             most 64.
-        activation: Activation of the standard tower's hidden layers.
+        activation: Activation of the standard tower's hidden layers, a name or a table: see
+            :class:`widedeep.models.MLP`.
         dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
-        batch_norm: Normalise each hidden layer.
+        batch_norm: Normalise each hidden layer: true, false, ``"tensorflow"`` or a table,
+            ``{ momentum = 0.99, eps = 0.001 }``; see :class:`widedeep.models.MLP`.
         wide_combiner: How a feature's several values are combined in the wide part: ``"sum"``,
             ``"mean"`` or ``"sqrtn"``. Numbers and vectors are summed as they are.
+        wide_bias: Give the wide part a bias of its own, which its optimizer trains as it does the
+            wide weights (with its L1, as TensorFlow's LinearModel), from 0. The other bias is then
+            the deep part's, trained with the hidden layers; without towers it stays as it starts.
+            A bundle holds their sum.
+        bias_init: Start of the other bias: ``"prior"``, the best constant prediction, or
+            ``"zeros"``.
         head: Head of every label: a name, ``"binary"``, ``"multiclass"``, ``"multilabel"``,
             ``"regression"``, ``"poisson"``, ``"tweedie"``, ``"ziln"``, ``"ranking"``, or a table
             with options, ``{ kind = "binary", loss = "focal", gamma = 2.0 }``
@@ -66,10 +80,12 @@ class ModelConfig:
     deep: Any = ()
     join: Mapping[str, Any] | None = None
     embedding_dim: int | Literal["auto"] = 16
-    activation: Literal["relu", "gelu", "tanh", "elu", "leaky_relu", "silu"] = "relu"
+    activation: Activation = "relu"
     dropout: float = 0.0
-    batch_norm: bool = False
+    batch_norm: BatchNorm = False
     wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum"
+    wide_bias: bool = False
+    bias_init: Literal["prior", "zeros"] = "prior"
     head: Any = None
     heads: Mapping[str, Any] = field(default_factory=dict)
     embedding_std: float | None = None
@@ -81,6 +97,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         owner = "[model]"
         check_types(self, owner)
+        object.__setattr__(self, "activation", checked_activation(self.activation, owner))
+        batch_norm_options(self.batch_norm, owner)
         check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
         dim = self.embedding_dim
         in_range = dim == "auto" or dim in COUNTS

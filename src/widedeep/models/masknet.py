@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from widedeep.errors import ConfigError
-from widedeep.models.blocks import ACTIVATIONS, linear
+from widedeep.models.blocks import linear
+from widedeep.models.layer_options import make_activation
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
@@ -52,7 +53,7 @@ class MaskBlock(nn.Module):
         self.project = nn.Linear(aggregated, in_features)
         self.linear = nn.Linear(in_features, units, bias=False)
         self.norm = nn.LayerNorm(units)
-        self.act = ACTIVATIONS[config.activation]()
+        self.act = make_activation(config.activation)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x_BX: Tensor, hidden_BH: Tensor) -> Tensor:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from widedeep.models.blocks import Activation, HiddenLayers
+from widedeep.models.blocks import HiddenLayers
+from widedeep.models.layer_options import (
+    Activation,
+    BatchNorm,
+    batch_norm_options,
+    checked_activation,
+)
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
 
@@ -46,11 +52,13 @@ class HiddenConfig(TowerConfig):
     hidden_units: tuple[int, ...] = (256, 128)
     activation: Activation = "relu"
     dropout: float = 0.0
-    batch_norm: bool = False
+    batch_norm: BatchNorm = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = f"tower {self.name!r}"
+        object.__setattr__(self, "activation", checked_activation(self.activation, owner))
+        batch_norm_options(self.batch_norm, owner)
         check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
         for width in self.hidden_units:
             check_range(owner, "hidden_units", width, width in COUNTS, f"widths: {COUNT} each")
@@ -78,9 +86,16 @@ class MLP(HiddenConfig):
     Args:
         hidden_units: Width of each hidden layer, at least one.
         activation: ``"relu"`` (default), ``"gelu"``, ``"tanh"``, ``"elu"``, ``"leaky_relu"`` or
-            ``"silu"``.
+            ``"silu"``, which train and score natively; or, trained by torch, any other of
+            ``torch.nn`` that is a function of each number, in snake case (``"relu6"``,
+            ``"softplus"``), or a table with options, ``{ name = "leaky_relu",
+            negative_slope = 0.2 }``. One with a weight (``"prelu"``) has one for all layers.
         dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
-        batch_norm: Normalise each hidden layer.
+        batch_norm: Normalise each hidden layer: true, false, or a table, ``{ momentum = 0.99,
+            eps = 0.001, biased = true }``. ``momentum`` (0.9) is the share of the moving mean and
+            variance that a step keeps, as in TensorFlow (PyTorch's is 1 - momentum); ``eps``
+            (1e-5) is added to the variance; ``biased`` (false): the moving variance follows the
+            biased variance of batches. ``"tensorflow"``: its estimators' 0.999, 0.001 and true.
 
     Shape:
         (B, X) -> (B, hidden_units[-1])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from widedeep.errors import ConfigError
-from widedeep.models.blocks import ACTIVATIONS, Activation
+from widedeep.models.layer_options import Activation, checked_activation, make_activation
 from widedeep.models.tower import DeepInput, DeepLayout, Returns, TowerConfig, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
 
@@ -64,7 +64,7 @@ class TabMTower(nn.Module):
             EnsembleLinear(a, b, config.members, first=index == 0)
             for index, (a, b) in enumerate(itertools.pairwise(widths))
         )
-        self.act = ACTIVATIONS[config.activation]()
+        self.act = make_activation(config.activation)
         self.drop = nn.Dropout(config.dropout)
         bound = (6.0 / (widths[-1] + layout.n_logits)) ** 0.5  # Glorot, for each member by itself
         output_MHC = torch.empty(config.members, widths[-1], layout.n_logits)
@@ -108,6 +108,7 @@ class TabM(TowerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = f"tower {self.name!r}"
+        object.__setattr__(self, "activation", checked_activation(self.activation, owner))
         check_range(owner, "members", self.members, self.members in COUNTS, COUNT)
         check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
         for width in self.hidden_units:

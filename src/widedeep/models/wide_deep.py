@@ -65,6 +65,7 @@ def make_wide_table(
 _SCHEMA = "schema"  # in a state dict: the schema's fingerprint, as bytes
 JOIN = "join"  # the output layer over joined towers
 NUMBERS = "numbers"  # what turns numbers into fields
+WIDE_BIAS = "wide_bias"  # the parameter that the wide optimizer moves
 LINEAR = "linear_numbers"  # the terms of numbers that no tower reads
 
 Tower = nn.Module | Callable[[DeepLayout], nn.Module]
@@ -162,8 +163,8 @@ class WideDeep(nn.Module):
         self.numbers = self._make_numbers()
         self._make_towers(configs, towers or {})
         self.losses = HeadLosses(self.heads, self.head_slices, schema)
-        biases = [value for h in self.heads for value in start_bias(h, schema)]
-        self.bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
+        self.bias = nn.Parameter(self._start_bias())
+        self.wide_bias = nn.Parameter(torch.zeros(self.n_logits)) if self._has_wide_bias() else None
         self.loads = 0  # of state dicts, after which a trainer's optimizers start anew
         self.to(self.device)
 
@@ -187,6 +188,25 @@ class WideDeep(nn.Module):
             f"embeddings: {tables or 'none'}; {embeddings:,} weights\n"
             f"{found}schema: {self.schema.fingerprint[:12]}"
         )
+
+    def _start_bias(self) -> Tensor:
+        if self.config.bias_init == "zeros":
+            return torch.zeros(self.n_logits)
+        biases = [value for head in self.heads for value in start_bias(head, self.schema)]
+        return torch.tensor(biases, dtype=torch.float32)
+
+    def _has_wide_bias(self) -> bool:
+        if self.config.wide_bias and self.wide_table is None:
+            raise ConfigError(
+                "[model]: got wide_bias = true, but no feature is in the wide part; name some in "
+                "wide=[...], or drop wide_bias"
+            )
+        return self.config.wide_bias
+
+    @property
+    def logit_bias(self) -> Tensor:
+        """The biases of both parts, (C,): what a bundle holds as one."""
+        return self.bias if self.wide_bias is None else self.bias + self.wide_bias
 
     def _check_size(self) -> None:
         """Refuse a model that this machine cannot hold, before anything is allocated."""
@@ -459,10 +479,10 @@ class WideDeep(nn.Module):
         return next(i for i, slot in enumerate(self.schema.slots) if slot.name == name)
 
     def wide_logits(self, batch: Batch, *, threads: int = 1, bias: bool = True) -> Tensor:
-        """Return bias, or zeros, plus the wide part, (B, C)."""
+        """Return the biases, or zeros, plus the wide part, (B, C)."""
         logits_BC = torch.zeros(len(batch), self.n_logits, device=self.device)
         if bias:
-            logits_BC += self.bias.detach()
+            logits_BC += self.logit_bias.detach()
         if self.wide_table is not None:
             self.wide_table.add_wide(
                 batch, self.schema.slots, self.config.wide_combiner, logits_BC, threads=threads

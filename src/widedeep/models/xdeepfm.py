@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +10,12 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError
 from widedeep.kernels.torch_layers import runs_native
 from widedeep.kernels.torch_products import outer_linear
-from widedeep.models.blocks import ACTIVATIONS, Activation
+from widedeep.models.layer_options import Activation, checked_activation, make_activation
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
 
 __all__ = ["XDeepFM"]
-
-MapActivation = Activation | Literal["none"]
 
 
 class CompressedInteraction(nn.Module):
@@ -39,7 +36,7 @@ class CompressedInteraction(nn.Module):
     """
 
     def __init__(
-        self, n_fields: int, units: tuple[int, ...], split_half: bool, activation: MapActivation
+        self, n_fields: int, units: tuple[int, ...], split_half: bool, activation: Activation
     ) -> None:
         super().__init__()
         self.passed: list[int] = []  # maps of each layer that the next one multiplies
@@ -52,7 +49,7 @@ class CompressedInteraction(nn.Module):
             self.passed.append(0 if is_last else n_maps)
             self.widths.append(width - n_maps if split_half and not is_last else width)
         self.layers = nn.ModuleList(layers)
-        self.act = nn.Identity() if activation == "none" else ACTIVATIONS[activation]()
+        self.act = make_activation(activation)
 
     @property
     def out_features(self) -> int:
@@ -135,11 +132,12 @@ class XDeepFM(HiddenConfig):
     name = "xdeepfm"
     cin_units: tuple[int, ...] = (128, 128)
     split_half: bool = True
-    cin_activation: MapActivation = "relu"
+    cin_activation: Activation = "relu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = f"tower {self.name!r}"
+        object.__setattr__(self, "cin_activation", checked_activation(self.cin_activation, owner))
         if not self.cin_units:
             raise ConfigError(f"{owner}: got cin_units=[], expected the width of a layer or more")
         for width in self.cin_units:

@@ -8,8 +8,24 @@ Example:
 
 from widedeep.optim.adagrad import Adagrad
 from widedeep.optim.adam import Adam
-from widedeep.optim.base import Optimizer, describe_optimizer, make_optimizer
+from widedeep.optim.base import (
+    Optimizer,
+    OptimizerChoice,
+    describe_optimizer,
+    make_optimizer,
+)
 from widedeep.optim.ftrl import FTRL
+from widedeep.optim.rmsprop import RMSProp
 from widedeep.optim.sgd import SGD
 
-__all__ = ["FTRL", "SGD", "Adagrad", "Adam", "Optimizer", "describe_optimizer", "make_optimizer"]
+__all__ = [
+    "FTRL",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "Optimizer",
+    "OptimizerChoice",
+    "RMSProp",
+    "describe_optimizer",
+    "make_optimizer",
+]

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,15 @@ from widedeep import kernels
 from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.kernels.torch_device import triton_kernels
 
-__all__ = ["Optimizer", "Step", "check_range", "describe_optimizer", "make_optimizer"]
+__all__ = [
+    "Optimizer",
+    "OptimizerChoice",
+    "Step",
+    "check_flag",
+    "check_range",
+    "describe_optimizer",
+    "make_optimizer",
+]
 
 _CLASSES: dict[str, type[Optimizer]] = {}  # by the name that tables give them
 
@@ -56,8 +64,10 @@ class Optimizer(ABC):
     lr: float
     """The learning rate that holds unless an update is given another."""
 
-    state_names: ClassVar[tuple[str, ...]] = ()
-    """One tensor of the weights' shape each."""
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """One tensor of the weights' shape each; a class may give them as an attribute."""
+        return ()
 
     counts_nonzero: ClassVar[bool] = False
     """True if :meth:`update_rows` returns the change of the weights' non-zero count."""
@@ -245,6 +255,10 @@ class Optimizer(ABC):
         """Do what :meth:`update_rows` does by torch operations, on any device."""
 
 
+OptimizerChoice: TypeAlias = Optimizer | str | Mapping[str, Any]
+"""An optimizer, its name, or a table as :func:`make_optimizer` takes it."""
+
+
 def describe_optimizer(optimizer: object) -> dict[str, Any]:
     """Return an optimizer's name and hyper-parameters.
 
@@ -254,9 +268,9 @@ def describe_optimizer(optimizer: object) -> dict[str, Any]:
             :func:`make_optimizer`.
 
     Example:
-        >>> from widedeep.optim import SGD
-        >>> describe_optimizer(SGD(lr=0.5))
-        {'optimizer': 'sgd', 'lr': 0.5}
+        >>> from widedeep.optim import Adagrad
+        >>> describe_optimizer(Adagrad(lr=0.5))["optimizer"]
+        'adagrad'
     """
     for name, kind in _CLASSES.items():
         if type(optimizer) is kind:
@@ -268,20 +282,22 @@ def describe_optimizer(optimizer: object) -> dict[str, Any]:
     return {"optimizer": f"torch: {getattr(optimizer, '__qualname__', type(optimizer).__name__)}"}
 
 
-def make_optimizer(table: Mapping[str, Any]) -> Optimizer:
-    """Make the optimizer that a table describes.
+def make_optimizer(table: str | Mapping[str, Any]) -> Optimizer:
+    """Make the optimizer that a name or a table describes.
 
     Args:
-        table: ``optimizer`` (``"ftrl"``, ``"adagrad"``, ``"sgd"``, ``"adam"`` or another registered
-            name) and hyper-parameters; those not named keep their defaults.
+        table: A name (``"ftrl"``, ``"adagrad"``, ``"sgd"``, ``"adam"``, ``"rmsprop"`` or another
+            registered one), or a table of it as ``optimizer`` and hyper-parameters; those not named
+            keep their defaults.
 
     Raises:
         ConfigError: If the name or a key is unknown, or a value is outside its range.
 
     Example:
         >>> make_optimizer({"optimizer": "sgd", "lr": 0.5})
-        SGD(lr=0.5)
+        SGD(lr=0.5, momentum=0.0, nesterov=False)
     """
+    table = {"optimizer": table} if isinstance(table, str) else table
     name = table.get("optimizer")
     if not isinstance(name, str) or name not in _CLASSES:
         raise ConfigError(
@@ -311,3 +327,9 @@ def check_range(
         raise ConfigError(f"{owner}: got {name}={show_value(value)}, expected {expected}")
     if abs(value) > 1e30:  # what float32 holds, with room for a product
         raise ConfigError(f"{owner}: got {name}={show_value(value)}, expected at most 1e30")
+
+
+def check_flag(owner: str, name: str, value: object) -> None:
+    """Raise ConfigError unless a hyper-parameter is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{owner}: got {name}={show_value(value)}, expected true or false")

@@ -1,27 +1,39 @@
-"""Stochastic gradient descent."""
+"""Stochastic gradient descent, with momentum or without."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import ClassVar
 
 from torch import Tensor
 
-from widedeep.optim.base import Optimizer, Step, check_range
+from widedeep.errors import ConfigError
+from widedeep.optim.base import Optimizer, Step, check_flag, check_range
 
 __all__ = ["SGD"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer, name="sgd"):
-    """Stochastic gradient descent: w = w - lr·g. It keeps no state.
+    """Stochastic gradient descent, per coordinate: w = w - lr·g. It keeps no state.
+
+    With momentum μ (Sutskever et al. 2013, in the form of PyTorch and of TensorFlow's
+    MomentumOptimizer; Keras keeps -lr·b)::
+
+        b = μ·b + g
+        w = w - lr·b, or with nesterov w - lr·(g + μ·b)
+
+    It is lazy: b of a row that a batch does not touch does not decay, and the row does not move on.
 
     Args:
         lr: > 0.
+        momentum: μ, 0 <= momentum < 1.
+        nesterov: Look a step ahead; with momentum > 0 alone.
 
     Raises:
-        ConfigError: If ``lr`` is outside its range.
+        ConfigError: If a hyper-parameter is outside its range.
 
     Example:
         >>> import torch
@@ -33,12 +45,30 @@ class SGD(Optimizer, name="sgd"):
     """
 
     lr: float = 0.05
+    momentum: float = 0.0
+    nesterov: bool = False
 
-    state_names: ClassVar[tuple[str, ...]] = ()
     kernel: ClassVar[str] = "sgd_rows"
 
     def __post_init__(self) -> None:
         check_range("SGD", "lr", self.lr, lambda x: x > 0, "a number > 0")
+        check_range("SGD", "momentum", self.momentum, lambda x: 0 <= x < 1, "0 <= momentum < 1")
+        check_flag("SGD", "nesterov", self.nesterov)
+        if self.nesterov and not self.momentum:
+            raise ConfigError("SGD: got nesterov=True without momentum, expected momentum > 0")
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """``velocity``, b, where there is momentum."""
+        return ("velocity",) if self.momentum else ()
+
+    def _run_kernel(
+        self, module: ModuleType, weights: Tensor, state: Mapping[str, Tensor],
+        rows_U: Tensor | None, grads_UD: Tensor, step: Step,
+    ) -> int | Tensor | None:  # fmt: skip
+        if self.momentum:
+            return None
+        return super()._run_kernel(module, weights, state, rows_U, grads_UD, step)
 
     def update_tensors(
         self,
@@ -50,5 +80,10 @@ class SGD(Optimizer, name="sgd"):
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
         rows = slice(None) if rows_U is None else rows_U
-        weights[rows] = weights[rows] - step.lr * (grads_UD * step.grad_scale)
+        g = grads_UD * step.grad_scale
+        if self.momentum:
+            velocity = self.momentum * state["velocity"][rows] + g
+            state["velocity"][rows] = velocity
+            g = g + self.momentum * velocity if self.nesterov else velocity
+        weights[rows] = weights[rows] - step.lr * g
         return 0

@@ -133,7 +133,7 @@ class TrainConfig:
         pool_rows: Rows that wait in memory while they are mixed with others from all over the
             input; at any time those of 6 to 16 row groups are mixed. More take more memory, and
             mix better where row groups are large.
-        wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``.
+        wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``, or its name.
         posterior: Store in the bundle how uncertain the last layer is after the training data, for
             a ranker that explores by Thompson sampling or LinUCB.
         freeze: Parts that are not trained: patterns of the names that warm starts and checkpoints
@@ -171,9 +171,9 @@ class TrainConfig:
     posterior: bool = False
     freeze: list[str] = field(default_factory=list)
     rates: Mapping[str, float] = field(default_factory=dict)
-    wide: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "ftrl"})
-    deep: Mapping[str, Any] | None = None
-    dense: Mapping[str, Any] | None = None
+    wide: str | Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "ftrl"})
+    deep: str | Mapping[str, Any] | None = None
+    dense: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         owner = "[train]"
@@ -206,12 +206,15 @@ class TrainConfig:
         self.part_schedules()
 
     def _name_optimizers(self) -> None:
-        """A table without ``optimizer`` means the one that its part has by default."""
+        """Make a name a table; one without ``optimizer`` means the default of its part."""
         for group, name in (("wide", "ftrl"), ("deep", "adagrad"), ("dense", "adagrad")):
             table = getattr(self, group)
+            if isinstance(table, str):
+                object.__setattr__(self, group, {"optimizer": table})
+                continue
             if table is not None and "optimizer" not in table:
                 if group == "dense" and self.deep is not None:
-                    name = self.deep["optimizer"]
+                    name = self.optimizer_tables["deep"]["optimizer"]
                 object.__setattr__(self, group, {"optimizer": name, **table})
 
     def part_schedules(self) -> dict[str, Schedule]:
@@ -229,6 +232,11 @@ class TrainConfig:
                 where = "schedule" if name == "schedule" else f"schedules.{name}"
                 raise ConfigError(f"[train] {where}: {error}") from error
         return {part: made.get(part, made["schedule"]) for part in PARTS}
+
+    @property
+    def optimizer_tables(self) -> dict[str, Any]:
+        """The optimizers' tables by part, names made tables; None for one by default."""
+        return {part: getattr(self, part) for part in PARTS}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from widedeep.errors import ConfigError
 from widedeep.models.tower import registered_towers
 from widedeep.models.wide_deep import WideDeep
-from widedeep.optim import Adagrad
+from widedeep.optim import FTRL, Adagrad, Optimizer, make_optimizer
 from widedeep.training.config import Quality, RunConfig, TrainConfig
+from widedeep.training.dense import DenseOptimizer
+from widedeep.training.schedules import PARTS
 
 BEST_MEMBERS = 4
 """Members of an ensemble at quality "best"."""
@@ -113,9 +116,10 @@ def with_compat(config: TrainConfig, model: WideDeep) -> TrainConfig:
     n_wide = max(1, len(model.schema.spec.wide_names))
     highest = _JOINT_RATE if model.schema.spec.deep_names else _LINEAR_RATE
     ftrl = {"lr": min(highest, n_wide**-0.5)}
-    tables = {"wide": config.wide, "deep": config.deep or {"optimizer": "adagrad"}}
+    given = config.optimizer_tables
+    tables = {"wide": given["wide"], "deep": given["deep"] or {"optimizer": "adagrad"}}
     if config.dense is not None:
-        tables["dense"] = config.dense
+        tables["dense"] = given["dense"]
     changes: dict[str, Any] = {
         group: {
             "optimizer": table["optimizer"],
@@ -132,3 +136,43 @@ def with_compat(config: TrainConfig, model: WideDeep) -> TrainConfig:
     if config.early_stopping == "auto" and config.patience is None and config.monitor is None:
         changes["early_stopping"] = False
     return dataclasses.replace(config, **changes)
+
+
+class Optimizers(NamedTuple):
+    """The optimizer of each part of a model."""
+
+    wide: Optimizer
+    deep: Optimizer
+    dense: DenseOptimizer
+
+
+def make_optimizers(config: TrainConfig, **objects: Any) -> Optimizers:
+    """Return the optimizers of a configuration; ``objects`` by part come before its tables.
+
+    Raises:
+        ConfigError: If a table names no optimizer, or an object is none.
+    """
+    optimizers: dict[str, Any] = {}
+    for group in PARTS:
+        optimizer, table = objects.get(group), getattr(config, group)
+        if optimizer is None and table is not None:
+            try:
+                optimizer = make_optimizer(table)
+            except ConfigError as error:
+                raise ConfigError(f"[train] {group}: {error}") from error
+        elif optimizer is not None and not (group == "dense" and callable(optimizer)):
+            _check_optimizer(group, optimizer)
+        optimizers[group] = optimizer
+    wide, deep, dense = (optimizers[group] for group in PARTS)
+    dense = dense or deep or Adagrad()
+    return Optimizers(wide or FTRL(), deep or embeddings_optimizer(), dense)
+
+
+def _check_optimizer(name: str, optimizer: object) -> None:
+    if not isinstance(optimizer, Optimizer):
+        hint = ", or lambda parameters: torch.optim.AdamW(parameters)" if name == "dense" else ""
+        got = repr(optimizer) if isinstance(optimizer, str | type) else "an object"
+        raise ConfigError(
+            f"got {name}={got} ({type(optimizer).__name__}), expected an optimizer of "
+            f"widedeep.optim such as wd.Adagrad(lr=0.05){hint}"
+        )

@@ -26,6 +26,7 @@ from widedeep.errors import DataError
 from widedeep.metrics import MetricCollection, metrics_of
 from widedeep.models.blocks import has_hooks
 from widedeep.models.head_base import Head
+from widedeep.models.layer_options import NATIVE_ACTIVATIONS
 from widedeep.models.mlp import MLPTower
 from widedeep.models.wide_deep import JOIN, NUMBERS, WideDeep
 
@@ -57,9 +58,13 @@ def bundle_model(model: WideDeep, sequences: Collection[str] = ()) -> BundleMode
         for head, span in zip(model.heads, model.head_slices, strict=True)
     ]
     tower = standard_tower(model)
+    activation = model.config.activation if tower is None else tower.activation
     return BundleModel(
         heads=tuple(heads),
-        activation=model.config.activation if tower is None else tower.activation,
+        # Of the standard tower; others have theirs in the program or graph
+        activation=activation
+        if isinstance(activation, str) and activation in NATIVE_ACTIVATIONS
+        else "none",
         hidden_units=() if tower is None else tower.hidden_units,
         wide=tuple(slot.name for slot in model.schema.slots if slot.wide),
         wide_combiner=model.config.wide_combiner,
@@ -87,7 +92,7 @@ def _tower_sizes(model: WideDeep) -> dict[str, int]:
 
 def bundle_weights(model: WideDeep, sequences: Collection[str] = ()) -> dict[str, NDArray[Any]]:
     """Return a model's weights by their names in a bundle, batch norm folded into later layers."""
-    weights: dict[str, NDArray[Any]] = {"bias": _array(model.bias)}
+    weights: dict[str, NDArray[Any]] = {"bias": _array(model.logit_bias)}
     if model.wide_table is not None:
         weights.update(
             {f"wide/{name}": _array(w) for name, w in model.wide_table.named_weights().items()}
@@ -189,7 +194,7 @@ def evaluating(model: WideDeep, *, threads: int = 1, by_modules: bool = False) -
 def _as_served(model: WideDeep, tower: MLPTower, threads: int) -> Logits:
     (output,) = model.outputs.values()
     assert isinstance(output, nn.Linear)
-    bias_C = model.bias.detach().numpy()
+    bias_C = model.logit_bias.detach().numpy()
     weights = {"bias": bias_C, **mlp_weights(tower, output, bias_C)}
     forward = TowerForward(model.schema, bundle_model(model), weights)
 

@@ -18,6 +18,7 @@ from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.models.config import ModelConfig
 from widedeep.models.head_config import make_heads
+from widedeep.models.layer_options import BatchNorm, batch_norm_options
 from widedeep.models.tower import (
     DeepLayout,
     embedding_copies,
@@ -26,6 +27,7 @@ from widedeep.models.tower import (
     tower_configs,
     tower_table,
 )
+from widedeep.models.wide_deep import WIDE_BIAS
 from widedeep.options import read_section
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
@@ -80,12 +82,22 @@ def pooling_change(
 
 def layer_change(new: Mapping[str, Any], old: Mapping[str, Any]) -> str:
     """Return why hidden layers of the same shapes compute something else, or ""."""
+    meanings = [
+        {"activation": options["activation"], "batch_norm": _norm_eps(options["batch_norm"])}
+        for options in (new, old)
+    ]
     changes = [
         f"{option} {old[option]!r} became {new[option]!r}"
         for option in ("activation", "batch_norm")
-        if old[option] != new[option]
+        if meanings[0][option] != meanings[1][option]
     ]
     return "; ".join(changes)
+
+
+def _norm_eps(batch_norm: BatchNorm) -> float | None:
+    """Return what a norm adds to the variance; how fast its figures move changes no output."""
+    options = batch_norm_options(batch_norm)
+    return None if options is None else options.eps
 
 
 def state_change(
@@ -183,7 +195,7 @@ def name_of_module(key: str) -> str:
         return f"mlp/{layer[1]}/{layer[2]}"
     if key == "outputs.mlp.weight":
         return "head/weight"
-    return key if key == "bias" else f"tower/{key}"
+    return key if key in ("bias", WIDE_BIAS) else f"tower/{key}"
 
 
 def _from_bundle(folder: Path) -> PreviousModel:
@@ -206,8 +218,8 @@ def _from_bundle(folder: Path) -> PreviousModel:
         columns={column.name: slice(column.start, column.stop) for column in bundle.model.deep},
         inputs={"sequences": {}, "extra": {}},
         options={
-            "activation": bundle.model.activation,
-            "batch_norm": bool(run.get("batch_norm")),
+            "activation": run.get("activation", bundle.model.activation),
+            "batch_norm": run.get("batch_norm", False),
             "wide_combiner": bundle.model.wide_combiner,
         },
         scales={},
@@ -266,7 +278,7 @@ def _from_checkpoint(folder: Path) -> PreviousModel:
         heads=_heads(schema, model, len(dense["bias"]["weight"])),
         rows=rows,
         dense=dense,
-        optimizers={"wide": train.wide, "deep": train.deep, "dense": train.dense},
+        optimizers=train.optimizer_tables,
         rates=_rates(schema, tensors),
         updates=checkpoint.step,
     )

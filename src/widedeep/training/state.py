@@ -201,7 +201,7 @@ class TrainState:
         groups: dict[str, Mapping[str, Any]] = {
             **{name: table.named_state() for name, table in self.model.tables.items()},
             "module": self.model.dense_state(),
-            "optimizer": self.step.dense.tensors(),
+            "optimizer": self.step.dense_tensors(),
         }
         if self.step.feature_rates is not None:
             groups["rates"] = self.step.feature_rates.tensors()
@@ -237,7 +237,7 @@ class TrainState:
         for name, table in self.model.tables.items():
             table.load_named_state(_with_prefix(tensors, name))
         _restore_modules(self.model, _with_prefix(tensors, "module"))
-        self.step.dense.load_tensors(_with_prefix(tensors, "optimizer"))
+        self.step.load_dense_tensors(_with_prefix(tensors, "optimizer"))
         self.warmup.rows = list(checkpoint.state.get("warmup", []))
         if self.step.feature_rates is not None:
             self.step.feature_rates.load_tensors(_with_prefix(tensors, "rates"))

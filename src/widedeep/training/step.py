@@ -19,7 +19,7 @@ from widedeep.errors import CheckpointError, ConfigError, RowError
 from widedeep.kernels.torch_device import seeded, triton_kernels
 from widedeep.kernels.torch_layers import native_layers
 from widedeep.models.tower import DeepInput, TrainingRows
-from widedeep.models.wide_deep import WideDeep
+from widedeep.models.wide_deep import WIDE_BIAS, WideDeep
 from widedeep.optim import FTRL, Optimizer
 from widedeep.tables.embedding_table import EmbeddingTable
 from widedeep.tables.storage import Groups
@@ -84,10 +84,15 @@ class TrainStep:
         model.freeze_tables(self.parts.frozen_tables)
         self.parts.set_rules(model)
         trained = {n: p for n, p in model.named_parameters() if n not in self.parts.frozen}
-        self.dense = DenseUpdate(
-            trained, dense, clip_norm=self.config.clip_norm, rates=self.parts.rates
-        )
         self._trains_all = len(trained) == len(list(model.parameters()))
+        wide_bias = trained.pop(WIDE_BIAS, None)
+        if model.wide_bias is not None and not model.towers:
+            trained.pop("bias", None)  # of the deep part, which is none
+        rates = self.parts.rates
+        self.dense = DenseUpdate(trained, dense, clip_norm=self.config.clip_norm, rates=rates)
+        self.wide_bias: DenseUpdate | None = None
+        if wide_bias is not None:
+            self.wide_bias = DenseUpdate({WIDE_BIAS: wide_bias}, wide, rates=rates)
         self._frozen_norms = _frozen_norms(model, self.parts)
         self.dropout = EmbeddingDropout(model, self.config.seed)
         self.feature_rates: FeatureRates | None = None
@@ -336,13 +341,33 @@ class TrainStep:
                 feature_rates.learn(products_U, starts_T, device_starts_T)
         if self.fused is not None:
             self.fused.finish()  # its weights' gradients, summed while rows moved
+        if self.wide_bias is not None and self.model.wide_bias is not None:
+            # The gradient of the logits' sum, as the other bias has it
+            self.model.wide_bias.grad = self.model.bias.grad
+            self.wide_bias.apply(scale=row_scale, rate=rates.wide, step=step, threads=self.threads)
         scale = 1.0 / rows if self.config.loss_reduction == "mean" else 1.0
         self.dense.apply(scale=scale, rate=rates.dense, step=step, threads=self.threads)
+
+    @property
+    def _dense_updates(self) -> list[DenseUpdate]:
+        return [self.dense] if self.wide_bias is None else [self.dense, self.wide_bias]
+
+    def dense_tensors(self) -> dict[str, Tensor]:
+        """Return the optimizers' state of parameters that are no tables, one named tensor each."""
+        return {k: v for update in self._dense_updates for k, v in update.tensors().items()}
+
+    def load_dense_tensors(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Take the state that :meth:`dense_tensors` returned."""
+        own = {k: v for k, v in tensors.items() if k.rpartition("/")[0] == WIDE_BIAS}
+        self.dense.load_tensors({k: v for k, v in tensors.items() if k not in own})
+        if self.wide_bias is not None:
+            self.wide_bias.load_tensors(own)
 
     def _restart(self) -> None:
         """Start the optimizers of the dense parameters anew: a state dict was loaded."""
         self._loads = self.model.loads
-        self.dense.restart()
+        for update in self._dense_updates:
+            update.restart()
         if self.feature_rates is not None:
             for tensor in self.feature_rates.tensors().values():
                 tensor.zero_()
@@ -358,8 +383,9 @@ class TrainStep:
         small = {f"module/{name}": tensor for name, tensor in self.model.dense_state().items()}
         if self.feature_rates is not None:
             small |= {f"rates/{k}": v for k, v in self.feature_rates.tensors().items()}
-        if self.dense.is_ours:
-            small |= {f"optimizer/{k}": v for k, v in self.dense.tensors().items()}
+        for update in self._dense_updates:
+            if update.is_ours:
+                small |= {f"optimizer/{k}": v for k, v in update.tensors().items()}
         self.rollback.track_small(small)
 
     @property

@@ -424,6 +424,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         curve = self.map("softplus", self.map("mul", x, float(beta)))
         return self.map("mul", curve, 1.0 / float(beta))
 
+    def hard_sigmoid(self, x: Value) -> Numbers:
+        """Return ``x / 6 + 1/2``, bounded by 0 and 1."""
+        return self.clamp(self.map("add", self.map("mul", x, 1.0 / 6.0), 0.5), 0.0, 1.0)
+
+    def log_sigmoid(self, x: Value) -> tuple[Numbers, None]:
+        """Return the logarithm of the logistic function."""
+        return self.map("neg", self.map("softplus", self.map("neg", x))), None
+
     def extreme(self, function: str, x: Value, dim: Any, keepdim: bool) -> Any:
         """Return the largest or smallest number; of a dimension, as a pair without its index."""
         if isinstance(dim, Numbers | Tensor):
@@ -574,6 +582,13 @@ _OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "leaky_relu": lambda tracer, x, slope=0.01: tracer.map("leaky_relu", x, numbers=[slope]),
     "_prelu_kernel": lambda tracer, x, weight: tracer.prelu(x, weight),
     "softplus": lambda tracer, x, beta=1, threshold=20: tracer.softplus(x, beta),
+    "hardsigmoid": _Tracer.hard_sigmoid,
+    "hardswish": lambda tracer, x: tracer.map("mul", x, tracer.hard_sigmoid(x)),
+    "log_sigmoid_forward": _Tracer.log_sigmoid,
+    # Without training, the mean of its slopes
+    "rrelu_with_noise": lambda tracer, x, noise, least=1 / 8, most=1 / 3, *_: tracer.map(
+        "leaky_relu", x, numbers=[(least + most) / 2]
+    ),
     "sum": lambda tracer, x, dims=None, keepdim=False, **_: tracer.reduce("sum", x, dims, keepdim),
     "amax": lambda tracer, x, dims=None, keepdim=False: tracer.reduce("max", x, dims, keepdim),
     "amin": lambda tracer, x, dims=None, keepdim=False: tracer.reduce("min", x, dims, keepdim),

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,16 +24,18 @@ from widedeep.errors import CheckpointError, ConfigError, show_value
 from widedeep.kernels.threads import limit_spinning, usable_cores
 from widedeep.metrics.estimator import estimator_metrics
 from widedeep.models.wide_deep import WideDeep
-from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer, make_optimizer
+from widedeep.optim import Adagrad, OptimizerChoice, describe_optimizer, make_optimizer
 from widedeep.options import Auto, keyword_signature, with_options
 from widedeep.schema import Schema
 from widedeep.training.attribution import mean_attributions
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.config import TrainConfig, WarmStartConfig, Widths
 from widedeep.training.defaults import (
+    Optimizers,
     auto_batch_size,
     auto_epochs,
     embeddings_optimizer,
+    make_optimizers,
     with_compat,
 )
 from widedeep.training.dense import DenseOptimizer, resolve_precision
@@ -56,38 +58,6 @@ from widedeep.training.warm_start import WarmStart, warm_start
 
 __all__ = ["Trainer"]
 
-_PARTS = ("wide", "deep", "dense")
-
-
-class Optimizers(NamedTuple):
-    """The optimizer of each part of a model."""
-
-    wide: Optimizer
-    deep: Optimizer
-    dense: DenseOptimizer
-
-
-def make_optimizers(config: TrainConfig, **objects: Any) -> Optimizers:
-    """Return the optimizers of a configuration; ``objects`` by part come before its tables.
-
-    Raises:
-        ConfigError: If a table names no optimizer, or an object is none.
-    """
-    optimizers: dict[str, Any] = {}
-    for group in _PARTS:
-        optimizer, table = objects.get(group), getattr(config, group)
-        if optimizer is None and table is not None:
-            try:
-                optimizer = make_optimizer(table)
-            except ConfigError as error:
-                raise ConfigError(f"[train] {group}: {error}") from error
-        elif optimizer is not None and not (group == "dense" and callable(optimizer)):
-            _check_optimizer(group, optimizer)
-        optimizers[group] = optimizer
-    wide, deep, dense = (optimizers[group] for group in _PARTS)
-    dense = dense or deep or Adagrad()
-    return Optimizers(wide or FTRL(), deep or embeddings_optimizer(), dense)
-
 
 class Trainer:
     """Trains a :class:`widedeep.WideDeep` jointly: by default FTRL for wide, Adagrad for deep.
@@ -96,15 +66,18 @@ class Trainer:
         model: The model; it is changed in place.
         config: How it is trained; None: :class:`widedeep.training.config.TrainConfig` with its
             defaults.
-        wide: Optimizer of the wide weights; None: the configuration's, ``FTRL()`` by default.
+        wide: Optimizer of the wide weights: one of :mod:`widedeep.optim`, its name, or a table such
+            as ``{"optimizer": "ftrl", "lr": 0.1}``; None: the configuration's, ``FTRL()`` by
+            default.
         deep: Optimizer of the embeddings, and of the dense parameters unless ``dense`` is given.
             None: the configuration's, or else
             ``Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)`` for the embeddings, with up to
             ``l2=0.3`` on several passes, and ``Adagrad()`` for the dense parameters.
-        dense: Optimizer of the dense parameters: one of ours, or a function of the parameters that
-            returns a torch optimizer, such as ``lambda parameters: torch.optim.AdamW(parameters,
-            lr=1e-3)``, or a pair of it and a scheduler of ``torch.optim.lr_scheduler``: this then
-            decides the rates of the dense part, a step at a time, and checkpoints keep it.
+        dense: Optimizer of the dense parameters: one of ours, its name or table, or a function of
+            the parameters that returns a torch optimizer, such as ``lambda parameters:
+            torch.optim.AdamW(parameters, lr=1e-3)``, or a pair of it and a scheduler of
+            ``torch.optim.lr_scheduler``: this then decides the rates of the dense part, a step at
+            a time, and checkpoints keep it.
         checkpoints: Directory for checkpoints; None writes none.
         checkpoint_every: Steps between checkpoints; None: one per epoch.
         keep_last: Checkpoints kept besides the best.
@@ -130,9 +103,9 @@ class Trainer:
         model: WideDeep,
         config: TrainConfig | None = None,
         *,
-        wide: Optimizer | None = None,
-        deep: Optimizer | None = None,
-        dense: DenseOptimizer | None = None,
+        wide: OptimizerChoice | None = None,
+        deep: OptimizerChoice | None = None,
+        dense: DenseOptimizer | str | Mapping[str, Any] | None = None,
         checkpoints: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         keep_last: int = 3,
@@ -141,10 +114,14 @@ class Trainer:
         **options: Any,
     ) -> None:
         _check_model(model)
-        self.options = with_compat(with_options(config or TrainConfig(), options, "Trainer"), model)
-        optimizers = make_optimizers(self.options, wide=wide, deep=deep, dense=dense)
-        has_deep = deep is not None or self.options.deep is not None
-        has_dense = has_deep or dense is not None or self.options.dense is not None
+        objects = {"wide": wide, "deep": deep, "dense": dense}
+        tables = {part: x for part, x in objects.items() if isinstance(x, (str, Mapping))}
+        objects = {part: x for part, x in objects.items() if x is not None and part not in tables}
+        asked = with_options(config or TrainConfig(), {**options, **tables}, "Trainer")
+        self.options = with_compat(asked, model)
+        optimizers = make_optimizers(self.options, **objects)
+        has_deep = "deep" in objects or self.options.deep is not None
+        has_dense = has_deep or "dense" in objects or self.options.dense is not None
         self._by_default = {"deep": not has_deep, "dense": not has_dense}
         _check_count("checkpoint_every", checkpoint_every)
         self.threads = self.options.threads or usable_cores()
@@ -771,16 +748,6 @@ def _check_model(model: object) -> None:
                 f"float32 on {model.device}, where the model's tables are; give device= to "
                 "WideDeep and precision= to Trainer"
             )
-
-
-def _check_optimizer(name: str, optimizer: object) -> None:
-    if not isinstance(optimizer, Optimizer):
-        hint = ", or lambda parameters: torch.optim.AdamW(parameters)" if name == "dense" else ""
-        got = repr(optimizer) if isinstance(optimizer, str | type) else "an object"
-        raise ConfigError(
-            f"got {name}={got} ({type(optimizer).__name__}), expected an optimizer of "
-            f"widedeep.optim such as wd.Adagrad(lr=0.05){hint}"
-        )
 
 
 def _check_count(name: str, count: object) -> None:

@@ -17,7 +17,7 @@ from widedeep.data.extend_schema import map_ids
 from widedeep.errors import SchemaError
 from widedeep.features import IdMap
 from widedeep.models.numbers import number_of_parameter
-from widedeep.models.wide_deep import JOIN, WideDeep
+from widedeep.models.wide_deep import JOIN, WIDE_BIAS, WideDeep
 from widedeep.optim import FTRL, Adam, describe_optimizer
 from widedeep.tables.embedding_table import EmbeddingTable
 from widedeep.training.config import WarmStartConfig
@@ -152,7 +152,7 @@ class _Transfer:
         by_part: dict[str, list[str]] = {}
         for tensor in self.tensors:
             prefix = tensor.name.partition("/")[0]
-            group = {"wide": "wide", "table": "deep"}.get(prefix, "dense")
+            group = {"wide": "wide", WIDE_BIAS: "wide", "table": "deep"}.get(prefix, "dense")
             by_part.setdefault(group, []).append(tensor.optimizer)
         anew = any(
             isinstance(self.optimizers[group], Adam) and "carried" not in states
@@ -362,8 +362,11 @@ class _Transfer:
         name = name_of_module(key)
         if stored is None:
             return "not in the old model"
-        if self.heads_change and (name == "bias" or key.startswith("outputs.")):
+        if self.heads_change and (name in ("bias", WIDE_BIAS) or key.startswith("outputs.")):
             return self.heads_change
+        if name == "bias" and self.model.wide_bias is None and WIDE_BIAS in self.previous.dense:
+            both = stored["weight"] + self.previous.dense[WIDE_BIAS]["weight"]
+            stored = {**stored, "weight": both}
         if name == "mlp/0/weight":
             return self._first_layer(key, value, stored)
         if tuple(stored["weight"].shape) != tuple(value.shape):
@@ -448,11 +451,15 @@ class _Transfer:
         blocks: Sequence[tuple[slice, Mapping[str, NDArray[Any]]]],
         reason: str = "",
     ) -> None:
-        dense, optimizer = self.state.step.dense, self.optimizers["dense"]
-        state = dense.state.get(key, {})
-        before = self.previous.optimizers.get("dense") or self.previous.optimizers.get("deep")
+        step, before = self.state.step, self.previous.optimizers
+        group, update = "dense", step.dense
+        old = before.get("dense") or before.get("deep")
+        if key == WIDE_BIAS and step.wide_bias is not None:
+            group, update, old = "wide", step.wide_bias, before.get("wide")
+        optimizer = self.optimizers[group]
+        state = update.state.get(key, {})
         now = describe_optimizer(optimizer)
-        change = state_change("dense", now, before, self.scales)
+        change = state_change(group, now, old, self.scales)
         carried = bool(state) and not change and all(slot in stored for slot in state)
         for columns, arrays in blocks:
             _copy_columns(value, columns, arrays["weight"])
@@ -460,10 +467,10 @@ class _Transfer:
                 if slot in arrays:
                     _copy_columns(tensor, columns, arrays[slot])
         optimizer_state: OptimizerState = "carried" if carried else "fresh"
-        if isinstance(optimizer, FTRL) and state and not (carried and before == now):
+        if isinstance(optimizer, FTRL) and state and not (carried and old == now):
             state["z"].copy_(optimizer.z_from_weights(value, state["n"]))
             optimizer_state = "rebuilt"
-        if before and change and key in dense.parameters:
+        if old and change and key in update.parameters:
             reason = "; ".join(filter(None, (reason, f"optimizer: {change}")))
         name, inputs = name_of_module(key), value.shape[-1] if value.ndim else 1
         transferred = sum(len(range(*columns.indices(inputs))) for columns, _ in blocks)

@@ -10,7 +10,7 @@ from widedeep.errors import ConfigError, nearest
 from widedeep.models.tower import registered_towers
 from widedeep.optim import describe_optimizer, make_optimizer
 from widedeep.training.config import RunConfig
-from widedeep.training.trainer import make_optimizers
+from widedeep.training.defaults import make_optimizers
 
 if TYPE_CHECKING:
     import optuna
