@@ -205,6 +205,27 @@ int add_number(OwnedPlan& self, const std::string& name, const std::string& colu
   return static_cast<int>(self.plan.numbers.size()) - 1;
 }
 
+// The counts of a part's or cross's `width` known ids.
+int add_counts(OwnedPlan& self, const std::string& name, const std::string& source, int index,
+               std::int64_t width) {
+  const Plan& plan = self.plan;
+  std::int64_t known = 0;
+  if (source == "cross") {
+    const auto& cross = *plan.crosses.at(static_cast<std::size_t>(index));
+    known = cross.hashed() ? cross.buckets : cross.vocabulary->size();
+  } else {
+    known = plan.parts.at(static_cast<std::size_t>(index))->id_limit() - transform::kFirstKnownId;
+  }
+  if (known != width) throw std::invalid_argument("got another number of values than its source's");
+  auto number = std::make_unique<transform::NumericFeature>();
+  number->name = name;
+  number->size = width;
+  number->counted = index;
+  number->counts_cross = source == "cross";
+  self.plan.numbers.push_back(std::move(number));
+  return static_cast<int>(self.plan.numbers.size()) - 1;
+}
+
 int add_number_sequence(OwnedPlan& self, const std::string& name, const std::string& column,
                         const std::string& declared, const std::vector<Vector<double>>& boundaries,
                         double shift, double scale, const std::optional<std::string>& parallel,
@@ -411,6 +432,7 @@ void bind_transform(nb::module_& m) {
            "max_combinations"_a, "hash_key"_a)
       .def("add_number", &add_number, "name"_a, "column"_a, nb::kw_only(), "transform"_a,
            "indicator"_a, "boundaries"_a, "shift"_a, "scale"_a, "fill"_a)
+      .def("add_counts", &add_counts, "name"_a, "source"_a, "index"_a, "width"_a)
       .def("add_number_sequence", &add_number_sequence, "name"_a, "column"_a, nb::kw_only(),
            "transform"_a, "boundaries"_a, "shift"_a, "scale"_a, "parallel"_a.none(),
            "maxlen"_a.none(), "keep_first"_a)

@@ -39,11 +39,21 @@ struct Active {
 Active active_features(const Program& program) {
   std::set<int> parts;
   std::set<int> crosses;
+  const auto add_cross = [&](int index) {
+    crosses.insert(index);
+    for (const int part : program.plan->crosses[as_size(index)]->parts) parts.insert(part);
+  };
   for (const Slot& slot : program.slots) {
     if (slot.kind == Slot::Kind::part) parts.insert(slot.index);
-    if (slot.kind != Slot::Kind::cross) continue;
-    crosses.insert(slot.index);
-    for (const int part : program.plan->crosses[as_size(slot.index)]->parts) parts.insert(part);
+    if (slot.kind == Slot::Kind::cross) add_cross(slot.index);
+  }
+  for (const auto& number : program.plan->numbers) {
+    if (!program.dense || !number->is_count()) continue;
+    if (number->counts_cross) {
+      add_cross(number->counted);
+    } else {
+      parts.insert(number->counted);
+    }
   }
   return {{parts.begin(), parts.end()}, {crosses.begin(), crosses.end()}};
 }
@@ -121,6 +131,7 @@ class Run {
   void encode_parts(const Block& block, Room& room) const;
   void encode_crosses(const Block& block, Room& room) const;
   void encode_numbers(const Block& block, Room& room, float* dense) const;
+  void encode_counts(const Block& block, const Room& room, float* dense) const;
   void encode_targets(const Block& block, Room& room, Encoded& out) const;
   std::int64_t assemble(const Block& block, Room& room, const float* dense, std::int64_t at,
                         Encoded& out) const;
@@ -272,6 +283,7 @@ void Run::encode_numbers(const Block& block, Room& room, float* dense) const {
   const std::int64_t stride = dense_starts_.back();
   for (std::size_t k = 0; k < plan_.numbers.size(); ++k) {
     const NumericFeature& number = *plan_.numbers[k];
+    if (number.is_count()) continue;
     float* const out = dense + dense_starts_[k];
     if (!is_fixed(program_, number)) {
       number.encode(*block.batch->columns[as_size(number.column)], block.row_begin, block.row_end,
@@ -281,6 +293,17 @@ void Run::encode_numbers(const Block& block, Room& room, float* dense) const {
     for (std::int64_t row = 0; row < block.n_rows(); ++row) {
       std::copy(number.fixed.begin(), number.fixed.end(), out + row * stride);
     }
+  }
+}
+
+// After the parts and crosses, whose ids are counted.
+void Run::encode_counts(const Block& block, const Room& room, float* dense) const {
+  for (std::size_t k = 0; k < plan_.numbers.size(); ++k) {
+    const NumericFeature& number = *plan_.numbers[k];
+    if (!number.is_count()) continue;
+    const Cells& cells = number.counts_cross ? room.crosses[as_size(number.counted)]
+                                             : room.parts[as_size(number.counted)].ids;
+    number.count(cells, block.n_rows(), dense + dense_starts_[k], dense_starts_.back());
   }
 }
 
@@ -380,6 +403,7 @@ std::int64_t Run::encode_blocks(std::int64_t begin, std::int64_t end, std::int64
     }
     encode_parts(block, room);
     encode_crosses(block, room);
+    if (program_.dense) encode_counts(block, room, dense);
     if (program_.targets) encode_targets(block, room, out);
     at += assemble(block, room, dense, at, out);
   }
@@ -512,7 +536,7 @@ std::vector<int> Program::columns() const {
   }
   if (uses_numbers(*this)) {
     for (const auto& number : plan->numbers) {
-      if (!is_fixed(*this, *number)) needed.insert(number->column);
+      if (!is_fixed(*this, *number) && !number->is_count()) needed.insert(number->column);
     }
   }
   if (targets) {

@@ -153,6 +153,17 @@ void NumericFeature::encode(const Column& input, std::int64_t row_begin, std::in
   if (!finite) throw_too_large(input, row_begin, row_end, where, out, stride);
 }
 
+void NumericFeature::count(const Cells& cells, std::int64_t n_rows, float* out,
+                           std::int64_t stride) const {
+  for (std::int64_t row = 0; row < n_rows; ++row, out += stride) {
+    std::fill(out, out + size, 0.0F);
+    for (std::int64_t i = cells.begin(row); i < cells.end(row); ++i) {
+      const std::int64_t place = cells.ids[as_size(i)] - kFirstKnownId;
+      if (place >= 0) out[place] += cells.values.empty() ? 1.0F : cells.values[as_size(i)];
+    }
+  }
+}
+
 // Returns whether all results are within kLargestDense.
 bool NumericFeature::encode_component(std::int64_t j, std::int64_t n_rows, const double* numbers,
                                       float* out, std::int64_t stride) const {

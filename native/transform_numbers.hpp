@@ -21,12 +21,18 @@ struct NumericFeature {
   int column = -1;
   Storage storage;           // of the column
   std::vector<float> fixed;  // `width` values for every scored row, or empty
+  // It has no column and counts the ids of a part or cross, `size` known ones; -1: it has one.
+  int counted = -1;
+  bool counts_cross = false;
 
+  bool is_count() const noexcept { return counted >= 0; }
   std::int64_t width() const noexcept { return size * (indicator ? 2 : 1); }
 
   // Writes `width` values a row to out, out + stride, ...
   void encode(const Column& column, std::int64_t row_begin, std::int64_t row_end,
               const Where& where, Scratch& scratch, float* out, std::int64_t stride) const;
+  // Likewise, the sums of the weights of each known id.
+  void count(const Cells& cells, std::int64_t n_rows, float* out, std::int64_t stride) const;
 
  private:
   bool encode_component(std::int64_t j, std::int64_t n_rows, const double* numbers, float* out,

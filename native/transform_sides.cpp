@@ -86,8 +86,9 @@ class SideEncoder {
       encode_number(batch, index, begin, end, where, out_.dense.data() + dense_at);
     }
     for (const int index : program_.active_parts) encode_part(batch, index, begin, end, where);
-    for (const Slot& slot : program_.slots) {
-      if (slot.kind == Slot::Kind::cross) encode_cross(slot.index, n);
+    for (const int index : program_.crosses) encode_cross(index, n);
+    for (const int index : program_.numbers) {
+      count(index, n, out_.dense.data() + dense_at + dense_starts_[as_size(index)]);
     }
     for (std::int64_t row = 0; row < n; ++row) {
       assemble(row, out_.dense.data() + dense_at + row * stride);
@@ -104,6 +105,7 @@ class SideEncoder {
   void encode_number(const InputBatch& batch, int index, std::int64_t begin, std::int64_t end,
                      const Where& where, float* dense) {
     const NumericFeature& number = *plan_.numbers[as_size(index)];
+    if (number.is_count()) return;
     const std::int64_t stride = dense_starts_.back();
     float* const out = dense + dense_starts_[as_size(index)];
     if (number.fixed.empty()) {
@@ -139,6 +141,14 @@ class SideEncoder {
     if (is_request_) plan_.check_values(n_values() + cross.count(cross_inputs_, n));
     cross.encode(cross_inputs_, n, {origin_, out_.parts.n_rows}, scratch_,
                  crosses_[as_size(index)]);
+  }
+
+  void count(int index, std::int64_t n, float* out) {
+    const NumericFeature& number = *plan_.numbers[as_size(index)];
+    if (!number.is_count()) return;
+    const auto source = as_size(number.counted);
+    number.count(number.counts_cross ? crosses_[source] : parts_[source].ids, n, out,
+                 dense_starts_.back());
   }
 
   void assemble(std::int64_t row, const float* dense) {
@@ -237,11 +247,19 @@ SideProgram::SideProgram(const Plan& of, std::vector<Slot> own_slots, std::vecto
       numbers(std::move(own_numbers)),
       pair_parts(std::move(crossed)) {
   std::set<int> parts(pair_parts.begin(), pair_parts.end());
+  std::set<int> own_crosses;
   for (const Slot& slot : slots) {
     if (slot.kind == Slot::Kind::part) parts.insert(slot.index);
-    if (slot.kind != Slot::Kind::cross) continue;
-    for (const int part : plan->crosses[as_size(slot.index)]->parts) parts.insert(part);
+    if (slot.kind == Slot::Kind::cross) own_crosses.insert(slot.index);
   }
+  for (const int index : numbers) {
+    const NumericFeature& number = *plan->numbers[as_size(index)];
+    if (number.is_count()) (number.counts_cross ? own_crosses : parts).insert(number.counted);
+  }
+  for (const int cross : own_crosses) {
+    for (const int part : plan->crosses[as_size(cross)]->parts) parts.insert(part);
+  }
+  crosses.assign(own_crosses.begin(), own_crosses.end());
   active_parts.assign(parts.begin(), parts.end());
 }
 
@@ -256,7 +274,7 @@ std::vector<int> SideProgram::columns() const {
   }
   for (const int index : numbers) {
     const NumericFeature& number = *plan->numbers[as_size(index)];
-    if (number.fixed.empty()) needed.insert(number.column);
+    if (number.fixed.empty() && !number.is_count()) needed.insert(number.column);
   }
   return {needed.begin(), needed.end()};
 }

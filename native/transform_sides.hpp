@@ -24,7 +24,8 @@ struct SideProgram {
   std::vector<Slot> slots;
   std::vector<int> numbers;  // in the plan's list of numbers
   std::vector<int> pair_parts;
-  std::vector<int> active_parts;  // those of the slots, of their crosses, and of pairs
+  std::vector<int> crosses;       // those of the slots, and those that numbers count
+  std::vector<int> active_parts;  // those of the slots and numbers, of the crosses, and of pairs
 };
 
 // The parts of some rows that crosses with the other side read; by place in the plan.

@@ -37,6 +37,7 @@ PUBLIC_NAMES = [
     "categorical",
     "crossed",
     "fit_schema",
+    "indicator",
     "infer_spec",
     "join_actions",
     "load_config",

@@ -38,7 +38,7 @@ def test_the_manual_tells_every_key() -> None:
     assert told["train"] == {field.name for field in dataclasses.fields(TrainConfig)}
     places = {field.name for field in dataclasses.fields(DataConfig)} - {"valid_fraction"}
     assert told["data"] == places | set(DATA_KEYS)
-    for key in ("numeric", "categorical", "crossed", "bucketized", "options", "training_only"):
+    for key in ("numeric", "categorical", "crossed", "bucketized", "indicator", "options"):
         assert key in told["features"]
     # What it calls a default is one.
     for name in ("activation", "dropout", "batch_norm", "wide_combiner", "embedding_std", "seed"):

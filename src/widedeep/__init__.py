@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from widedeep.data.infer import infer_spec
     from widedeep.errors import WideDeepError
     from widedeep.estimators import WideDeepClassifier, WideDeepRegressor
-    from widedeep.features import FeatureSpec, bucketized, categorical, crossed, numeric
+    from widedeep.features import (
+        FeatureSpec,
+        bucketized,
+        categorical,
+        crossed,
+        indicator,
+        numeric,
+    )
     from widedeep.join import join_actions
     from widedeep.models.wide_deep import WideDeep
     from widedeep.optim import FTRL, SGD, Adagrad, Adam
@@ -55,6 +62,7 @@ __all__ = [
     "categorical",
     "crossed",
     "fit_schema",
+    "indicator",
     "infer_spec",
     "join_actions",
     "load_config",
@@ -83,6 +91,7 @@ _MODULE_OF = {
     "categorical": "features",
     "crossed": "features",
     "fit_schema": "data.fit",
+    "indicator": "features",
     "infer_spec": "data.infer",
     "join_actions": "join",
     "load_config": "config",

@@ -626,6 +626,7 @@ class TransformPlan:
         scale: NDArray[np.float64],
         fill: _Floats,
     ) -> int: ...
+    def add_counts(self, name: str, source: str, index: int, width: int) -> int: ...
     def add_number_sequence(
         self,
         name: str,

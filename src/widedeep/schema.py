@@ -139,7 +139,7 @@ class Schema:
         slots = []
         for feature in self.spec.all_features:
             wide = feature.name in self.spec.wide_names
-            deep = feature.name in self.spec.deep_names and not feature.dense_width
+            deep = feature.name in self.spec.deep_names and not feature.is_dense
             if wide or deep:
                 slots.append(
                     Slot(
@@ -161,21 +161,23 @@ class Schema:
 
     @cached_property
     def dense_layout(self) -> dict[str, slice]:
-        """Columns of ``dense_BK`` by numeric feature, those of :attr:`FeatureSpec.extra` too.
+        """Columns of ``dense_BK`` by feature of numbers, those of :attr:`FeatureSpec.extra` too.
 
-        An indicator feature of size s fills 2 s columns: s values, then s null flags.
+        A number of size s with ``missing="indicator"`` fills 2 s columns: s values, then s null
+        flags. An indicator feature fills one per known value of its source.
         """
         layout, start = {}, 0
         for feature in self.spec.all_features:
-            if feature.dense_width:
-                layout[feature.name] = slice(start, start + feature.dense_width)
-                start += feature.dense_width
+            if feature.is_dense:
+                width = feature.dense_columns(self)
+                layout[feature.name] = slice(start, start + width)
+                start += width
         return layout
 
     @property
     def n_dense(self) -> int:
         """K, the number of dense columns of a Batch."""
-        return sum(feature.dense_width for feature in self.spec.all_features)
+        return sum(feature.dense_columns(self) for feature in self.spec.all_features)
 
     def is_multilabel(self, head: str) -> bool:
         """Tell whether a head's label is a column of lists: any number of classes a row."""
@@ -614,7 +616,7 @@ def _row(schema: Schema, feature: Feature) -> tuple[str, ...]:
     return (
         feature.name,
         feature.kind_text,
-        f"{feature.dense_width or schema.id_count(feature.name):,}",
+        f"{feature.dense_columns(schema) or schema.id_count(feature.name):,}",
         "" if column is None else f"{schema.missing.get(column, 0.0):.1%}",
         place_text(schema, feature),
     )
@@ -633,7 +635,8 @@ def place_text(schema: Schema, feature: Feature) -> str:
         )
         if feature.name in names
     ]
-    return " + ".join(places) or "part of crosses"
+    counted = any(f.source_feature == feature.name for f in schema.spec.all_features)
+    return " + ".join(places) or ("counted by an indicator" if counted else "part of crosses")
 
 
 def _label(schema: Schema) -> str:

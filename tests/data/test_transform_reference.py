@@ -115,6 +115,8 @@ def schemas(draw: st.DrawFn) -> Schema:
     cross, known = draw(crosses(so_far, ["text", "code", "tags", "cut", "raw"]))
     features += [cross, wd.crossed("raw", "cut", name="pre", hash_buckets=5)]
     vocabularies |= known
+    counted = draw(st.lists(st.sampled_from(["text", "tags", "cut", cross.name]), unique=True))
+    features += [wd.indicator(f"counts of {name}", source=name) for name in counted]
     wide = None if draw(st.booleans()) else ["n", "v", "text", "bins", "line", cross.name]
     return make_schema(features, wide=wide, **common)
 

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from widedeep.features import Bucketized, Categorical, Crossed, Numeric
+from widedeep.features import Bucketized, Categorical, Crossed, Indicator, Numeric
 from widedeep.kernels.transform import fingerprint64
 from widedeep.schema import Schema
 
@@ -285,6 +285,18 @@ def _dense(schema: Schema, feature: Numeric, row: Row) -> list[float]:
     return values + (flags if feature.missing == "indicator" else [])
 
 
+def _counts(schema: Schema, feature: Indicator, row: Row) -> list[float]:
+    """The sum of the weights of each known id of the source."""
+    source = schema.spec.by_name[feature.source]
+    is_cross = isinstance(source, Crossed)
+    ids = _cross_ids(schema, source, row) if is_cross else _Part(schema, source.name).ids(row)
+    counts = [0.0] * (schema.id_count(source.name) - 2)
+    for id_, weight in ids:
+        if id_ >= 2:
+            counts[id_ - 2] += weight
+    return counts
+
+
 def encode_row(schema: Schema, row: Row) -> EncodedRow:
     """One example, as training sees it."""
     encoded = EncodedRow()
@@ -294,6 +306,9 @@ def encode_row(schema: Schema, row: Row) -> EncodedRow:
         if isinstance(feature, Numeric) and feature.dense_width
     }
     encoded.dense = [value for values in dense.values() for value in values]
+    for feature in schema.spec.all_features:
+        if isinstance(feature, Indicator):
+            encoded.dense += _counts(schema, feature, row)
     for slot in schema.slots:
         feature = schema.spec.by_name[slot.name]
         if isinstance(feature, Numeric) and feature.has_cut_points:

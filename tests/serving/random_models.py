@@ -11,7 +11,7 @@ import pyarrow as pa
 import widedeep as wd
 from tests.bundle import models
 from widedeep.bundle import Bundle, write_bundle
-from widedeep.features import Crossed, Numeric
+from widedeep.features import Crossed, Indicator, Numeric
 from widedeep.schema import Schema
 
 __all__ = ["ITEM_COLUMNS", "QUERY_COLUMNS", "random_bundle", "random_items", "random_query"]
@@ -102,7 +102,15 @@ def _features(rng: np.random.Generator) -> list[Any]:
         wd.crossed("user", "age_bucket"),
         wd.crossed("seen", "genres", hash_buckets=19),
     ]
-    return [*chosen, *(cross for cross in crosses if rng.random() < 0.6)]
+    features = [*chosen, *(cross for cross in crosses if rng.random() < 0.6)]
+    # Of one side alone: an indicator of a cross of both is ranked row by row.
+    counted = ["age_bucket", "user", "seen", "app", "genres", "app_x_price_bucket"]
+    names = {feature.name for feature in wd.FeatureSpec(features=features).all_features}
+    return features + [
+        wd.indicator(f"counts of {name}", source=name)
+        for name in counted
+        if name in names and rng.random() < 0.3
+    ]
 
 
 def random_schema(rng: np.random.Generator) -> Schema:
@@ -112,10 +120,15 @@ def random_schema(rng: np.random.Generator) -> Schema:
     names = [feature.name for feature in flat]
     numbers = [feature.name for feature in flat if isinstance(feature, Numeric)]
     crosses = [feature.name for feature in flat if isinstance(feature, Crossed)]
+    indicators = [feature.name for feature in flat if isinstance(feature, Indicator)]
     spec = wd.FeatureSpec(
         features=features,
         item=["price", "sizes", "price_bucket", "app", "genres", "maker"],
-        wide=[name for name in names if name not in numbers or rng.random() < 0.3],
+        wide=[
+            name
+            for name in names
+            if name not in indicators and (name not in numbers or rng.random() < 0.3)
+        ],
         deep=[name for name in names if name not in crosses or rng.random() < 0.3],
         training_only={"user": "user1"} if rng.random() < 0.2 else {},
     )

@@ -18,6 +18,7 @@ from widedeep.data.fragments import origin_of
 from widedeep.errors import DataError, FeatureError, SchemaError, nearest
 from widedeep.features import (
     BucketEncoding,
+    CountEncoding,
     CrossEncoding,
     Encoding,
     Feature,
@@ -142,6 +143,10 @@ class _Compiler:
                 self.operations[name] = ("part", index)
             elif isinstance(encoding, ValueEncoding):
                 self.operations[name] = ("part", self.add_values(name, encoding))
+            elif isinstance(encoding, CountEncoding):
+                kind, index = self.operations[encoding.source]
+                counts = self.native.add_counts(name, kind, index, encoding.width)
+                self.operations[name] = ("number", counts)
             elif (cross := self.add_cross(name, encoding)) is not None:
                 self.operations[name] = ("cross", cross)
         except ValueError as error:
@@ -276,10 +281,12 @@ class _Compiler:
 
     def fix_training_only(self) -> None:
         for name, value in self.schema.spec.training_only.items():
-            if name not in self.operations or self.operations[name][0] == "cross":
+            source = self.schema.spec.by_name[name].source_feature
+            if source is not None or self.operations.get(name, ("cross",))[0] == "cross":
+                parts = "the cross's parts" if source is None else f"its source {source!r}"
                 raise FeatureError(
-                    f"feature {name!r}: got a cross in training_only, expected a feature with a "
-                    "column; name the cross's parts instead"
+                    f"feature {name!r}: got {'a cross' if source is None else 'an indicator'} in "
+                    f"training_only, expected a feature with a column; name {parts} instead"
                 )
             kind, index = self.operations[name]
             fix = self.native.fix_number if kind == "number" else self.native.fix_part

@@ -91,6 +91,14 @@ class DriftCounts:
             for feature in schema.spec.all_features
             if feature.drift_form == "numbers" and feature.number_input is not None
         }
+        # Features without a slot that an indicator counts: its dense columns, the rows of each
+        placed = {slot.name for slot in schema.slots}
+        self._counts = {
+            feature.source_feature: (columns, np.zeros(columns.stop - columns.start, np.int64))
+            for feature in schema.spec.all_features
+            if feature.source_feature is not None and feature.source_feature not in placed
+            for columns in [schema.dense_layout[feature.name]]
+        }
         self._numbers = {
             (name, component): (cuts, trained, np.zeros(len(cuts) + 1, np.int64))
             for name, numbers in self._inputs.items()
@@ -109,6 +117,8 @@ class DriftCounts:
         if slots:
             slot_N = np.repeat(np.tile(self._starts[:-1], len(batch)), np.diff(batch.offsets_BF))
             self._ids += np.bincount(batch.ids_N + slot_N, minlength=len(self._ids))
+        for columns, counts in self._counts.values():
+            counts += np.count_nonzero(batch.dense_BK[:, columns], axis=0)
         for name, numbers in self._inputs.items():
             self._add_numbers(name, numbers, table.column(numbers.column))
 
@@ -134,7 +144,12 @@ class DriftCounts:
         for index, slot in enumerate(self._schema.slots):
             feature = self._schema.spec.by_name[slot.name]
             if feature.drift_form == "values":
-                drifts.append(self._values(feature, index))
+                ids = self._ids[self._starts[index] : self._starts[index + 1]]
+                drifts.append(self._values(feature, ids))
+        for name, (_, counts) in self._counts.items():
+            feature = self._schema.spec.by_name[name]
+            if feature.drift_form == "values":
+                drifts.append(self._values(feature, self._counted_ids(feature, counts)))
         return sorted(drifts, key=lambda one: -max(one.psi or 0.0, one.missing_psi))
 
     def missing(self, column: str) -> float:
@@ -184,8 +199,15 @@ class DriftCounts:
             **self._missing(source.column),
         )
 
-    def _values(self, feature: Feature, index: int) -> FeatureDrift:
-        ids = self._ids[self._starts[index] : self._starts[index + 1]]
+    def _counted_ids(self, feature: Feature, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the counts of ids; of lists, where the unseen are not counted, without these."""
+        column = feature.input_columns[0]
+        nulls = self._nulls[column]
+        is_list = self._schema.columns[column].nested
+        unseen = 0 if is_list else self._rows - nulls - int(counts.sum())
+        return np.concatenate([[max(0, unseen), nulls], counts])
+
+    def _values(self, feature: Feature, ids: NDArray[np.int64]) -> FeatureDrift:
         moved, moved_most, new, few, stuck = None, None, None, None, None
         if feature.vocabulary_key is not None:
             vocabulary = self._schema.vocabularies[feature.vocabulary_key]

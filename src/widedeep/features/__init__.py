@@ -8,20 +8,24 @@ from widedeep.features.bucketized import Bucketized, bucketized
 from widedeep.features.categorical import Categorical, categorical
 from widedeep.features.crossed import Crossed, crossed
 from widedeep.features.embedding import EmbeddingOptions
-from widedeep.features.id_map import IdMap
-from widedeep.features.kind import (
+from widedeep.features.encoding import (
     BucketEncoding,
-    Combiner,
+    CountEncoding,
     CrossEncoding,
     Encoding,
+    NumberEncoding,
+    PiecewiseEncoding,
+    ValueEncoding,
+)
+from widedeep.features.id_map import IdMap
+from widedeep.features.indicator import Indicator, indicator
+from widedeep.features.kind import (
+    Combiner,
     Feature,
     Learned,
-    NumberEncoding,
     NumberInput,
     PeriodicEmbedding,
-    PiecewiseEncoding,
     SchemaChange,
-    ValueEncoding,
     ValueInput,
     WeightInput,
     register_kind,
@@ -35,6 +39,7 @@ __all__ = [
     "Bucketized",
     "Categorical",
     "Combiner",
+    "CountEncoding",
     "CrossEncoding",
     "Crossed",
     "EmbeddingOptions",
@@ -42,6 +47,7 @@ __all__ = [
     "Feature",
     "FeatureSpec",
     "IdMap",
+    "Indicator",
     "Learned",
     "NumberEncoding",
     "NumberInput",
@@ -56,6 +62,7 @@ __all__ = [
     "bucketized",
     "categorical",
     "crossed",
+    "indicator",
     "numeric",
     "register_kind",
 ]

@@ -13,16 +13,15 @@ import pyarrow.compute as pc
 
 from widedeep.errors import FeatureError, show_value
 from widedeep.features.embedding import EmbeddingOptions, embedding_options
+from widedeep.features.encoding import Encoding, ValueEncoding
 from widedeep.features.id_map import IdMap, match_vocabulary, no_ids, same_ids
 from widedeep.features.kind import (
     INT64,
     Combiner,
-    Encoding,
     Feature,
     Input,
     Learned,
     SchemaChange,
-    ValueEncoding,
     ValueInput,
     WeightInput,
     check,

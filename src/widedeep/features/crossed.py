@@ -10,6 +10,7 @@ import numpy as np
 
 from widedeep.errors import FeatureError, show_value
 from widedeep.features.embedding import EmbeddingOptions, embedding_options
+from widedeep.features.encoding import HASH_KEY, CrossEncoding
 from widedeep.features.id_map import (
     IdMap,
     match_values,
@@ -19,10 +20,8 @@ from widedeep.features.id_map import (
     tuples_as_bytes,
 )
 from widedeep.features.kind import (
-    HASH_KEY,
     INT64,
     Combiner,
-    CrossEncoding,
     Feature,
     Input,
     Learned,

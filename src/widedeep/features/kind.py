@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 
 from widedeep.errors import FeatureError, nearest, show_value
 from widedeep.features.embedding import DEFAULT, EmbeddingOptions, embedding_options
+from widedeep.features.encoding import (
+    BucketEncoding,
+    CrossEncoding,
+    Encoding,
+    NumberEncoding,
+    ValueEncoding,
+)
 from widedeep.features.id_map import (
     IdMap,
     match_buckets,
@@ -31,8 +38,6 @@ ENDS = ("last", "first")
 MAX_IDS = 2**48
 MAX_COLUMNS = 2**20
 INT64 = range(-(2**63), 2**63)
-HASH_KEY = 0xDECAFCAFFE
-"""Number that the hash of a combination begins with, as TensorFlow's ``crossed_column`` has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,124 +93,6 @@ class WeightInput:
 
 
 Input = NumberInput | ValueInput | WeightInput
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NumberEncoding:
-    """Native operation: a number (or vector) as dense columns, by what was learned of it.
-
-    Of a list of events each number is an id instead: id 2, whose weight is the number, or id 1 for
-    a null.
-
-    Args:
-        column: The column's name.
-        fit: What was learned.
-        transform: ``"quantile"``, ``"standard"``, ``"minmax"`` or ``"log1p"``, as
-            :class:`widedeep.schema.NumericFit` defines them; ``"none"`` keeps the number.
-        indicator: Whether null flags follow the values.
-        events: Whether the column holds lists with one number per event.
-        maxlen: Most values of a list; of a longer one the rest is not read.
-        keep: End of a longer list that is read.
-        parallel: Column whose lists describe the same events, and so have the same lengths.
-    """
-
-    column: str
-    fit: NumericFit
-    transform: str = "none"
-    indicator: bool = False
-    events: bool = False
-    maxlen: int | None = None
-    keep: Literal["last", "first"] = "last"
-    parallel: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BucketEncoding:
-    """Native operation: the bucket of a number, closed on the left, as id 2 + bucket."""
-
-    column: str
-    boundaries: NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PiecewiseEncoding:
-    """Native operation: a number between two cut points as their two ids, weighed 1 - f and f.
-
-    f is the number's distance from the lower cut point as a fraction of the distance between both.
-    The weighted sum of rows of a table is then a function that is linear between cut points and
-    constant beyond the outer ones, whatever the number of cut points at the same cost. The id of
-    cut point k is 2 + k; a null is id 1.
-    """
-
-    column: str
-    cuts: NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ValueEncoding:
-    """Native operation: the id of a value by vocabulary, by hash or as it is.
-
-    Args:
-        column: The column's name.
-        vocabulary: Key of the vocabulary; None to hash, or to take integers as they are.
-        hash_buckets: Hash values into this many ids.
-        remainders: Give a bucket two ids: its remainder by this number and, behind those, its
-            quotient.
-        num_buckets: Take integers below this number as they are.
-        oov_buckets: Ids that unseen values are hashed into; 0 for id 0.
-        drop_unseen: Whether an unseen value has no id.
-        default: Place in the vocabulary (or integer) that an unseen value stands for; None: none.
-        empty_as_null: Whether ``""`` is a null.
-        crossed_by_position: Whether hashed crosses combine the values' positions in the vocabulary
-            rather than their text, as TensorFlow does for given vocabularies.
-        weights: Column with one weight per value.
-        maxlen: Most values of a list; of a longer one the rest is not read.
-        keep: End of a longer list that is read.
-        parallel: Column whose lists describe the same events, and so have the same lengths.
-        keeps_nulls: Whether a null within a list has the id of a missing value; else it is left
-            out.
-    """
-
-    column: str
-    vocabulary: str | None = None
-    hash_buckets: int | None = None
-    remainders: int | None = None
-    num_buckets: int | None = None
-    oov_buckets: int = 0
-    drop_unseen: bool = False
-    default: int | None = None
-    empty_as_null: bool = False
-    crossed_by_position: bool = False
-    weights: str | None = None
-    maxlen: int | None = None
-    keep: Literal["last", "first"] = "last"
-    parallel: str | None = None
-    keeps_nulls: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CrossEncoding:
-    """Native operation: the id of each combination of part ids, learned or hashed.
-
-    Args:
-        parts: Names of features, or of raw columns.
-        hash_buckets: Hash combinations into this many ids; None to give ids to those that
-            ``fit_schema`` counts, under the feature's name in the vocabularies.
-        min_count: Least number of times that a combination was seen.
-        max_size: Most combinations.
-        max_combinations: A row whose lists make more is refused.
-        hash_key: Number that hashes begin with.
-    """
-
-    parts: tuple[str, ...]
-    hash_buckets: int | None = None
-    min_count: int = 1
-    max_size: int | None = None
-    max_combinations: int = 65_536
-    hash_key: int = HASH_KEY
-
-
-Encoding = NumberEncoding | BucketEncoding | PiecewiseEncoding | ValueEncoding | CrossEncoding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,7 +175,8 @@ class Feature:
     kind: ClassVar[str] = ""
     """The kind's name in TOML, in :attr:`widedeep.schema.Slot.kind` and in tables."""
     order: ClassVar[int] = 2
-    """Place of the kind among a spec's features: 0 numbers, 1 buckets, 2 values, 3 crosses."""
+    """Place of the kind among a spec's features: 0 numbers, 1 buckets, 2 values, 3 crosses,
+    4 counts of ids of those."""
     wide_by_default: ClassVar[bool] = True
     """Whether the feature is in the wide part where the spec does not say."""
     deep_by_default: ClassVar[bool] = False
@@ -314,6 +202,11 @@ class Feature:
         """Names of the features and raw columns that a cross combines."""
         combinations = self.combinations()
         return () if combinations is None else combinations.parts
+
+    @property
+    def source_feature(self) -> str | None:
+        """Name of the feature whose ids it counts; None for kinds that read columns or parts."""
+        return None
 
     @property
     def input_columns(self) -> tuple[str, ...]:
@@ -394,8 +287,17 @@ class Feature:
 
     @property
     def dense_width(self) -> int:
-        """Number of dense columns that it fills; 0 for a feature of ids."""
+        """Number of dense columns that it fills whatever was learned; 0 for a feature of ids."""
         return 0
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it fills dense columns; else it is a feature of ids."""
+        return self.dense_width > 0
+
+    def dense_columns(self, schema: Learned) -> int:
+        """Return the number of dense columns that it fills by what was learned."""
+        return self.dense_width
 
     @property
     def is_weighted_number(self) -> bool:
@@ -403,7 +305,7 @@ class Feature:
 
         By default a number that fills dense columns: in the wide part its value is the weight.
         """
-        return self.dense_width > 0
+        return self.is_dense
 
     @property
     def periodic_embedding(self) -> PeriodicEmbedding | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from widedeep.errors import FeatureError, nearest, show_value
 from widedeep.features.embedding import DEFAULT, EmbeddingOptions
+from widedeep.features.encoding import BucketEncoding, Encoding, NumberEncoding, PiecewiseEncoding
 from widedeep.features.id_map import (
     IdMap,
     match_buckets,
@@ -21,16 +22,12 @@ from widedeep.features.id_map import (
 )
 from widedeep.features.kind import (
     MAX_COLUMNS,
-    BucketEncoding,
     Combiner,
-    Encoding,
     Feature,
     Input,
     Learned,
-    NumberEncoding,
     NumberInput,
     PeriodicEmbedding,
-    PiecewiseEncoding,
     SchemaChange,
     bucket_text,
     check,

@@ -30,8 +30,8 @@ def _flatten(features: object) -> list[Feature]:
     if not ordered:
         raise FeatureError(
             f"got {show_value(features)} ({type(features).__name__}) in features=[...], "
-            "expected wd.numeric(...), wd.categorical(...), wd.bucketized(...) "
-            "or wd.crossed(...), or a list of them"
+            "expected wd.numeric(...), wd.categorical(...), wd.bucketized(...), "
+            "wd.crossed(...) or wd.indicator(...), or a list of them"
         )
     return [
         feature
@@ -103,7 +103,7 @@ def _fixed_values(values: object) -> dict[str, str | int | float]:
 class FeatureSpec:
     """The features of a model, its label, and where each feature goes.
 
-    Features are kept in one canonical order: numbers, buckets, categoricals, crosses.
+    Features are kept in one canonical order: numbers, buckets, categoricals, crosses, indicators.
 
     Args:
         features: Features; nested lists are flattened.
@@ -116,7 +116,8 @@ class FeatureSpec:
         group: A column that names the query (user, request) for grouped metrics.
         label_vocabulary: The classes in order, for labels that are strings; learned if not given.
         wide: Names of the features of the wide part. Default: categoricals, buckets and crosses.
-        deep: Names of the features of the deep part. Default: numbers and categoricals.
+        deep: Names of the features of the deep part. Default: numbers, categoricals and indicators,
+            each in the place of its source.
         item: Names of the features that belong to the item; the rest is query and context.
         training_only: Features whose value is fixed at serving: ``{"position": 1}``.
         extra: Numeric features handed to towers apart, not part of the concatenated input.
@@ -245,11 +246,31 @@ class FeatureSpec:
                 )
         for name in self.extra:
             feature = self.by_name[name]
-            check(feature.dense_width > 0, name, "only numeric features can be extra")
+            check(feature.is_dense, name, "only numeric features can be extra")
             is_plain = feature.periodic_embedding is None
             check(is_plain, name, "an extra number has no embedding; leave embedding out")
+        for feature in self.all_features:
+            if feature.source_feature is not None:
+                self._check_source(feature, feature.source_feature)
         if not self.wide_names and not self.deep_names:
             raise FeatureError("got no feature in the wide or the deep part, expected at least one")
+
+    def _check_source(self, feature: Feature, source: str) -> None:
+        """Refuse an indicator of what has no countable ids, and one in the wide part."""
+        self._check_known(source, f"source of feature {feature.name!r}")
+        counted = self.by_name[source]
+        check(
+            not (counted.is_dense or counted.is_weighted_number or counted.is_composed),
+            feature.name,
+            f"its source {source!r} is {counted.kind_text}, whose ids are no values to count; name "
+            "a categorical, bucketized or crossed feature",
+        )
+        check(
+            feature.name not in self.wide_names,
+            feature.name,
+            f"counts values for the deep part and is in wide; name its source {source!r} there, "
+            "which has a weight per value",
+        )
 
     def _check_tables(self) -> None:
         """Refuse tables of two meanings, and features that share a table but not its options."""
@@ -369,8 +390,11 @@ class FeatureSpec:
         """Names of the features in the deep part."""
         if self.deep is not None:
             return tuple(self.deep)
+        counted = {feature.source_feature for feature in self.all_features}
         return tuple(
-            f.name for f in self.all_features if f.deep_by_default and f.name not in self.extra
+            f.name
+            for f in self.all_features
+            if f.deep_by_default and f.name not in self.extra and f.name not in counted
         )
 
     def columns(self) -> list[str]:
@@ -416,7 +440,12 @@ Side = Literal["query", "item", "both"]
 
 def item_columns(spec: FeatureSpec) -> frozenset[str]:
     """Return the input columns that belong to the item: those that its features read."""
-    return frozenset(column for name in spec.item for column in spec.by_name[name].input_columns)
+
+    def own_columns(name: str) -> tuple[str, ...]:
+        source = spec.by_name[name].source_feature
+        return spec.by_name[name].input_columns if source is None else own_columns(source)
+
+    return frozenset(column for name in spec.item for column in own_columns(name))
 
 
 def feature_side(spec: FeatureSpec, name: str) -> Side:
@@ -429,12 +458,13 @@ def feature_side(spec: FeatureSpec, name: str) -> Side:
 
 
 def all_columns(spec: FeatureSpec, name: str) -> frozenset[str]:
-    """Return the columns that a feature or raw column reads, through the parts of a cross."""
+    """Return the columns that a feature or raw column reads, through parts and sources."""
     feature = spec.by_name.get(name)
     if feature is None:
         return frozenset([name])
+    source = () if feature.source_feature is None else (feature.source_feature,)
     return frozenset(feature.input_columns).union(
-        *(all_columns(spec, part_name) for part_name in feature.part_names)
+        *(all_columns(spec, part_name) for part_name in (*feature.part_names, *source))
     )
 
 

@@ -21,6 +21,8 @@ def input_statistics(schema: Schema, drift: DriftCounts | None = None) -> list[d
     entries = []
     for feature in schema.spec.all_features:
         entry = _of_training(schema, feature)
+        if feature.source_feature is not None:  # its values are those of its source
+            feature = schema.spec.by_name[feature.source_feature]
         now = moved.get(feature.name)
         entry |= {
             "missing_now": drift.missing(feature.main_column)
@@ -45,6 +47,8 @@ def _of_training(schema: Schema, feature: Feature) -> dict[str, Any]:
         "range": None,
         "top": [],
     }
+    if feature.source_feature is not None:
+        feature = schema.spec.by_name[feature.source_feature]
     if feature.main_column is not None:
         entry["missing"] = schema.missing.get(feature.main_column)
     if feature.learns_numbers:

@@ -134,7 +134,9 @@ def can_factorize(bundle: Bundle) -> bool:
         return False
     raw = (name for f in spec.all_features for name in f.part_names if name not in spec.by_name)
     mixed = [f for f in spec.all_features if len({c in of_item for c in f.input_columns}) > 1]
-    return not mixed and not any(name in spec.training_only for name in raw)
+    # A number of both sides: an indicator of a cross
+    both = any(f.is_dense and feature_side(spec, f.name) == "both" for f in spec.all_features)
+    return not mixed and not both and not any(name in spec.training_only for name in raw)
 
 
 class FactorizedScorer:
@@ -172,7 +174,7 @@ class FactorizedScorer:
         plan = self._bundle.encoder.plan
         spec = self._bundle.schema.spec
         of_item = item_columns(spec)
-        numbers = [f.name for f in spec.all_features if f.dense_width]
+        numbers = [f.name for f in spec.all_features if f.is_dense]
 
         def indices(names: Iterable[str]) -> list[int]:
             return [plan.operations[name][1] for name in names]

@@ -12,7 +12,7 @@ from widedeep.data.extend_schema import map_ids, without_values
 from widedeep.data.fit import fit_schema
 from widedeep.data.sources import Data
 from widedeep.data.transform import Transform
-from widedeep.errors import DataError
+from widedeep.errors import DataError, FeatureError
 from widedeep.models.wide_deep import WideDeep
 from widedeep.schema import Schema
 from widedeep.training.evaluation import Evaluator
@@ -25,6 +25,7 @@ def grow(state: TrainState, evaluator: Evaluator, data: Data, evict_after: int |
     A value that ``evict_after`` shards in a row did not hold is forgotten before this one.
     """
     old = known = state.model.schema
+    _check_widths(old)
     if evict_after is not None:
         unused = {key: idle_V >= evict_after for key, idle_V in state.idle.items()}
         known = without_values(old, unused)
@@ -43,6 +44,22 @@ def grow(state: TrainState, evaluator: Evaluator, data: Data, evict_after: int |
     if evict_after is not None:
         state.idle = _idle_shards(schema, old, state.idle)
     use_schema(state.model, evaluator, schema)
+
+
+def _check_widths(schema: Schema) -> None:
+    """Refuse a layer that would have to widen with a vocabulary."""
+    for feature in schema.spec.all_features:
+        if (source := feature.source_feature) is None:
+            continue
+        counted = schema.spec.by_name[source]
+        column = counted.main_column
+        is_given = column is not None and counted.given_values(schema.columns[column]) is not None
+        if counted.vocabulary_key is not None and not is_given:
+            raise FeatureError(
+                f"feature {feature.name!r}: the values of its source {source!r} are learned and "
+                "grow, and the first layer has a column for each; give the source a vocabulary, "
+                "hash_buckets or boundaries, or embed it in the deep part instead"
+            )
 
 
 def use_schema(model: WideDeep, evaluator: Evaluator, schema: Schema) -> None:

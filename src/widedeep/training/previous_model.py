@@ -44,7 +44,7 @@ def source_columns(schema: Schema, name: str) -> Iterator[str]:
         yield name
         return
     yield from feature.input_columns[:1]
-    for component in feature.part_names:
+    for component in (*feature.part_names, *filter(None, [feature.source_feature])):
         yield from source_columns(schema, component)
 
 
@@ -66,9 +66,14 @@ def pooling_change(
         if new.history.get(column) != old.history.get(column):
             return f"column {column!r} is computed from other events than it was"
     new_feature, old_feature = new.spec.by_name[name], old.spec.by_name[name]
+    counted = new_feature.source_feature, old_feature.source_feature
+    if counted[0] is not None and counted[1] is not None:  # an indicator, as its source weighs
+        new_feature, old_feature = new.spec.by_name[counted[0]], old.spec.by_name[counted[1]]
     weights = tuple(feature.weight_column for feature in (new_feature, old_feature))
     if weights[0] != weights[1]:
         return f"weights {weights[1]!r} became {weights[0]!r}"
+    if None not in counted:
+        return ""  # counts are sums
     if combiners is None:
         combiners = (new_feature.deep_combiner, old_feature.deep_combiner)
     several = _is_several(new, name) or _is_several(old, name) or None in combiners

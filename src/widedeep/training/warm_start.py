@@ -16,6 +16,7 @@ from torch import Tensor
 from widedeep.data.extend_schema import map_ids
 from widedeep.errors import SchemaError
 from widedeep.features import IdMap
+from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.models.numbers import number_of_parameter
 from widedeep.models.wide_deep import JOIN, WIDE_BIAS, WideDeep
 from widedeep.optim import FTRL, Adam, describe_optimizer
@@ -379,6 +380,9 @@ class _Transfer:
         layout = self.model.layout
         if dict(layout.columns) != dict(self.previous.columns):
             return "the columns of its input are others"
+        for feature in layout.columns:
+            if (ids := self._moved_columns(feature)) is not None:
+                return f"the values of {feature!r} are others ({ids.matched:,} of them are not)"
         if tower_inputs(layout) != self.previous.inputs:
             return "its sequences or extra inputs are others"
         for feature in (*layout.columns, *layout.sequences, *layout.extra):
@@ -419,6 +423,14 @@ class _Transfer:
             return ids.why or pooling_change(self.model.schema, self.previous.schema, feature)
         return ""
 
+    def _moved_columns(self, feature: str) -> IdMap | None:
+        """Return where the columns of an indicator stood, if they stand elsewhere now."""
+        declared = self.model.schema.spec.by_name[feature]
+        if declared.source_feature is None or feature not in self.previous.schema.dense_layout:
+            return None
+        ids, old_size = self._ids(feature), self.previous.schema.id_count(feature)
+        return None if ids.is_identity and len(ids.old_of_N) == old_size else ids
+
     def _first_layer(self, key: str, value: Tensor, stored: Mapping[str, NDArray[Any]]) -> str:
         """Take the columns of features that the old layer read too, and that mean the same."""
         weight = stored["weight"]
@@ -433,6 +445,14 @@ class _Transfer:
                 anew.append(f"{feature} ({reason})")
             elif basis is not None and basis.shape[0] == old.stop - old.start:
                 blocks.append((new, {"weight": weight[:, old] @ basis}))
+            elif (ids := self._moved_columns(feature)) is not None:
+                for to, start, width in _runs(ids.old_of_N[FIRST_KNOWN_ID:]):
+                    there = slice(old.start + start, old.start + start + width)
+                    here = slice(new.start + to, new.start + to + width)
+                    blocks.append((here, {slot: array[:, there] for slot, array in sliced.items()}))
+                columns = int(np.count_nonzero(ids.old_of_N[FIRST_KNOWN_ID:] < 0))
+                if columns:
+                    anew.append(f"{feature} ({columns:,} values that the old model had not)")
             elif new.stop - new.start == old.stop - old.start:
                 blocks.append((new, {slot: array[:, old] for slot, array in sliced.items()}))
             else:
@@ -531,6 +551,15 @@ def _copy_rows(table_rows: Tensor, stored: NDArray[Any], ids: IdMap) -> None:
         table_rows[chunk][torch.from_numpy(new).to(table_rows.device), : rows.shape[1]] = rows.to(
             table_rows.device
         )
+
+
+def _runs(old_of_K: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+    """Yield columns that stood side by side as (new start, old start, width)."""
+    places = np.flatnonzero(old_of_K >= 0)  # (M,) columns that stood in the older model
+    old = old_of_K[places] - FIRST_KNOWN_ID
+    breaks = np.flatnonzero((np.diff(places) != 1) | (np.diff(old) != 1)) + 1
+    for run in np.split(np.arange(len(places)), breaks) if len(places) else ():
+        yield int(places[run[0]]), int(old[run[0]]), len(run)
 
 
 def _parts(rows: int, at_once: int = 1 << 18) -> Iterator[slice]:
