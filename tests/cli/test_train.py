@@ -234,6 +234,8 @@ def test_every_option_of_the_configuration_reaches_the_trainer(ads: Path) -> Non
         *("train.grad_scale=0.5", "train.loss_reduction='sum'", "train.clip_norm=1.0"),
         *("train.schedule='cosine'", "train.warmup_steps=3", "train.patience=4", "train.threads=1"),
         *("train.monitor='auc'", "train.eval_every=9", "train.pool_rows=99"),
+        *("train.stop_at.auc=0.99", "train.checkpoint_seconds=60"),
+        "train.schedules.dense={ name = 'plateau', patience = 2 }",
         "train.dense={ optimizer = 'adam', lr = 0.01 }",
     ]
     wanted = config(ads, *overrides)
@@ -244,6 +246,20 @@ def test_every_option_of_the_configuration_reaches_the_trainer(ads: Path) -> Non
             assert found.__getattribute__(name).items() >= getattr(wanted.train, name).items()
         else:
             assert getattr(found, name) == getattr(wanted.train, name), name
+
+
+def test_a_run_of_the_command_line_ends_at_its_target(ads: Path) -> None:
+    plateau = "train.schedules.dense={ name = 'plateau', patience = 1 }"
+    options = ("train.epochs=50", "train.checkpoint_seconds=1e-6", plateau)
+    short = quietly(ads, "train.stop_at.log_loss=10", "train.eval_seconds=1e-6", *options)
+    assert short.steps == 1
+    further = quietly(ads, "train.stop_at.auc=0.65", *options, resume=True)
+    assert 1 < further.steps < 400, further.history
+    assert further.metrics["valid"]["auc"] == further.history[-1]["valid/auc"] >= 0.65
+    for name, override in (("stop_at", "train.stop_at.auc=0.9"), ("the schedule", plateau)):
+        with pytest.raises(ConfigError, match=f"got {name}.* without validation data"):
+            quietly(ads, "data.valid_fraction=0", override, name="other")
+    assert not (ads / "other").exists(), "told before the schema is fitted"
 
 
 def test_any_checkpoint_can_be_exported(ads_run: Path, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_plateau_falls_when_that_of_torch_does(
         factor=0.5, patience=patience, cooldown=cooldown, min_delta=min_delta, end=0.1
     )
     schedules = RateSchedules({"wide": plateau, "deep": plateau})
-    schedules.begin(["log_loss", "auc"], "log_loss", has_valid=True)
+    schedules.begin("log_loss")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     oracle = lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=0.5, patience=patience - 1, cooldown=cooldown,
@@ -175,7 +175,7 @@ def test_a_plateau_falls_when_that_of_torch_does(
 
 def test_a_plateau_waits_for_a_metric_that_is_defined() -> None:
     schedules = RateSchedules({"dense": Plateau(monitor="auc")})
-    schedules.begin(["auc"], "auc", has_valid=True)
+    schedules.begin("log_loss")
     for value in (math.nan, math.nan, 0.6, 0.7):
         assert not schedules.update({"auc": value})
     assert schedules.update({"auc": math.nan}) == ["auc improves no more: the rates of dense x 0.5"]
@@ -376,7 +376,7 @@ def test_a_metric_of_the_other_direction_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"mode='min'\) where .* 'auc'; make it with mode='max'"):
         trainer.fit(make_table(), valid=make_table())
     trainer = make_trainer(schema, schedule={"name": "plateau", "monitor": "acu"})
-    with pytest.raises(ConfigError, match=r"got monitor='acu', which was not evaluated; did you"):
+    with pytest.raises(ConfigError, match=r"with the metric 'acu', which was not evaluated; did"):
         trainer.fit(make_table(), valid=make_table())
 
 

@@ -402,7 +402,11 @@ def _trial(
 ) -> Trainer | None:
     """The trainer that training would make, with the classes of all rows."""
     from widedeep.cli.run_training import make_trainer
-    from widedeep.training.early_stopping import EarlyStopping, configured_stopping
+    from widedeep.training.early_stopping import (
+        EarlyStopping,
+        check_conditions,
+        configured_stopping,
+    )
     from widedeep.training.evaluation import metric_names
 
     # The sample's classes may be fewer than those of all rows.
@@ -413,6 +417,8 @@ def _trial(
         stopping = configured_stopping(config.train, has_valid="valid" in targets)
         if isinstance(stopping, EarlyStopping):
             stopping.check_monitor(metric_names(trainer.model))
+        names = metric_names(trainer.model)
+        check_conditions(config.train, has_valid="valid" in targets, names=names)
     except WideDeepError as error:
         if str(error) not in report.problems:
             report.problems.append(str(error))

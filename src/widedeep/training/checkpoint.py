@@ -129,17 +129,13 @@ class CheckpointDirectory:
     Args:
         path: The directory; created if it does not exist.
         keep_last: How many of the latest to keep, at least 1.
-        every: Steps between checkpoints; None: one per epoch.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, keep_last: int = 3, every: int | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, keep_last: int = 3) -> None:
         if keep_last < 1:
             raise CheckpointError(f"got keep_last={keep_last}, expected at least 1")
         self.path = Path(path)
         self.keep_last = keep_last
-        self.every = every
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""

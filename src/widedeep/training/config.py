@@ -123,6 +123,13 @@ class TrainConfig:
         patience: Evaluations without a better ``monitor`` before stopping; None: 2.
         monitor: Validation metric that decides which model is best; None: the model's loss.
         eval_every: Steps between evaluations on the validation data; None: once an epoch.
+        eval_seconds: Seconds of training between evaluations, in the place of ``eval_every`` and of
+            the ends of epochs; the end of the run is evaluated in any case.
+        stop_at: Values of validation metrics with which training ends, once an evaluation reaches
+            all of them: ``{ auc = 0.9 }``. That model is kept as the best.
+        checkpoint_every: Steps between checkpoints; None: one per epoch. The best model and the
+            last have one in any case.
+        checkpoint_seconds: Seconds between checkpoints, in the place of ``checkpoint_every``.
         metrics: Modules that register metrics of your own (:func:`widedeep.metrics.register`), as
             import paths such as ``"my_project.metrics"``; the working directory is searched too.
         threads: Threads of kernels and matrix products; None: all the process may use.
@@ -163,6 +170,10 @@ class TrainConfig:
     patience: int | None = None
     monitor: str | None = None
     eval_every: int | None = None
+    eval_seconds: float | None = None
+    stop_at: Mapping[str, float] = field(default_factory=dict)
+    checkpoint_every: int | None = None
+    checkpoint_seconds: float | None = None
     metrics: list[str] = field(default_factory=list)
     threads: int | None = None
     precision: Precision = "fp32"
@@ -178,13 +189,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         owner = "[train]"
         check_types(self, owner)
-        for name in ("pool_rows", "patience", "eval_every"):
+        for name in ("pool_rows", "patience", "eval_every", "checkpoint_every"):
             value = getattr(self, name)
             check_range(owner, name, value, value is None or value in COUNTS, COUNT)
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             in_range = value == "auto" or value in COUNTS
             check_range(owner, name, value, in_range, f"{COUNT}, or 'auto'")
+        for what in ("eval", "checkpoint"):
+            steps, seconds = (getattr(self, f"{what}_{unit}") for unit in ("every", "seconds"))
+            if steps is not None and seconds is not None:
+                raise ConfigError(
+                    f"{owner}: got {what}_every = {steps} and {what}_seconds = {seconds:g}; drop "
+                    "one"
+                )
         if self.early_stopping is False and self.patience is not None:
             raise ConfigError(
                 f"{owner}: got patience = {self.patience} and early_stopping = false; drop one"
@@ -195,10 +213,12 @@ class TrainConfig:
         check_range(owner, "decay_fraction", fraction, 0 < fraction < 1, "0 < fraction < 1")
         steps = self.warmup_steps
         check_range(owner, "warmup_steps", steps, steps >= 0, "an integer of at least 0")
-        clip, scale = self.clip_norm, self.grad_scale
-        check_range(owner, "clip_norm", clip, clip is None or clip > 0, "a number > 0")
+        scale = self.grad_scale
         in_range = scale == "mean" or scale > 0
         check_range(owner, "grad_scale", scale, in_range, "a number > 0, or 'mean'")
+        for name in ("clip_norm", "eval_seconds", "checkpoint_seconds"):
+            value = getattr(self, name)
+            check_range(owner, name, value, value is None or value > 0, "a number > 0")
         for pattern, factor in self.rates.items():
             check_range(f"{owner} rates", repr(pattern), factor, 0 < factor < 1e30, "a number > 0")
         import_modules(self.metrics, "metrics")

@@ -10,6 +10,7 @@ from widedeep.errors import ConfigError, DataError, show_value
 from widedeep.metrics.registry import check_quality_metric, is_better
 from widedeep.options import Auto
 from widedeep.training.config import TrainConfig
+from widedeep.training.schedules import Plateau
 
 __all__ = ["EarlyStopping"]
 
@@ -129,6 +130,7 @@ class EarlyStopping:
 
 def configured_stopping(config: TrainConfig, *, has_valid: bool) -> EarlyStopping | Auto | None:
     """Return the early stopping that a configuration asks for, as ``Trainer.fit`` takes it."""
+    check_conditions(config, has_valid=has_valid)
     if config.early_stopping is False:
         return None
     if config.patience is None and config.early_stopping == "auto":
@@ -144,6 +146,43 @@ def configured_stopping(config: TrainConfig, *, has_valid: bool) -> EarlyStoppin
     if config.patience is None:
         return EarlyStopping(config.monitor)
     return EarlyStopping(config.monitor, patience=config.patience)
+
+
+def check_conditions(
+    config: TrainConfig, *, has_valid: bool, names: Collection[str] | None = None
+) -> None:
+    """Refuse options that look at validation metrics where there are none, or not these.
+
+    Args:
+        config: Its ``stop_at`` and schedules.
+        has_valid: Whether there are validation data.
+        names: The metrics that will be evaluated; None: not known yet.
+
+    Raises:
+        ConfigError: With the option.
+    """
+    looks: dict[str, list[str]] = {"stop_at": list(config.stop_at)} if config.stop_at else {}
+    for schedule in config.part_schedules().values():
+        if isinstance(schedule, Plateau):
+            monitor = schedule.monitor or config.monitor
+            looks["the schedule 'plateau'"] = [monitor] if monitor else []
+    for option, metrics in looks.items():
+        if not has_valid:
+            raise ConfigError(
+                f"got {option} without validation data to look at; give valid=... (valid = FILE or "
+                "valid_fraction = 0.1 under [data]), or drop it"
+            )
+        for metric in metrics if names is not None else ():
+            check_quality_metric(metric, names or (), f"{option} with the metric ")
+
+
+def reached(targets: Mapping[str, float], metrics: Mapping[str, float]) -> bool:
+    """Whether every metric that has a target is as good as it; none that is not defined is."""
+    values = {name: metrics.get(name, math.nan) for name in targets}
+    return bool(targets) and all(
+        math.isfinite(value) and not is_better(name, targets[name], value)
+        for name, value in values.items()
+    )
 
 
 def as_stopping(

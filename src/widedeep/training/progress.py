@@ -25,11 +25,16 @@ _WINDOW = 65_536
 class Callback(Protocol):
     """Called by :class:`widedeep.Trainer` while it trains."""
 
-    def on_step(self, metrics: dict[str, Any]) -> None:
-        """After a step: ``step``, ``epoch``, ``rows``, ``loss`` (mean of the step)."""
+    def on_step(self, metrics: dict[str, Any]) -> bool | None:
+        """After a step: ``step``, ``epoch``, ``rows``, ``loss`` (mean of the step).
 
-    def on_evaluate(self, metrics: dict[str, Any]) -> None:
-        """After an evaluation, with the row added to the history."""
+        True ends the training after this step, as its last step would: with an evaluation and a
+        checkpoint, and with early stopping the best model comes back. A stream ends after its
+        shard. A run that is resumed goes on.
+        """
+
+    def on_evaluate(self, metrics: dict[str, Any]) -> bool | None:
+        """After an evaluation, with the row added to the history; True ends the training."""
 
     def on_end(self, metrics: dict[str, Any]) -> None:
         """After training, with the last row of the history."""
@@ -47,6 +52,8 @@ class Callbacks:
                 f"got callbacks={callbacks!r}, expected a list of objects: callbacks=[...]"
             )
         self.objects = list(callbacks)
+        self.stopped = False
+        """True once one has returned True."""
         for callback in self.objects:
             _check_callback(callback)
         self._calls: dict[str, list[Callable[[dict[str, Any]], object]]] = {
@@ -62,9 +69,10 @@ class Callbacks:
     def call(
         self, moment: Literal["on_step", "on_evaluate", "on_end"], metrics: dict[str, Any]
     ) -> None:
-        """Call the method of each that has it."""
+        """Call the method of each that has it, and note whether one asks to stop."""
         for call in self._calls[moment]:
-            call(metrics)
+            if call(metrics) is True:
+                self.stopped = True
 
 
 def _check_callback(callback: object) -> None:

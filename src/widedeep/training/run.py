@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -22,7 +22,7 @@ from widedeep.data.reader import BatchReader, EpochPlan, large_fragments
 from widedeep.data.requests import RequestSource, request_encoder
 from widedeep.errors import DataError, RowError
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
-from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfitting
+from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfitting, reached
 from widedeep.training.evaluation import Evaluator
 from widedeep.training.progress import Callbacks, Progress, RecentScores
 from widedeep.training.state import Position, TrainState
@@ -48,6 +48,7 @@ class TrainingRun:
         valid: Source | None = None,
         stopping: EarlyStopping | None = None,
         eval_every: int | None = None,
+        eval_seconds: float | None = None,
         cache: str | os.PathLike[str] | None = None,
         directory: CheckpointDirectory | None = None,
         stream_steps: int | None = None,
@@ -59,7 +60,7 @@ class TrainingRun:
         self.source, self.valid = source, valid
         self.stopping = stopping
         self.epochs = epochs
-        self.eval_every = eval_every
+        self.eval_every, self.eval_seconds = eval_every, eval_seconds
         self.directory = directory
         self.stream_steps = stream_steps
         self.callbacks = callbacks or Callbacks([])
@@ -76,7 +77,8 @@ class TrainingRun:
         self.total_steps = min(per_epoch * epochs, steps or per_epoch * epochs)
         if position.tail_total and position.tail_total < self.total_steps:
             position.tail_steps = 0  # resumed with more epochs: the tail was not the end
-        self.evaluates_again = self.total_steps > min(per_epoch, eval_every or per_epoch)
+        between = min(per_epoch, eval_every or per_epoch) if eval_seconds is None else 0
+        self.evaluates_again = self.total_steps > between
         self.progress = self._new_progress()
         self.interrupt = DeferredInterrupt(announce=show_progress)
         self.recent = RecentScores()
@@ -84,7 +86,7 @@ class TrainingRun:
         # A tensor, read when the loss is asked for: a device is not waited for in every step.
         self._losses = torch.zeros((), dtype=torch.float64, device=state.model.device)
         self._rows = self._epoch_weight = 0.0
-        self._started = time.perf_counter()
+        self._started = self._evaluated = self._saved = time.perf_counter()
         self._rows_before = position.rows
         # Rows of earlier calls of fit are those of other runs; a resumed run goes on with its own.
         self._first_row = 0 if position.step else len(state.history)
@@ -111,6 +113,9 @@ class TrainingRun:
         note = large_fragments(self.source, config.pool_rows) if config.shuffle else None
         if note is not None:
             self.progress.message(f"note: {note}")
+        if self.stopping is not None:
+            for line in state.schedules.outwaited(self.stopping.patience):
+                self.progress.message(f"note: {line}")
         state.model.train()
         try:
             with _numerics(state.step.threads), self.interrupt:
@@ -133,7 +138,9 @@ class TrainingRun:
                 self._save(self.directory, best=True)
 
     def _save(self, directory: CheckpointDirectory, *, best: bool = False) -> str:
-        return str(directory.save(self.state.checkpoint(self.stopping), best=best))
+        path = str(directory.save(self.state.checkpoint(self.stopping), best=best))
+        self._saved = time.perf_counter()
+        return path
 
     @property
     def _last_step(self) -> int:
@@ -143,12 +150,29 @@ class TrainingRun:
     def _done(self) -> bool:
         position = self.state.position
         stopped = self.stopping is not None and self.stopping.should_stop
-        return (stopped and not position.tail_steps) or position.step >= self._last_step
+        return (
+            (stopped and not position.tail_steps)
+            or position.step >= self._last_step
+            or self._called_off
+            or self._reached
+        )
+
+    @property
+    def _called_off(self) -> bool:
+        """Whether a callback ends the run; a shard of a stream is learned to its end."""
+        return self.callbacks.stopped and self.stream_steps is None
+
+    @property
+    def _reached(self) -> bool:
+        """Whether the model as it is has what the run was to reach."""
+        state = self.state
+        evaluated = self.valid is not None and state.position.step > 0
+        return evaluated and reached(state.config.stop_at, state.valid_metrics)
 
     def _start_tail(self) -> bool:
         """Go back to the best model, if its rates had not decayed, and decay them from there."""
         position, stopping, wsd = self.state.position, self.stopping, self.state.schedules.wsd
-        if wsd is None or stopping is None or position.tail_steps:
+        if wsd is None or stopping is None or position.tail_steps or self._called_off:
             return False
         fraction = wsd.decay_fraction
         stable = self.total_steps * (1 - fraction)
@@ -275,17 +299,21 @@ class TrainingRun:
         }
 
     def _after_step(self, *, epoch_done: bool) -> None:
-        step = self.state.position.step
-        evaluate = step % self.eval_every == 0 if self.eval_every else epoch_done
-        last = step >= self._last_step
-        directory = self.directory
-        saves = directory is not None and directory.every and step % directory.every == 0
-        if evaluate or last or epoch_done or saves:
+        config, step, directory = self.state.config, self.state.position.step, self.directory
+        if self.eval_seconds is not None:
+            evaluates = time.perf_counter() - self._evaluated >= self.eval_seconds
+        else:
+            evaluates = epoch_done or bool(self.eval_every and step % self.eval_every == 0)
+        if config.checkpoint_seconds is not None:
+            saves = time.perf_counter() - self._saved >= config.checkpoint_seconds
+        else:
+            saves = step % config.checkpoint_every == 0 if config.checkpoint_every else epoch_done
+        evaluates |= step >= self._last_step or self._called_off
+        if evaluates or epoch_done or saves:
             self._check_losses()
-        improved = self._evaluate() if evaluate or last or epoch_done else False
-        if directory is None:
-            return
-        if improved or last or (step % directory.every == 0 if directory.every else epoch_done):
+        improved = self._evaluate() if evaluates else False
+        last = step >= self._last_step or self._called_off
+        if directory is not None and (improved or last or saves):
             self._save(directory, best=improved)
 
     def _check_losses(self) -> None:
@@ -328,6 +356,9 @@ class TrainingRun:
                     )
                 if improved:
                     self._mark_best()
+            if self._reached:
+                improved = True
+                self._keep_reached(metrics)
             for line in state.schedules.update(metrics):
                 self.progress.message(line)
             state.step.dense.observe(metrics[state.schedules.monitor])
@@ -336,7 +367,19 @@ class TrainingRun:
         if self.valid is not None and not state.history.warnings:
             self._warn_of_overfitting(loss_metric(state.valid_metrics))
         self.callbacks.call("on_evaluate", row)
+        self._evaluated = time.perf_counter()
         return improved
+
+    def _keep_reached(self, metrics: Mapping[str, float]) -> None:
+        """Make the model that has reached its targets the best, whatever early stopping says."""
+        targets = self.state.config.stop_at
+        if self.stopping is not None:
+            value = metrics[self.stopping.monitor or ""]
+            self.stopping.best = value if math.isfinite(value) else None
+            self.stopping.best_step = self.state.position.step
+            self._mark_best()
+        values = ", ".join(f"{name} {metrics[name]:.5g} (to {targets[name]:g})" for name in targets)
+        self.progress.message(f"reached {values}: training stops")
 
     def _warn_of_overfitting(self, loss: str) -> None:
         history = self.state.history

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from widedeep.errors import ConfigError, nearest, show_value
-from widedeep.metrics.registry import check_quality_metric, is_better
+from widedeep.metrics.registry import is_better
 from widedeep.options import COUNT, COUNTS, check_range, check_types, read_section
 
 __all__ = [
@@ -432,25 +432,21 @@ class RateSchedules:
             by_id.setdefault(id(schedule), []).append(part)
         # By the names of its parts
         self.schedules = {", ".join(names): parts[names[0]] for names in by_id.values()}
-        self.monitor = ""  # Metric that plateaus look at unless they name another
+        self.monitor = ""
         self.falls: dict[str, Fall] = {}
         self._plateaus = {k: s for k, s in self.schedules.items() if isinstance(s, Plateau)}
 
-    def begin(self, names: Collection[str], monitor: str, *, has_valid: bool) -> None:
-        """Begin a run that evaluates the metrics ``names``.
+    def begin(self, monitor: str) -> None:
+        """Begin a run.
+
+        Args:
+            monitor: Metric that plateaus look at unless they name another.
 
         Raises:
-            ConfigError: If a plateau has none to look at, or a function is missing.
+            ConfigError: If a function is missing.
         """
         self.monitor = monitor
         self.falls = {parts: Fall() for parts in self._plateaus}
-        if self._plateaus and not has_valid:
-            raise ConfigError(
-                "got the schedule 'plateau' without validation data to look at; give valid=... "
-                "([data] valid = FILE, or valid_fraction = 0.1), or another schedule"
-            )
-        for plateau in self._plateaus.values():
-            check_quality_metric(plateau.monitor or monitor, names, "monitor=")
         for schedule in self.schedules.values():
             if isinstance(schedule, RecordedFunction):
                 schedule.at(0, None)
@@ -496,6 +492,15 @@ class RateSchedules:
             if fall.update(plateau, name, metrics[name]):
                 lines.append(f"{name} improves no more: the rates of {parts} x {fall.factor:g}")
         return lines
+
+    def outwaited(self, patience: int) -> list[str]:
+        """Return a line for each plateau that early stopping of a patience would leave no time."""
+        return [
+            f"the plateau of {parts} waits for {plateau.patience} evaluations, early stopping for "
+            f"{patience}; give early stopping more patience"
+            for parts, plateau in self._plateaus.items()
+            if plateau.patience >= patience
+        ]
 
     def dump(self) -> dict[str, Any]:
         """Return what plateaus remember, for a checkpoint."""

@@ -58,6 +58,9 @@ def fit_stream(
             directory.save(state.checkpoint())
         if on_shard is not None:
             on_shard(row)
+        if callbacks is not None and callbacks.stopped:
+            progress.message("stopped by a callback")
+            break
     return state.history
 
 

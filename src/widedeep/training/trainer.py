@@ -42,6 +42,7 @@ from widedeep.training.dense import DenseOptimizer, resolve_precision
 from widedeep.training.early_stopping import (
     EarlyStopping,
     as_stopping,
+    check_conditions,
     configured_stopping,
     loss_metric,
 )
@@ -79,7 +80,6 @@ class Trainer:
             ``torch.optim.lr_scheduler``: this then decides the rates of the dense part, a step at
             a time, and checkpoints keep it.
         checkpoints: Directory for checkpoints; None writes none.
-        checkpoint_every: Steps between checkpoints; None: one per epoch.
         keep_last: Checkpoints kept besides the best.
         callbacks: Objects with some of the methods of
             :class:`widedeep.training.progress.Callback`.
@@ -107,7 +107,6 @@ class Trainer:
         deep: OptimizerChoice | None = None,
         dense: DenseOptimizer | str | Mapping[str, Any] | None = None,
         checkpoints: str | os.PathLike[str] | None = None,
-        checkpoint_every: int | None = None,
         keep_last: int = 3,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
@@ -123,14 +122,11 @@ class Trainer:
         has_deep = "deep" in objects or self.options.deep is not None
         has_dense = has_deep or "dense" in objects or self.options.dense is not None
         self._by_default = {"deep": not has_deep, "dense": not has_dense}
-        _check_count("checkpoint_every", checkpoint_every)
         self.threads = self.options.threads or usable_cores()
         limit_spinning(self.threads, usable_cores())
         self.directory: CheckpointDirectory | None = None
         if checkpoints is not None:
-            self.directory = CheckpointDirectory(
-                checkpoints, keep_last=keep_last, every=checkpoint_every
-            )
+            self.directory = CheckpointDirectory(checkpoints, keep_last=keep_last)
         self.callbacks = Callbacks(callbacks).objects
         self.show_progress = progress
         resolved = dataclasses.replace(
@@ -236,6 +232,7 @@ class Trainer:
         """
         options = self.options
         epochs = options.epochs if epochs is None else epochs
+        eval_seconds = options.eval_seconds if eval_every is None else None
         eval_every = options.eval_every if eval_every is None else eval_every
         if epochs != "auto":
             _check_count("epochs", epochs)
@@ -269,6 +266,7 @@ class Trainer:
                 valid=valid_source,
                 stopping=stopping,
                 eval_every=eval_every,
+                eval_seconds=eval_seconds,
                 cache=cache,
                 directory=self.directory,
                 callbacks=Callbacks(self.callbacks),
@@ -280,6 +278,7 @@ class Trainer:
                 state.config,
                 epochs=passes,
                 eval_every=eval_every,
+                eval_seconds=eval_seconds,
                 early_stopping=stopping is not None,
                 patience=None if stopping is None else stopping.patience,
                 monitor=None if stopping is None else stopping.monitor,
@@ -448,6 +447,7 @@ class Trainer:
     def _begin_schedules(self, *, has_valid: bool) -> None:
         """Begin the schedules of a run, and refuse one that has no metric to look at."""
         names = metric_names(self.model)
+        check_conditions(self.options, has_valid=has_valid, names=names)
         monitor = self.options.monitor or loss_metric(names)
         dense = self.step.dense
         if dense.follows_metric and not has_valid:
@@ -460,7 +460,7 @@ class Trainer:
                 "got schedules of the dense part, and a scheduler of torch's beside its optimizer; "
                 "give one of them"
             )
-        self.state.schedules.begin(names, monitor, has_valid=has_valid)
+        self.state.schedules.begin(monitor)
 
     def _decay_embeddings(self, epochs: int, *, goes_on: bool) -> None:
         """Let the embeddings' own optimizer decay rows as this many passes ask for.
