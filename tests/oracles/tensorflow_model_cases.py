@@ -330,14 +330,14 @@ def _multi_label() -> dict[str, Any]:
 
 
 def _frozen() -> dict[str, Any]:
-    """A table that does not train, one with a largest norm, and leaky units."""
+    """A table that does not train beside one that does, and leaky units."""
     genre = _vocabulary("genre", GENRES)
     return {
         "estimator": "DNNLinearCombinedRegressor",
         "linear": [genre],
         "deep": [
             _embedding(genre, 2, trainable=False),
-            _embedding(_identity("slot", 4), 3, max_norm=0.6, combiner="sum"),
+            _embedding(_identity("slot", 4), 3, combiner="sum"),
         ],
         "options": {"dnn_hidden_units": [4], "dnn_activation_fn": "leaky_relu"},
         "optimizers": {"linear": FTRL, "dnn": ADAGRAD},
@@ -346,8 +346,23 @@ def _frozen() -> dict[str, Any]:
     }
 
 
+def _max_norm() -> dict[str, Any]:
+    """A table with a largest norm, which TensorFlow applies as rows are looked up."""
+    return {
+        "estimator": "DNNRegressor",
+        "deep": [_embedding(_identity("slot", 4), 3, max_norm=0.6), _numeric("price")],
+        "options": {"dnn_hidden_units": [4]},
+        "optimizers": {"dnn": ADAGRAD},
+        "inputs": {"slot": _integers(0, 4, bag=(0, 3)), "price": _numbers(-1, 1)},
+        "label": {"dimension": 1},
+    }
+
+
 def _momentum() -> dict[str, Any]:
-    """RMSprop on the linear part, momentum after Nesterov on the deep part."""
+    """RMSprop on the linear part, momentum after Nesterov on the deep part.
+
+    Each batch holds every word: TensorFlow's RMSprop moves the state of words that are absent too.
+    """
     genre = _vocabulary("genre", GENRES)
     return {
         "estimator": "DNNLinearCombinedClassifier",
@@ -358,7 +373,7 @@ def _momentum() -> dict[str, Any]:
             "linear": {"name": "RMSprop", "learning_rate": 0.02},
             "dnn": {"name": "SGD", "learning_rate": 0.03, "momentum": 0.9, "nesterov": True},
         },
-        "inputs": {"genre": _words(*GENRES, bag=(0, 2)), "price": _numbers(-1, 1)},
+        "inputs": {"genre": _words(*GENRES, bag=(3, 5)), "price": _numbers(-1, 1)},
         "label": {"classes": 2},
     }
 
@@ -375,5 +390,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "crosses": _crosses(),
     "multi_label": _multi_label(),
     "frozen": _frozen(),
+    "max_norm": _max_norm(),
     "momentum": _momentum(),
 }
