@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ def test_what_is_left_open_is_as_the_estimator_has_it() -> None:
     assert trainer.config.grad_scale == "mean"
     assert trainer.config.schedule == "constant"
     assert trainer.step.feature_rates is None
+    assert trainer.model.wide_bias is not None
+    assert trainer.model.bias.item() == trainer.model.wide_bias.item() == 0.0
+    assert make_model(batch_norm=True).config.norm == "tensorflow"
     linear = make_trainer(make_model(deep=False))
     assert linear.step.wide.lr == 0.2  # of LinearClassifier
 
@@ -134,6 +138,92 @@ def test_a_run_in_compat_goes_on_with_its_bits(tmp_path: Path) -> None:
     resumed.fit(ROWS, epochs=2, resume=True)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+ORACLES = Path(__file__).parent.parent / "oracles" / "tensorflow_estimator.json"
+JOINT = json.loads(ORACLES.read_text())["training"]
+EDUCATION = ("Bachelors", "HS-grad", "Masters", "Doctorate")
+TENSORS = {
+    "wide/edu": "linear/education",
+    "wide/job": "linear/jobs",
+    "wide/cross": "linear/education_X_jobs",
+    "wide_bias": "linear/bias",
+    "table/edu": "dnn/education_embedding",
+    "table/job": "dnn/jobs_embedding",
+    "towers.mlp.layers.0.weight": "dnn/hiddenlayer_0/kernel",
+    "towers.mlp.layers.0.bias": "dnn/hiddenlayer_0/bias",
+    "towers.mlp.layers.1.weight": "dnn/hiddenlayer_1/kernel",
+    "towers.mlp.layers.1.bias": "dnn/hiddenlayer_1/bias",
+    "outputs.mlp.weight": "dnn/logits/kernel",
+    "bias": "dnn/logits/bias",
+}
+
+
+def rows_of(step: dict[str, Any], weighted: bool) -> list[dict[str, Any]]:
+    columns = {name: feature["rows"] for name, feature in step["features"].items()}
+    return [
+        {
+            "education": columns["education"][row][0],
+            "jobs": columns["jobs"][row],
+            "numbers": columns["numbers"][row],
+            "y": label,
+            **({"weight": columns["weight"][row][0]} if weighted else {}),
+        }
+        for row, label in enumerate(step["labels"])
+    ]
+
+
+def as_ours(name: str, values: list[Any]) -> torch.Tensor:
+    """TensorFlow's variable as a tensor of ours: two more rows, layers transposed."""
+    tensor = torch.tensor(values)
+    if name.startswith(("wide/", "table/")):
+        return torch.cat([torch.zeros(2, tensor.shape[1]), tensor])
+    return tensor.T if tensor.dim() == 2 else tensor
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case["name"]) for case in JOINT])
+def test_joint_training_is_the_estimators(case: dict[str, Any]) -> None:
+    weighted = case["weight_column"] is not None
+    steps = [rows_of(step, weighted) for step in case["steps"]]
+    features = [
+        wd.categorical("edu", source="education", vocabulary=EDUCATION, oov="drop"),
+        wd.categorical("job", source="jobs", hash_buckets=7),
+        wd.numeric("numbers", size=2, transform="none"),
+        wd.crossed("education", "jobs", name="cross", hash_buckets=12),
+    ]
+    spec = wd.FeatureSpec(label="y", weight=case["weight_column"], features=features)
+    model = wd.WideDeep(
+        wd.fit_schema(spec, [row for step in steps for row in step]),
+        hidden_units=[4, 3],
+        embedding_dim=3,
+        wide_combiner=case["linear_sparse_combiner"],
+        compat="tensorflow",
+    )
+    assert list(model.gathered.columns) == ["edu", "job", "numbers"]
+    initial = {
+        name: as_ours(name, case["initial"]["weights"][theirs]) for name, theirs in TENSORS.items()
+    }
+    model.load_state_dict({**model.state_dict(), **initial})
+    summed = case["loss_reduction"] == "sum"
+    trainer = wd.Trainer(
+        model,
+        wide={"optimizer": "ftrl", "lr": case["ftrl"]["lr"], "l1": case["ftrl"]["l1"]},
+        deep={"optimizer": "adagrad", "lr": case["adagrad"]["lr"]},
+        loss_reduction="sum" if summed else "mean",
+        batch_size=8,
+        shuffle=False,
+        threads=1,
+        progress=False,
+    )
+    for step, rows in zip(case["steps"], steps, strict=True):
+        trainer.fit(rows)
+        state = model.state_dict()
+        for name, theirs in TENSORS.items():
+            expected = as_ours(name, step["after"]["weights"][theirs])
+            skip = 2 if name.startswith(("wide/", "table/")) else 0
+            torch.testing.assert_close(
+                state[name][skip:], expected[skip:], rtol=3e-6, atol=3e-6, msg=name
+            )
 
 
 def test_an_unknown_compat_is_refused() -> None:

@@ -54,9 +54,9 @@ class ModelConfig:
         wide_bias: Give the wide part a bias of its own, which its optimizer trains as it does the
             wide weights (with its L1, as TensorFlow's LinearModel), from 0. The other bias is then
             the deep part's, trained with the hidden layers; without towers it stays as it starts.
-            A bundle holds their sum.
+            A bundle holds their sum. None: as ``compat`` says, else false.
         bias_init: Start of the other bias: ``"prior"``, the best constant prediction, or
-            ``"zeros"``.
+            ``"zeros"``. None: as ``compat`` says, else ``"prior"``.
         head: Head of every label: a name, ``"binary"``, ``"multiclass"``, ``"multilabel"``,
             ``"regression"``, ``"poisson"``, ``"tweedie"``, ``"ziln"``, ``"ranking"``, or a table
             with options, ``{ kind = "binary", loss = "focal", gamma = 2.0 }``
@@ -70,9 +70,10 @@ class ModelConfig:
         rank_by: Formula over heads and numbers of the items that a ranker ranks by, such as
             ``"click * buy * price"`` (:class:`widedeep.bundle.formula.Formula`); None: the score of
             one head.
-        compat: ``"tensorflow"``: what is left open is as ``tf.estimator`` has it: initial values,
-            optimizers and how losses are reduced; the model also goes by its names of metrics,
-            predictions and signatures (the documentation's page "Coming from tf.estimator").
+        compat: ``"tensorflow"``: what is left open is as ``tf.estimator`` has it: initial values, a
+            bias of the wide part, batch norm, optimizers and how losses are reduced; the model also
+            goes by its names of metrics, predictions and signatures (the documentation's page
+            "Coming from tf.estimator").
         seed: Seed of all initial values.
     """
 
@@ -84,8 +85,8 @@ class ModelConfig:
     dropout: float = 0.0
     batch_norm: BatchNorm = False
     wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum"
-    wide_bias: bool = False
-    bias_init: Literal["prior", "zeros"] = "prior"
+    wide_bias: bool | None = None
+    bias_init: Literal["prior", "zeros"] | None = None
     head: Any = None
     heads: Mapping[str, Any] = field(default_factory=dict)
     embedding_std: float | None = None
@@ -118,6 +119,11 @@ class ModelConfig:
         if self.rank_by is not None:
             Formula(self.rank_by)
         check_seed(owner, self.seed)
+
+    @property
+    def norm(self) -> BatchNorm:
+        """The standard tower's batch norm: with ``compat``, true means TensorFlow's."""
+        return "tensorflow" if self.batch_norm is True and self.compat else self.batch_norm
 
     def row_std(self, dim: int) -> float:
         """Return the standard deviation of initial embeddings of a width."""

@@ -190,7 +190,8 @@ class WideDeep(nn.Module):
         )
 
     def _start_bias(self) -> Tensor:
-        if self.config.bias_init == "zeros":
+        start = self.config.bias_init or ("prior" if self.config.compat is None else "zeros")
+        if start == "zeros":
             return torch.zeros(self.n_logits)
         biases = [value for head in self.heads for value in start_bias(head, self.schema)]
         return torch.tensor(biases, dtype=torch.float32)
@@ -201,7 +202,10 @@ class WideDeep(nn.Module):
                 "[model]: got wide_bias = true, but no feature is in the wide part; name some in "
                 "wide=[...], or drop wide_bias"
             )
-        return self.config.wide_bias
+        wanted = self.config.wide_bias
+        return self.wide_table is not None and (
+            self.config.compat is not None if wanted is None else wanted
+        )
 
     @property
     def logit_bias(self) -> Tensor:
@@ -333,7 +337,7 @@ class WideDeep(nn.Module):
                     self.config.hidden_units,
                     activation=self.config.activation,
                     dropout=self.config.dropout,
-                    batch_norm=self.config.batch_norm,
+                    batch_norm=self.config.norm,
                     generator=generator,
                 )
         for name, tower in {**{n: c.make for n, c in configs.items()}, **custom}.items():
