@@ -283,7 +283,7 @@ def _expected(value: object, hint: Any) -> str:
 def _say(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_say(arg) for arg in args if arg is not type(None))
+        return " or ".join(dict.fromkeys(_say(arg) for arg in args if arg is not type(None)))
     if origin is Literal:
         return " or ".join(repr(arg) for arg in args)
     if origin in (list, tuple):

@@ -24,8 +24,15 @@ from tests.training.test_trainer import (
 )
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.optim import Optimizer
+from widedeep.options import as_table
 from widedeep.training.config import TrainConfig
-from widedeep.training.schedules import Plateau, RateSchedules, make_schedule
+from widedeep.training.schedules import (
+    Exponential,
+    Plateau,
+    RateSchedules,
+    Step,
+    make_schedule,
+)
 
 
 def rate_factor(
@@ -404,3 +411,18 @@ def test_a_decay_takes_back_nothing(wide: Optimizer) -> None:
 
 def test_a_table_becomes_the_schedule_it_names() -> None:
     assert make_schedule({"name": "plateau", "patience": 3}) == Plateau(patience=3)
+
+
+def test_a_schedule_is_recorded_as_its_table() -> None:
+    schedules = {
+        "wide": Exponential(decay_rate=0.5),
+        "dense": Step(boundaries=(3,), factors=(1, 0)),
+    }
+    config = TrainConfig(schedule=Plateau(patience=3), schedules=schedules)
+    assert config.part_schedules() == {**schedules, "deep": Plateau(patience=3)}
+    table = as_table(config)
+    assert table["schedules"]["wide"] == {
+        "name": "exponential", "decay_rate": 0.5, "staircase": False,
+    }  # fmt: skip
+    again = TrainConfig(schedule=table["schedule"], schedules=table["schedules"])
+    assert again.part_schedules() == config.part_schedules()

@@ -23,7 +23,13 @@ from widedeep.options import (
     check_types,
     import_modules,
 )
-from widedeep.training.schedules import PARTS, Schedule, ScheduleOption, make_schedule
+from widedeep.training.schedules import (
+    PARTS,
+    Schedule,
+    ScheduleOption,
+    describe_schedule,
+    make_schedule,
+)
 
 __all__ = [
     "DataConfig",
@@ -105,14 +111,14 @@ class TrainConfig:
             ``"sum"`` does not.
         clip_norm: Largest norm of the dense gradients; None does not clip.
         schedule: Schedule of the learning rates (of FTRL's gradients: see :class:`widedeep.FTRL`):
-            a name, a table of a name and options, or a function that returns the factor of the
-            rates at a step, counted from 0 (:mod:`widedeep.training.schedules`): ``"constant"``,
-            ``"linear"``, ``"cosine"``, ``"polynomial"``, ``"exponential"``, ``"inverse_time"``,
-            ``"step"``, ``"plateau"`` or ``"wsd"``: constant, and linear to 0 over the last
-            ``decay_fraction`` of the steps. ``"auto"``: ``"wsd"``, or ``"constant"`` for a model
-            with ``compat``. Where training stops early, ``"wsd"`` then decays from
-            the best model: the run goes on for as many steps as would have followed it, and keeps
-            the result if validation is better.
+            a name, a table of a name and options, a schedule, or a function that returns the
+            factor of the rates at a step, counted from 0 (:mod:`widedeep.training.schedules`):
+            ``"constant"``, ``"linear"``, ``"cosine"``, ``"polynomial"``, ``"exponential"``,
+            ``"inverse_time"``, ``"step"``, ``"plateau"`` or ``"wsd"``: constant, and linear to 0
+            over the last ``decay_fraction`` of the steps. ``"auto"``: ``"wsd"``, or ``"constant"``
+            for a model with ``compat``. Where training stops early, ``"wsd"`` then decays from the
+            best model: the run goes on for as many steps as would have followed it, and keeps the
+            result if validation is better.
         schedules: Schedules of single parts, which come before ``schedule``: of ``wide``, of
             ``deep`` (the embeddings) and of ``dense``:
             ``{ wide = "constant", dense = { name = "exponential", decay_steps = 1000 } }``.
@@ -224,6 +230,9 @@ class TrainConfig:
         import_modules(self.metrics, "metrics")
         self._name_optimizers()
         self.part_schedules()
+        object.__setattr__(self, "schedule", describe_schedule(self.schedule))
+        described = {part: describe_schedule(option) for part, option in self.schedules.items()}
+        object.__setattr__(self, "schedules", described)
 
     def _name_optimizers(self) -> None:
         """Make a name a table; one without ``optimizer`` means the default of its part."""

@@ -1,7 +1,8 @@
 """Learning-rate schedules: the factor of each part's rate at a step of a run.
 
 A schedule is named in ``schedule`` of :class:`widedeep.training.config.TrainConfig`, or given as a
-table of its name and options, or as a function of the step, counted from 0.
+table of its name and options, as one of the classes here, or as a function of the step, counted
+from 0.
 
 Example:
     >>> table = {"name": "exponential", "decay_steps": 1000, "decay_rate": 0.5, "staircase": True}
@@ -35,7 +36,6 @@ __all__ = [
     "make_schedule",
 ]
 
-ScheduleOption = str | Mapping[str, Any] | Callable[[int], float]
 PARTS = ("wide", "deep", "dense")
 """Parts of a model with a schedule each: wide weights, embeddings, dense parameters."""
 FUNCTION = "function "
@@ -71,6 +71,9 @@ class Schedule(ABC):
     def spans_run(self) -> bool:
         """True if it decays over the steps of the run, however many these are."""
         return False
+
+
+ScheduleOption = str | Mapping[str, Any] | Schedule | Callable[[int], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,12 +372,14 @@ def make_schedule(option: ScheduleOption, *, decay_fraction: float = 0.2) -> Sch
     """Return the schedule of a name, of a table with ``name`` and options, or of a function.
 
     Args:
-        option: Such as ``"linear"`` or ``{"name": "linear", "end": 0.1}``.
+        option: Such as ``"linear"`` or ``{"name": "linear", "end": 0.1}``; a schedule as it is.
         decay_fraction: Fraction in which ``"wsd"`` decays where its table has none.
 
     Raises:
         ConfigError: If the name or an option is unknown, or a value outside its range.
     """
+    if isinstance(option, Schedule):
+        return option
     if not isinstance(option, str | Mapping):
         return Function(option)
     table: dict[str, Any] = {"name": option} if isinstance(option, str) else dict(option)
@@ -389,6 +394,14 @@ def make_schedule(option: ScheduleOption, *, decay_fraction: float = 0.2) -> Sch
     if kind is WSD:
         table.setdefault("decay_fraction", decay_fraction)
     return read_section(kind, table, repr(name))
+
+
+def describe_schedule(option: ScheduleOption) -> ScheduleOption:
+    """Return the table of a schedule, without options that are None; another option as it is."""
+    if not isinstance(option, Schedule):
+        return option
+    table = {key: value for key, value in vars(option).items() if value is not None}
+    return {"name": option.name, **table}
 
 
 @dataclass(kw_only=True)
