@@ -38,9 +38,9 @@ def estimator_metrics(
     named: dict[str, float] = {}
     for head in heads:
         prefix, suffix = (f"{head}/", f"/{head}") if several else ("", "")
-        for name, theirs in names.items():
+        for name, estimator_name in names.items():
             if prefix + name in metrics:
-                named[(theirs or name) + suffix] = metrics[prefix + name]
+                named[(estimator_name or name) + suffix] = metrics[prefix + name]
         losses = [metrics[prefix + name] for name in _LOSSES if prefix + name in metrics]
         for name in ("average_loss", "loss") if losses else ():
             named[name + suffix] = losses[0]
