@@ -168,7 +168,7 @@ def test_regression_predicts_in_the_labels_units() -> None:
     assert model.score(X, 1e6 + 1e5 * PRICE) > 0.8
     assert model.predict(X).shape == (ROWS,)
     assert model.predict(X).mean() == pytest.approx(1e6 + 1e5 * PRICE.mean(), rel=0.02)
-    assert regressor(epochs=20).fit(X, np.full(ROWS, 7.0)).predict(X) == pytest.approx(7.0, abs=0.2)
+    assert regressor(epochs=20).fit(X, np.full(ROWS, 7.0)).predict(X) == pytest.approx(7.0, abs=0.3)
 
 
 def test_a_column_of_labels_counts_as_labels() -> None:

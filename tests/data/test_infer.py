@@ -123,6 +123,18 @@ def test_the_declaration() -> None:
     assert spec.wide_names == ("age_bin", "user_id", "position")
 
 
+@pytest.mark.parametrize(("rows", "bins"), [(400, 16), (10_000, 33), (1_000_000, 255)])
+def test_bins_are_as_many_as_rows_can_teach(rows: int, bins: int) -> None:
+    rng = np.random.default_rng(0)
+    data = {
+        "a": rng.normal(size=rows),
+        "few": rng.integers(0, 200, rows),
+        "y": rng.integers(0, 2, rows),
+    }
+    spec = wd.infer_spec(data, label="y", crosses=0, rows=2_000).spec
+    assert [spec.by_name[f"{name}_bin"].bins for name in ("a", "few")] == [bins, 255]
+
+
 def test_a_bin_takes_no_name_that_a_column_has() -> None:
     spec = wd.infer_spec(table(age=NUMBERS, age_bin=NUMBERS[::-1])).spec
     assert list(spec.by_name) == ["age", "age_bin", "age_bin_", "age_bin_bin"]

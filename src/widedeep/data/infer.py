@@ -19,11 +19,17 @@ from numpy.typing import NDArray
 
 from widedeep import metrics
 from widedeep.data.profile import ColumnProfile, confirm_columns, profile_columns, sample_source
-from widedeep.data.roles import InferredColumn, assign_roles, id_like, joined_roles, label_of
+from widedeep.data.roles import (
+    MOST_BINS,
+    InferredColumn,
+    assign_roles,
+    id_like,
+    joined_roles,
+    label_of,
+)
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import ConfigError, DataError
 from widedeep.features import Feature, FeatureSpec, bucketized, categorical, crossed, numeric
-from widedeep.features.numbers import LARGEST_SCALED
 from widedeep.features.spec import spec_to_table
 from widedeep.features.toml import toml_key, toml_value
 
@@ -51,7 +57,7 @@ class Cells:
 
     @property
     def rows(self) -> Codes | slice:
-        """What takes each code's row from an array of all rows."""
+        """Index of each code's row."""
         return slice(None) if self.row_N is None else self.row_N
 
 
@@ -98,10 +104,7 @@ def bin_cells(values_B: Floats, bins: int) -> Cells:
 
 
 def pair_cells(one: Cells, other: Cells) -> Cells:
-    """Return a cell for each pair of cells, of which one at most may be of lists.
-
-    Very many cells share some by a hash.
-    """
+    """Return a cell for each pair, of lists and plain cells too; very many share some by a hash."""
     size, row_N = one.size * other.size, one.row_N if other.row_N is None else other.row_N
     codes_N = one.codes_N[other.rows] * other.size + other.codes_N[one.rows]
     if size <= _MOST_CELLS:
@@ -223,7 +226,7 @@ _LEAST_ROWS_OF_CROSSES = 5_000
 _PAIR_ROWS = 300_000_000
 _LEAST_PAIR_ROWS = 50_000
 _MOST_CLASSES = 5
-_BINS, _PAIR_BINS = 255, 32
+_PAIR_BINS = 32
 _SURE = 4.0
 # Gain of a row that is worth a table of weights, in units of log likelihood.
 _LEAST_GAIN = 1e-4
@@ -327,11 +330,12 @@ def _cells(table: pa.Table, column: InferredColumn, bins: int) -> Cells:
 
 def _told_by_gain(table: pa.Table, column: InferredColumn, gains: HeldOutGains) -> InferredColumn:
     """Tell a key from a count: the values of a key say more one by one than in their order."""
-    if column.role != "numeric" or column.profile.kind != "int" or column.profile.distinct <= _BINS:
+    is_whole = column.role == "numeric" and column.profile.kind == "int"
+    if not is_whole or column.profile.distinct <= MOST_BINS:
         return column
     values = table.column(column.name)
     one_by_one = gains.row_gains(value_cells(values))
-    in_order = gains.row_gains(bin_cells(_numbers(values), _BINS))
+    in_order = gains.row_gains(bin_cells(_numbers(values), MOST_BINS))
     more = as_gain(one_by_one - in_order)
     if more.z < _SURE or more.total < _LEAST_KEY_GAIN * gains.loss:
         return column
@@ -442,7 +446,7 @@ def _suggest(
         table = table.take(pa.array(sample))
         targets = replace(targets, values_BC=targets.values_BC[sample])
     gains = HeldOutGains(targets, seed)
-    cells = {c.name: _cells(table, c, _BINS) for c in parts}
+    cells = {c.name: _cells(table, c, MOST_BINS) for c in parts}
     limit = max(2, int((2 * budget / _LEAST_PAIR_ROWS) ** 0.5))
     warnings = []
     if len(parts) > limit:
@@ -593,7 +597,7 @@ def infer_spec(
         raise ConfigError(
             f"got no column that can be a feature ({reasons}); give a table with more"
         )
-    spec = _spec(evidence.columns, evidence.crosses, label)
+    spec = _spec(evidence.columns, evidence.crosses, label, sample.total)
     # What was counted of a user and an item together belongs to neither.
     if "request" in joined.values() and "history" not in joined.values():
         spec = replace(spec, item=item_columns(sample.table, evidence.columns))
@@ -656,7 +660,10 @@ def _label_warnings(
 
 
 def _spec(
-    columns: Sequence[InferredColumn], crosses: Sequence[SuggestedCross], label: str | None
+    columns: Sequence[InferredColumn],
+    crosses: Sequence[SuggestedCross],
+    label: str | None,
+    rows: int,
 ) -> FeatureSpec:
     features: list[Feature] = []
     deep: list[str] = []
@@ -666,12 +673,12 @@ def _spec(
         if declare is not None:
             declared = declare(column.name, **column.options)  # type: ignore[operator]
             # Bins tell where a number's mass lies; beside them its size says more than its rank.
-            scales = column.bins and _may_be_scaled(column.profile)
+            scales = column.bins and column.may_be_scaled
             features += [f.standardised() for f in declared] if scales else declared
             deep.append(column.name)
         if column.bins:
             name = _free_name(f"{column.name}_bin", names)
-            features.append(bucketized(name, source=column.name, bins=_BINS))
+            features.append(bucketized(name, source=column.name, bins=column.bin_count(rows)))
             deep.append(name)
     parts = {c.name: c.name for c in columns}
     for name in dict.fromkeys(name for cross in crosses for name in cross.columns):
@@ -689,12 +696,6 @@ def _spec(
         deep=deep if any(column.bins for column in columns) else None,
         training_only={c.name: _first_place(c.profile) for c in columns if c.position},
     )
-
-
-def _may_be_scaled(profile: ColumnProfile) -> bool:
-    """Tell whether all values are of a size that ``transform="standard"`` takes."""
-    ends = (profile.minimum, profile.maximum)
-    return all(end is not None and abs(end) <= LARGEST_SCALED for end in ends)
 
 
 def _free_name(name: str, names: set[str]) -> str:

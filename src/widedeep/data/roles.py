@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from widedeep.data.paths import input_paths
 from widedeep.data.profile import ColumnProfile
 from widedeep.errors import ConfigError, DataError, nearest
+from widedeep.features.numbers import LARGEST_SCALED
 
 Role = Literal["label", "weight", "group", "time", "numeric", "categorical", "left out"]
 
@@ -44,6 +46,8 @@ _MANY_VALUES = 10_000
 _EPOCHS = (631_152_000, 4_102_444_800)
 
 _MOST_EXACT = 2**53
+MOST_BINS, _LEAST_BINS = 255, 16
+"""Bins of a number where every value, or enough rows, fill one."""
 _NAMES_ROWS = "has a value of its own in nearly every row: it names rows"
 _IS_TIME = "is a time; make columns of what matters in it: hour, weekday, age in days"
 
@@ -75,6 +79,18 @@ class InferredColumn:
     def is_vector(self) -> bool:
         """True for lists of numbers that are one input."""
         return self.profile.nested and self.role == "numeric"
+
+    @property
+    def may_be_scaled(self) -> bool:
+        """True if all values are of a size that ``transform="standard"`` takes."""
+        ends = (self.profile.minimum, self.profile.maximum)
+        return all(end is not None and abs(end) <= LARGEST_SCALED for end in ends)
+
+    def bin_count(self, rows: int) -> int:
+        """Return how many bins a number has: one for each of few values, else what rows teach."""
+        if self.profile.distinct <= MOST_BINS:
+            return MOST_BINS
+        return min(max(_LEAST_BINS, math.isqrt(rows) // 3), MOST_BINS)
 
     def describe(self) -> str:
         """Return what the column holds, and why it is taken for what it is."""
