@@ -22,7 +22,7 @@ FRONT = (
         "training.early_stopping",
         "training.checkpoint",
     ),
-    *("metrics", "bundle", "estimators", "tuning", "serving.ranker"),
+    *("metrics", "bundle", "estimators", "importing", "tuning", "serving.ranker"),
     *(
         "serving.catalogue",
         "serving.registry",

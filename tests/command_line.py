@@ -18,6 +18,7 @@ VERBS = [
     "join",
     "prepare",
     "train",
+    "import",
     "tune",
     "evaluate",
     "export",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from widedeep.importing.tensor_bundle import _masked, _slice_key
+from widedeep.importing.tensor_bundle import _slice_key, masked_checksum
 
 TYPES = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "float16": 19}
 _BLOCK = 200  # bytes, so that small bundles have several blocks
@@ -34,7 +34,7 @@ def field(number: int, value: int | bytes) -> bytes:
 
 def checksum(data: bytes) -> int:
     """The masked checksum of bytes."""
-    return _masked(np.frombuffer(data, np.uint8))
+    return masked_checksum(np.frombuffer(data, np.uint8))
 
 
 def entry(dtype: int, shape: tuple[int, ...], shard: int, offset: int, data: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import keyword
 import os
 import sys
 import tempfile
@@ -30,6 +31,7 @@ VERBS = {
     "join": "join impression and action logs into labelled examples",
     "prepare": "fit the schema (vocabularies, quantiles) on the training data and save it",
     "train": "train a model: fit the schema, train, evaluate, export a bundle",
+    "import": "carry an estimator of TensorFlow over: its scores, its optimizers' state",
     "tune": "search for the settings of a configuration that predict its validation data best",
     "evaluate": "measure a run's or a bundle's quality on labelled data",
     "export": "write a run's best checkpoint, or any checkpoint, as a bundle",
@@ -180,7 +182,8 @@ def make_parser(named: Sequence[str]) -> argparse.ArgumentParser:
     )
     for verb, summary in VERBS.items():
         if verb in named:
-            module = importlib.import_module(f"widedeep.cli.{verb}")
+            name = f"{verb}_" if keyword.iskeyword(verb) else verb
+            module = importlib.import_module(f"widedeep.cli.{name}")
             work, following = getattr(module, "run", None), getattr(module, "NEXT", "")
             options = add_verb(
                 verbs, verb, summary, work, example=module.EXAMPLE, following=following

@@ -68,6 +68,11 @@ class Op:
         """Return an attribute that is text."""
         return text(self.attributes[name], 2) if name in self.attributes else ""
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return an attribute that is a shape; -1 stands for any size."""
+        shapes = messages(self.attributes.get(name, {}), 7)
+        return _shape(shapes[-1]) if shapes else ()
+
     def reals(self, name: str) -> list[float]:
         """Return an attribute that is a list of float32."""
         lists = messages(self.attributes.get(name, {}), 1)
@@ -169,7 +174,8 @@ class SavedModel:
             meta = serving[0]
             self.graph = Graph(messages(meta, 2)[-1], str(file))
             self.signatures = dict(_signature(entry) for entry in messages(meta, 5))
-            self.assets = dict(_asset(entry) for entry in messages(meta, 6))
+            self.assets = dict(_asset(entry) for entry in _asset_files(meta))
+            self.trainable = set(_variables(meta, "trainable_variables"))
         except (WireError, IndexError) as error:
             raise CheckpointError(
                 f"{file}: {error}: the file is damaged, or no SavedModel of an estimator; export "
@@ -235,7 +241,11 @@ def is_saved_model(path: str | os.PathLike[str]) -> bool:
 
 def constant(op: Op) -> NDArray[Any]:
     """Return the value of a ``Const``: numbers, or an object array of bytes."""
-    tensor = read_message(messages(op.attributes["value"], 8)[-1])
+    return tensor_value(read_message(messages(op.attributes["value"], 8)[-1]))
+
+
+def tensor_value(tensor: Message) -> NDArray[Any]:
+    """Return the value of a ``TensorProto``: numbers, or an object array of bytes."""
     dtype, shape = number(tensor, 1), _shape(messages(tensor, 2)[-1]) if 2 in tensor else ()
     size = int(np.prod(shape, dtype=np.int64))
     content = messages(tensor, 4)
@@ -245,7 +255,7 @@ def constant(op: Op) -> NDArray[Any]:
         values[:] = raw if len(raw) == size else [*raw, *raw[-1:] * (size - len(raw))]
         return values.reshape(shape)
     if dtype not in _VALUES:
-        raise WireError(f"holds the constant {op.name!r} of type {dtype}, which is not known")
+        raise WireError(f"holds a constant of type {dtype}, which is not known")
     field_number, form, kind = _VALUES[dtype]
     if content:
         return np.frombuffer(bytes(content[-1]), np.dtype(kind).newbyteorder("<")).reshape(shape)
@@ -289,6 +299,25 @@ def _signature(entry: memoryview) -> tuple[str, Signature]:
 def _tensor_info(entry: memoryview) -> tuple[str, str]:
     pair = read_message(entry)
     return text(pair, 1), text(read_message(messages(pair, 2)[-1]), 1)
+
+
+def _variables(meta: Message, collection: str) -> Iterator[str]:
+    """Yield the operations that hold the variables of a collection."""
+    for entry in map(read_message, messages(meta, 4)):
+        if text(entry, 1) == collection:
+            for listed in map(read_message, messages(read_message(messages(entry, 2)[-1]), 2)):
+                for definition in messages(listed, 1):
+                    yield text(read_message(definition), 1).partition(":")[0]
+
+
+def _asset_files(meta: Message) -> Iterator[memoryview]:
+    """Yield the definitions of assets: a field, and in older exports a collection."""
+    yield from messages(meta, 6)
+    for entry in map(read_message, messages(meta, 4)):
+        if text(entry, 1) == "saved_model_assets":
+            collection = read_message(messages(entry, 2)[-1])
+            for any_list in map(read_message, messages(collection, 5)):
+                yield from (messages(read_message(one), 2)[-1] for one in messages(any_list, 1))
 
 
 def _asset(entry: memoryview) -> tuple[str, str]:

@@ -206,7 +206,7 @@ class TensorBundle:
                 f"{entry.size:,} bytes; the index is damaged, use another checkpoint"
             )
         raw = shard[entry.offset : entry.offset + entry.size]
-        if _masked(raw) != entry.checksum:
+        if masked_checksum(raw) != entry.checksum:
             raise CheckpointError(
                 f"{path}: tensor {name!r}: its checksum is wrong, the file is damaged; copy it "
                 "again, or use another checkpoint"
@@ -293,7 +293,7 @@ def _block(data: memoryview, offset: int, size: int) -> memoryview:
     if stop + _TRAILER > len(data) - _FOOTER:
         raise WireError(f"names a block that ends at byte {stop:,} of {len(data):,}")
     checksum = struct.unpack("<I", data[stop + 1 : stop + _TRAILER])[0]
-    if _masked(np.frombuffer(data[offset : stop + 1], np.uint8)) != checksum:
+    if masked_checksum(np.frombuffer(data[offset : stop + 1], np.uint8)) != checksum:
         raise WireError(f"has a block with a wrong checksum (byte {offset:,})")
     if data[stop]:
         raise WireError(f"has a compressed block (byte {offset:,}), which TensorFlow never writes")
@@ -318,7 +318,7 @@ def _block_entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         at += size
 
 
-def _masked(data: NDArray[np.uint8]) -> int:
+def masked_checksum(data: NDArray[np.uint8]) -> int:
     """Return the checksum as TensorFlow stores it: rotated, and moved by a constant."""
     crc = 0
     for begin in range(0, len(data), _CHUNK):

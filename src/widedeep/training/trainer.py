@@ -432,7 +432,8 @@ class Trainer:
         state = self.state
         batch_size = state.config.batch_size
         if batch_size == "auto":
-            batch_size = recorded.get("batch_size", auto_batch_size(rows))
+            batch_size = recorded.get("batch_size", "auto")
+            batch_size = auto_batch_size(rows) if batch_size == "auto" else batch_size
             state.config = dataclasses.replace(state.config, batch_size=batch_size)
             resolved.append(f"batches of {batch_size:,} rows")
         if epochs == "auto":
@@ -524,7 +525,8 @@ class Trainer:
                 f"{path}: got a checkpoint of a run in {precision}, but this trainer computes in "
                 f"{self.config.precision}; make it with precision={precision!r}"
             )
-        if self.state.inputs:
+        # A run that has read nothing, as one that was imported, goes on with any data.
+        if self.state.inputs and checkpoint.state["position"]["rows"]:
             check_same_inputs(checkpoint.state["inputs"], self.state.inputs)
             self.state.check_same_order(checkpoint.state)
         self._adopt_optimizers(stored)

@@ -1,0 +1,254 @@
+"""Optimizers of an estimator: their kinds and options, and their state by variable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from widedeep.importing.tensor_bundle import TensorBundle
+
+PARTS = ("wide", "deep", "dense")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kind:
+    """An optimizer of TensorFlow: ours, its options by theirs, its state by their slots."""
+
+    name: str
+    options: Mapping[str, str]
+    state: Mapping[str, str]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+_FTRL = {"convention": "tensorflow", "initial_accumulator": 0.1, "adapt": 0.0}
+_ADAGRAD = {"initial_accumulator": 0.1, "eps": 1e-7}
+# Of Keras, by the name of its scope: training/Ftrl/VARIABLE/SLOT.
+_KERAS: Mapping[str, _Kind] = {
+    "Ftrl": _Kind(
+        name="ftrl",
+        options={
+            "learning_rate": "lr",
+            "learning_rate_power": "lr_power",
+            "l1_regularization_strength": "l1",
+            "l2_regularization_strength": "l2",
+            "beta": "beta",
+        },
+        state={"accumulator": "n", "linear": "z"},
+        fixed=_FTRL,
+    ),
+    "Adagrad": _Kind(
+        name="adagrad",
+        options={"learning_rate": "lr"},
+        state={"accumulator": "accumulator"},
+        fixed=_ADAGRAD,
+    ),
+    "Adam": _Kind(
+        name="adam",
+        options={"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2"},
+        state={"m": "mean", "v": "square"},
+        fixed={"eps": 1e-7},
+    ),
+    "SGD": _Kind(
+        name="sgd",
+        options={"learning_rate": "lr", "momentum": "momentum"},
+        state={"momentum": "velocity"},
+    ),
+    "RMSprop": _Kind(
+        name="rmsprop",
+        options={"learning_rate": "lr", "rho": "decay", "momentum": "momentum"},
+        state={"rms": "square", "mg": "mean", "momentum": "velocity"},
+        fixed={"eps": 1e-7},
+    ),
+}
+# Of TensorFlow 1: VARIABLE/SLOT; their options are in no checkpoint.
+_OLDER: Mapping[str, _Kind] = {
+    "Ftrl": _Kind(
+        name="ftrl",
+        options={},
+        state={"Ftrl": "n", "Ftrl_1": "z"},
+        fixed={**_FTRL, "l1": 0.0, "beta": 0.0},
+    ),
+    "Adagrad": _Kind(
+        name="adagrad",
+        options={},
+        state={"Adagrad": "accumulator"},
+        fixed={"initial_accumulator": 0.1, "eps": 0.0},
+    ),
+    "Adam": _Kind(name="adam", options={}, state={"Adam": "mean", "Adam_1": "square"}),
+    "Momentum": _Kind(
+        name="sgd", options={}, state={"Momentum": "velocity"}, fixed={"momentum": 0.9}
+    ),
+    "RMSProp": _Kind(
+        name="rmsprop",
+        options={},
+        state={"RMSProp": "square", "RMSProp_1": "velocity"},
+        fixed={"eps": 1e-10, "initial_accumulator": 1.0, "convention": "tensorflow"},
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """A tensor of an optimizer's state, and what it is multiplied by here."""
+
+    tensor: str
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerState:
+    """What is known of an estimator's optimizers.
+
+    Attributes:
+        tables: Our options by part, as ``[train]`` takes them; a part of which nothing is known
+            has none.
+        slots: By variable: the tensor of each state of ours.
+        is_older: Whether TensorFlow 1's optimizers wrote it, whose estimators sum losses.
+        others: Tensors of the checkpoint that are options and counters of optimizers.
+        notes: What a person should know.
+        why: Why there is no state at all, or "".
+    """
+
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    slots: Mapping[str, Mapping[str, Slot]] = field(default_factory=dict)
+    is_older: bool = False
+    others: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    why: str = ""
+
+
+def read_optimizers(
+    bundle: TensorBundle | None, parts: Mapping[str, Collection[str]]
+) -> OptimizerState:
+    """Read the optimizers of a checkpoint.
+
+    Args:
+        bundle: The checkpoint; None: nothing is known.
+        parts: The names of the variables that each part's optimizer moves.
+    """
+    if bundle is None:
+        note = "the optimizers start anew, with TensorFlow's defaults: no checkpoint was given"
+        return OptimizerState(notes=(note,), why="no checkpoint with its state was given")
+    found = _slots(bundle, {variable for names in parts.values() for variable in names})
+    tables: dict[str, dict[str, Any]] = {}
+    state: dict[str, dict[str, Slot]] = {}
+    notes: list[str] = []
+    for part, variables in parts.items():
+        scopes = {scope for v in variables for scope, _, _ in found.get(v, [])}
+        if not scopes:
+            if variables:
+                notes.append(
+                    f"{part}: the checkpoint has no state of its optimizer, which starts anew with "
+                    "TensorFlow's defaults"
+                )
+            continue
+        scope = min(scopes)
+        kind = _kind_of(scope, {slot for v in variables for _, slot, _ in found.get(v, [])})
+        if kind is None:
+            notes.append(
+                f"{part}: its optimizer {scope.rpartition('/')[2] or 'of TensorFlow 1'!r} has no "
+                "counterpart, and starts anew as TensorFlow's default one"
+            )
+            continue
+        names = {slot for v in variables for _, slot, _ in found.get(v, [])}
+        table = tables[part] = _table(bundle, scope, kind, names)
+        notes += _warnings(bundle, scope, kind, part)
+        for variable in variables:
+            state[variable] = {
+                kind.state[slot]: Slot(tensor=tensor, factor=_factor(table, scope, slot))
+                for _, slot, tensor in found.get(variable, [])
+                if slot in kind.state
+            }
+    scopes = {scope for slots in found.values() for scope, _, _ in slots}
+    return OptimizerState(
+        tables=tables,
+        slots=state,
+        is_older=scopes == {""},
+        others=frozenset(t for t in bundle if t.rpartition("/")[0] in scopes - {""})
+        | frozenset(t for slots in found.values() for _, _, t in slots),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _slots(
+    bundle: TensorBundle, variables: Collection[str]
+) -> dict[str, list[tuple[str, str, str]]]:
+    """Return (scope, slot, tensor) by variable: SCOPE/VARIABLE/SLOT, or VARIABLE/SLOT."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for tensor in bundle:
+        owner, _, slot = tensor.rpartition("/")
+        if tensor in variables or not owner:
+            continue
+        if owner in variables:
+            found.setdefault(owner, []).append(("", slot, tensor))
+            continue
+        parts = owner.split("/")
+        for cut in range(1, min(4, len(parts))):  # training/Ftrl, or training_2/Ftrl_1
+            variable = "/".join(parts[cut:])
+            if variable in variables:
+                found.setdefault(variable, []).append(("/".join(parts[:cut]), slot, tensor))
+                break
+    return found
+
+
+def _kind_of(scope: str, slots: Collection[str]) -> _Kind | None:
+    if scope:
+        return _KERAS.get(re.sub(r"_\d+$", "", scope.rpartition("/")[2]))
+    return next((kind for name, kind in _OLDER.items() if name in slots), None)
+
+
+def _table(bundle: TensorBundle, scope: str, kind: _Kind, slots: Collection[str]) -> dict[str, Any]:
+    """Return our options: those that a checkpoint records, and those that its state shows."""
+    recorded = {
+        ours: _short(float(bundle.read(f"{scope}/{theirs}")))
+        for theirs, ours in kind.options.items()
+        if f"{scope}/{theirs}" in bundle
+    }
+    table = {"optimizer": kind.name, **kind.fixed, **recorded}
+    if "beta1" in table:
+        table["betas"] = [table.pop("beta1"), table.pop("beta2")]
+    if kind.name == "rmsprop" and "mg" in slots:
+        table["centered"] = True
+    if kind.name == "rmsprop" and table.get("momentum"):
+        table["convention"] = "tensorflow"  # another kernel than without momentum
+    return table
+
+
+def _factor(table: Mapping[str, Any], scope: str, slot: str) -> float:
+    """Return what a slot is multiplied by: Keras's momentum is -lr times that of its own paper."""
+    is_step = table["optimizer"] == "sgd" and scope and slot == "momentum"
+    return -1.0 / table["lr"] if is_step else 1.0
+
+
+def _short(value: float) -> float:
+    """Return the shortest number that float32 holds as this one: 0.1, not 0.10000000149."""
+    return next(
+        float(f"{value:.{n}g}")
+        for n in (6, 7, 8, 9)
+        if abs(float(f"{value:.{n}g}") - value) <= 6e-8 * abs(value)
+    )
+
+
+def _warnings(bundle: TensorBundle, scope: str, kind: _Kind, part: str) -> list[str]:
+    notes = []
+    if not scope:
+        notes.append(
+            f"{part}: a checkpoint of TensorFlow 1 does not record the options of {kind.name}; "
+            f"TensorFlow's defaults are taken: write those of your program under [train.{part}]"
+        )
+    decay = f"{scope}/decay"
+    if decay in bundle and float(bundle.read(decay)):
+        notes.append(
+            f"{part}: the rate of {kind.name} decays by {float(bundle.read(decay)):g} a step in "
+            "TensorFlow, and is constant here; write a schedule under [train]"
+        )
+    if kind.name == "sgd":
+        notes.append(f"{part}: a checkpoint does not say whether momentum is Nesterov's")
+    if kind.name in ("adam", "rmsprop") and part != "dense":
+        notes.append(
+            f"{part}: {kind.name} moves all rows of a table in TensorFlow, and here those that a "
+            "batch touches"
+        )
+    return notes

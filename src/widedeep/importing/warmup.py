@@ -1,0 +1,142 @@
+"""Warm-up requests of a SavedModel: rows, and what TensorFlow answered to them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.errors import CheckpointError
+from widedeep.importing.saved_model import tensor_value
+from widedeep.importing.tensor_bundle import masked_checksum
+from widedeep.importing.wire import Message, WireError, messages, numbers, read_message, text
+
+Row = dict[str, list[Any]]
+_CLASSIFY, _REGRESS, _PREDICT = 2, 3, 6  # kinds of a PredictionLog
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WarmupRequests:
+    """What was asked, row by row, and the answers by name where they are recorded."""
+
+    rows: Sequence[Row] = ()
+    # By the name of an output: values of those rows that have them
+    answers: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+
+
+def read_warmup(path: Path) -> WarmupRequests:
+    """Read ``tf_serving_warmup_requests``: records of serialized ``PredictionLog`` messages.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
+    rows: list[Row] = []
+    answers: dict[str, dict[int, Any]] = {}
+    try:
+        for record in _records(memoryview(path.read_bytes())):
+            log = read_message(record)
+            for kind in (_CLASSIFY, _REGRESS, _PREDICT):
+                for entry in messages(log, kind):
+                    parts = read_message(entry)
+                    asked = messages(parts, 1)
+                    new = _request_rows(read_message(asked[-1]), kind) if asked else []
+                    for name, values in _answers(parts, kind).items():
+                        if len(values) == len(new):
+                            column = answers.setdefault(name, {})
+                            column.update(enumerate(values, len(rows)))
+                    rows += new
+    except (WireError, struct.error, IndexError) as error:
+        raise CheckpointError(
+            f"{path}: {error}: the warm-up requests are damaged; write them again, or remove the "
+            "file"
+        ) from error
+    return WarmupRequests(rows=rows, answers=answers)
+
+
+def _records(data: memoryview) -> Iterator[memoryview]:
+    """Yield the records of a TFRecord file."""
+    at = 0
+    while at < len(data):
+        if at + 12 > len(data):
+            raise WireError(f"ends within a record (byte {at:,})")
+        (size,) = struct.unpack("<Q", data[at : at + 8])
+        stop = at + 12 + size
+        if stop + 4 > len(data):
+            raise WireError(f"ends within a record (byte {at:,})")
+        (checksum,) = struct.unpack("<I", data[stop : stop + 4])
+        record = data[at + 12 : stop]
+        if masked_checksum(np.frombuffer(record, np.uint8)) != checksum:
+            raise WireError(f"has a record with a wrong checksum (byte {at:,})")
+        yield record
+        at = stop + 4
+
+
+def _request_rows(request: Message, kind: int) -> list[Row]:
+    if kind != _PREDICT:
+        listed = messages(read_message(messages(request, 2)[-1]), 1)
+        examples = messages(read_message(listed[-1]), 1) if listed else []
+        return [_example(bytes(example)) for example in examples]
+    tensors = dict(_pair(entry) for entry in messages(request, 2))
+    values = {name: tensor_value(read_message(raw)) for name, raw in tensors.items()}
+    if len(values) == 1:
+        (serialized,) = values.values()
+        if serialized.dtype == object:
+            return [_example(raw) for raw in serialized.reshape(-1).tolist()]
+    sizes = {len(value) for value in values.values() if value.ndim}
+    n_rows = sizes.pop() if len(sizes) == 1 else 0
+    columns = {name: value.reshape(n_rows, -1) for name, value in values.items() if value.ndim}
+    return [
+        {name: [_plain(item) for item in value[i].tolist()] for name, value in columns.items()}
+        for i in range(n_rows)
+    ]
+
+
+def _example(serialized: bytes) -> Row:
+    """Read a ``tf.train.Example``."""
+    row: Row = {}
+    for features in messages(read_message(serialized), 1):
+        for entry in messages(read_message(features), 1):
+            name, raw = _pair(entry)
+            feature = read_message(raw)
+            values: list[Any] = []
+            for one in messages(feature, 1):
+                values += [_plain(bytes(value)) for value in messages(read_message(one), 1)]
+            for one in messages(feature, 2):
+                values += numbers(read_message(one), 1, "f")
+            for one in messages(feature, 3):
+                values += numbers(read_message(one), 1)
+            row[name] = values
+    return row
+
+
+def _answers(parts: Message, kind: int) -> dict[str, NDArray[Any] | list[Any]]:
+    responses = messages(parts, 2)
+    if not responses:
+        return {}
+    response = read_message(responses[-1])
+    if kind == _PREDICT:
+        outputs = dict(_pair(entry) for entry in messages(response, 1))
+        return {name: tensor_value(read_message(raw)) for name, raw in outputs.items()}
+    results = messages(response, 1)
+    entries = messages(read_message(results[-1]), 1) if results else []
+    if kind == _REGRESS:
+        return {"predictions": [numbers(read_message(e), 1, "f")[-1] for e in entries]}
+    scores = [
+        [numbers(read_message(c), 2, "f")[-1] for c in messages(read_message(entry), 1)]
+        for entry in entries
+    ]
+    return {"probabilities": scores}
+
+
+def _pair(entry: memoryview) -> tuple[str, memoryview]:
+    pair = read_message(entry)
+    return text(pair, 1), messages(pair, 2)[-1]
+
+
+def _plain(value: Any) -> Any:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
