@@ -58,6 +58,9 @@ class Schedule(ABC):
 
     name: ClassVar[str] = "function"
 
+    needs_run: ClassVar[bool] = False
+    """True if it looks at the end or the validation data of a run, which a stream does not have."""
+
     @property
     def owner(self) -> str:
         """What errors call it."""
@@ -276,6 +279,7 @@ class WSD(Schedule):
     """
 
     name: ClassVar[str] = "wsd"
+    needs_run: ClassVar[bool] = True
     decay_fraction: float = 0.2
 
     def __post_init__(self) -> None:
@@ -338,6 +342,7 @@ class Plateau(Schedule):
     """
 
     name: ClassVar[str] = "plateau"
+    needs_run: ClassVar[bool] = True
     factor: float = 0.5
     patience: int = 1
     min_delta: float = 0.0
@@ -444,7 +449,8 @@ class RateSchedules:
         for part, schedule in parts.items():
             by_id.setdefault(id(schedule), []).append(part)
         # By the names of its parts
-        self.schedules = {", ".join(names): parts[names[0]] for names in by_id.values()}
+        self._parts = {", ".join(names): names for names in by_id.values()}
+        self.schedules = {key: parts[names[0]] for key, names in self._parts.items()}
         self.monitor = ""
         self.falls: dict[str, Fall] = {}
         self._plateaus = {k: s for k, s in self.schedules.items() if isinstance(s, Plateau)}
@@ -486,15 +492,16 @@ class RateSchedules:
         rise = min(1.0, (done + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         factors: dict[str, float] = {}
         for parts, schedule in self.schedules.items():
-            if isinstance(schedule, WSD) and tail is not None:
+            if tail is not None and isinstance(schedule, WSD):
                 factor = tail
-            elif isinstance(schedule, WSD | Plateau) and before is not None:
+            elif before is not None and schedule.needs_run:
                 factor = rise
             elif isinstance(schedule, Plateau):
                 factor = rise * self.falls[parts].factor
             else:
                 factor = rise * schedule.at(step if schedule.spans_run else done, total_steps)
-            factors |= dict.fromkeys(parts.split(", "), factor)
+            for part in self._parts[parts]:
+                factors[part] = factor
         return Rates(**factors)
 
     def update(self, metrics: Mapping[str, float]) -> list[str]:
