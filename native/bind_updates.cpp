@@ -47,6 +47,41 @@ void bind_sgd(const Output& weights, const Rows_U& rows_U, const Input& grads_UD
   sgd_rows(request, threads);
 }
 
+void bind_momentum(const Output& weights, const Output& velocity, const Rows_U& rows_U,
+                   const Input& grads_UD, double lr, double momentum, bool nesterov,
+                   double grad_scale, int threads) {
+  const MomentumRequest request = {gradients_of(weights, rows_U, grads_UD, grad_scale),
+                                   matrix_rows("weights", weights),
+                                   state_rows("velocity", velocity, weights),
+                                   static_cast<float>(lr),
+                                   static_cast<float>(momentum),
+                                   nesterov};
+  const nb::gil_scoped_release release;
+  momentum_rows(request, threads);
+}
+
+void bind_rmsprop(const Output& weights, const Output& square, const std::optional<Output>& mean,
+                  const std::optional<Output>& velocity, const Rows_U& rows_U,
+                  const Input& grads_UD, double lr, double decay, double momentum, double eps,
+                  bool eps_in_root, double grad_scale, int threads) {
+  const auto own_eps = static_cast<float>(eps);
+  const auto own_lr = static_cast<float>(lr);
+  const RmspropRequest request = {gradients_of(weights, rows_U, grads_UD, grad_scale),
+                                  matrix_rows("weights", weights),
+                                  state_rows("square", square, weights),
+                                  mean ? state_rows("mean", *mean, weights) : Rows{},
+                                  velocity ? state_rows("velocity", *velocity, weights) : Rows{},
+                                  static_cast<float>(decay),
+                                  static_cast<float>(1.0 - decay),
+                                  static_cast<float>(momentum),
+                                  eps_in_root ? own_eps : 0.0f,
+                                  eps_in_root ? 0.0f : own_eps,
+                                  eps_in_root ? own_lr : 1.0f,
+                                  eps_in_root ? 1.0f : own_lr};
+  const nb::gil_scoped_release release;
+  rmsprop_rows(request, threads);
+}
+
 void bind_adagrad(const Output& weights, const Output& accumulator, const Rows_U& rows_U,
                   const Input& grads_UD, double lr, double eps, double l2, double grad_scale,
                   int threads) {
@@ -115,6 +150,12 @@ void bind_init(const Output& out_nD, std::uint64_t key, std::int64_t first_row, 
 void bind_updates(nb::module_& m) {
   m.def("sgd_rows", &bind_sgd, "weights"_a, "rows_U"_a.none(), "grads_UD"_a, nb::kw_only(), "lr"_a,
         "grad_scale"_a = 1.0, "threads"_a = 1);
+  m.def("momentum_rows", &bind_momentum, "weights"_a, "velocity"_a, "rows_U"_a.none(), "grads_UD"_a,
+        nb::kw_only(), "lr"_a, "momentum"_a, "nesterov"_a = false, "grad_scale"_a = 1.0,
+        "threads"_a = 1);
+  m.def("rmsprop_rows", &bind_rmsprop, "weights"_a, "square"_a, "mean"_a.none(),
+        "velocity"_a.none(), "rows_U"_a.none(), "grads_UD"_a, nb::kw_only(), "lr"_a, "decay"_a,
+        "momentum"_a, "eps"_a, "eps_in_root"_a, "grad_scale"_a = 1.0, "threads"_a = 1);
   m.def("adagrad_rows", &bind_adagrad, "weights"_a, "accumulator"_a, "rows_U"_a.none(),
         "grads_UD"_a, nb::kw_only(), "lr"_a, "eps"_a, "l2"_a = 0.0, "grad_scale"_a = 1.0,
         "threads"_a = 1);

@@ -33,6 +33,14 @@ void sgd_rows(const SgdRequest& request, int threads) {
   over_rows(request, request.gradients.n, threads, WIDEDEEP_DISPATCH(sgd_rows_range));
 }
 
+void momentum_rows(const MomentumRequest& request, int threads) {
+  over_rows(request, request.gradients.n, threads, WIDEDEEP_DISPATCH(momentum_rows_range));
+}
+
+void rmsprop_rows(const RmspropRequest& request, int threads) {
+  over_rows(request, request.gradients.n, threads, WIDEDEEP_DISPATCH(rmsprop_rows_range));
+}
+
 void adagrad_rows(const AdagradRequest& request, int threads) {
   over_rows(request, request.gradients.n, threads, WIDEDEEP_DISPATCH(adagrad_rows_range));
 }

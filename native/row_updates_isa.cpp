@@ -40,6 +40,66 @@ void sgd(const SgdRequest& request, int64_t first, int64_t last) {
       RowPrefetch(request.weights));
 }
 
+void momentum(const MomentumRequest& request, int64_t first, int64_t last) {
+  const int64_t width = request.weights.width;
+  const float scale = request.gradients.grad_scale;
+  // w - lr·v, or with a look ahead w - lr·(g + momentum·v)
+  const float of_grad = request.nesterov ? 1.0f : 0.0f;
+  const float of_velocity = request.nesterov ? request.momentum : 1.0f;
+  for_each_row(
+      request.gradients, first, last,
+      [&](int64_t row, const float* grad, int64_t) {
+        float* __restrict w = request.weights.data + row * request.weights.stride;
+        float* __restrict v = request.velocity.data + row * request.velocity.stride;
+        WIDEDEEP_SIMD
+        for (int64_t d = 0; d < width; ++d) {
+          const float g = grad[d] * scale;
+          const float velocity = request.momentum * v[d] + g;
+          v[d] = velocity;
+          w[d] -= request.lr * (of_grad * g + of_velocity * velocity);
+        }
+      },
+      RowPrefetch(request.weights), RowPrefetch(request.velocity));
+}
+
+template <bool kCentered, bool kMomentum>
+void rmsprop(const RmspropRequest& request, int64_t first, int64_t last) {
+  const int64_t width = request.weights.width;
+  const float scale = request.gradients.grad_scale;
+  const float decay = request.decay;
+  for_each_row(
+      request.gradients, first, last,
+      [&](int64_t row, const float* grad, int64_t) {
+        float* __restrict w = request.weights.data + row * request.weights.stride;
+        float* __restrict s = request.square.data + row * request.square.stride;
+        float* __restrict m = kCentered ? request.mean.data + row * request.mean.stride : nullptr;
+        float* __restrict v =
+            kMomentum ? request.velocity.data + row * request.velocity.stride : nullptr;
+        WIDEDEEP_SIMD
+        for (int64_t d = 0; d < width; ++d) {
+          const float g = grad[d] * scale;
+          const float square = decay * s[d] + request.one_minus_decay * (g * g);
+          s[d] = square;
+          float spread = square;
+          if (kCentered) {
+            const float mean = decay * m[d] + request.one_minus_decay * g;
+            m[d] = mean;
+            spread = square - mean * mean;
+            spread = spread > 0.0f ? spread : 0.0f;
+          }
+          const float root =
+              __builtin_sqrtf(spread + request.eps_in_root) + request.eps_beside_root;
+          float change = request.lr_of_step * (g / root);
+          if (kMomentum) {
+            change = request.momentum * v[d] + change;
+            v[d] = change;
+          }
+          w[d] -= request.lr_of_total * change;
+        }
+      },
+      RowPrefetch(request.weights), RowPrefetch(request.square));
+}
+
 template <int kWidth>
 void adagrad(const AdagradRequest& request, int64_t first, int64_t last) {
   const int64_t width = kWidth > 0 ? kWidth : request.weights.width;
@@ -166,6 +226,21 @@ inline uint64_t mix(uint64_t x) {
 
 void sgd_rows_range(const SgdRequest& request, int64_t begin, int64_t end) {
   return request.weights.width == 16 ? sgd<16>(request, begin, end) : sgd<0>(request, begin, end);
+}
+
+void momentum_rows_range(const MomentumRequest& request, int64_t begin, int64_t end) {
+  momentum(request, begin, end);
+}
+
+void rmsprop_rows_range(const RmspropRequest& request, int64_t begin, int64_t end) {
+  const bool centered = request.mean.data != nullptr;
+  const bool adds_up = request.velocity.data != nullptr;
+  if (centered) {
+    adds_up ? rmsprop<true, true>(request, begin, end) : rmsprop<true, false>(request, begin, end);
+  } else {
+    adds_up ? rmsprop<false, true>(request, begin, end)
+            : rmsprop<false, false>(request, begin, end);
+  }
 }
 
 void adagrad_rows_range(const AdagradRequest& request, int64_t begin, int64_t end) {

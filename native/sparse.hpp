@@ -125,6 +125,31 @@ struct SgdRequest {
   float lr;
 };
 
+struct MomentumRequest {
+  RowGradients gradients;
+  Rows weights;
+  Rows velocity;
+  float lr;
+  float momentum;
+  bool nesterov;
+};
+
+struct RmspropRequest {
+  RowGradients gradients;
+  Rows weights;
+  Rows square;
+  Rows mean;      // of gradients, or null: not centered
+  Rows velocity;  // or null: no momentum
+  float decay;
+  float one_minus_decay;
+  float momentum;
+  // One of each pair holds the given number, the other one what changes nothing.
+  float eps_in_root;
+  float eps_beside_root;
+  float lr_of_step;   // of what momentum adds up
+  float lr_of_total;  // of its sum
+};
+
 struct AdagradRequest {
   RowGradients gradients;
   Rows weights;
@@ -164,6 +189,8 @@ struct FtrlRequest {
 };
 
 void sgd_rows(const SgdRequest& request, int threads);
+void momentum_rows(const MomentumRequest& request, int threads);
+void rmsprop_rows(const RmspropRequest& request, int threads);
 void adagrad_rows(const AdagradRequest& request, int threads);
 void adam_rows(const AdamRequest& request, int threads);
 int64_t ftrl_rows(const FtrlRequest& request, int threads);  // change of the non-zero count
@@ -195,6 +222,8 @@ WIDEDEEP_DECLARE_ISA(
                               int64_t begin, int64_t end);
     void segment_sum_range(const SegmentRequest& request, int64_t begin, int64_t end);
     void sgd_rows_range(const SgdRequest& request, int64_t begin, int64_t end);
+    void momentum_rows_range(const MomentumRequest& request, int64_t begin, int64_t end);
+    void rmsprop_rows_range(const RmspropRequest& request, int64_t begin, int64_t end);
     void adagrad_rows_range(const AdagradRequest& request, int64_t begin, int64_t end);
     void adam_rows_range(const AdamRequest& request, int64_t begin, int64_t end);
     int64_t ftrl_rows_range(const FtrlRequest& request, int64_t begin, int64_t end);

@@ -164,6 +164,12 @@ TEST(forward_backward_and_updates_do_not_depend_on_threads) {
       adagrad_rows({gradients, weights, second, 0.1f, 1e-7f, 0.01f}, threads);
       adam_rows({gradients, weights, first, second, 0.1f, 0.9f, 0.1f, 0.99f, 0.01f, 1e-8f, 0.99f},
                 threads);
+      momentum_rows({gradients, weights, first, 0.1f, 0.9f, true}, threads);
+      rmsprop_rows({gradients, weights, second, {}, {}, 0.9f, 0.1f, 0.0f, 0.0f, 1e-3f, 1.0f, 0.1f},
+                   threads);
+      rmsprop_rows(
+          {gradients, weights, second, {}, first, 0.9f, 0.1f, 0.5f, 1e-3f, 0.0f, 0.1f, 1.0f},
+          threads);
       sgd_rows({{nullptr, kRows, {f.weights.data(), kWidth, kWidth}, 0.5f}, weights, 0.1f},
                threads);
       results.push_back(f.weights);

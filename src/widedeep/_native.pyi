@@ -173,6 +173,41 @@ def sgd_rows(
 ) -> None:
     """Move each row once: w -= lr * g."""
 
+def momentum_rows(
+    weights: _Floats,
+    velocity: _Floats,
+    rows_U: _Ints | None,
+    grads_UD: _Floats,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool = False,
+    grad_scale: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Apply momentum: v = momentum * v + g; w -= lr * v, or lr * (g + momentum * v)."""
+
+def rmsprop_rows(
+    weights: _Floats,
+    square: _Floats,
+    mean: _Floats | None,
+    velocity: _Floats | None,
+    rows_U: _Ints | None,
+    grads_UD: _Floats,
+    *,
+    lr: float,
+    decay: float,
+    momentum: float,
+    eps: float,
+    eps_in_root: bool,
+    grad_scale: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Apply RMSProp; with ``mean`` centered, with ``velocity`` with momentum.
+
+    With ``eps_in_root`` the velocity adds up steps, ``lr`` included.
+    """
+
 def adagrad_rows(
     weights: _Floats,
     accumulator: _Floats,

@@ -46,6 +46,12 @@ class Rows:
         self.rates = rng.uniform(0.01, 5, len(touched)).astype(np.float32)
 
 
+KINDS = [
+    *("sgd", "momentum", "nesterov", "rmsprop", "rmsprop, momentum", "rmsprop, centered"),
+    *("adagrad", "adam", "ftrl", "ftrl, rates"),
+]
+
+
 def updates(
     rows: Rows, power: float, threads: int, module: Any = kernels
 ) -> dict[str, Callable[[], Any]]:
@@ -54,6 +60,22 @@ def updates(
     scale: dict[str, Any] = {"grad_scale": 0.5, "threads": threads}
     return {
         "sgd": lambda: module.sgd_rows(w, at, g, lr=0.3, **scale),
+        "momentum": lambda: module.momentum_rows(w, a, at, g, lr=0.3, momentum=0.9, **scale),
+        "nesterov": lambda: module.momentum_rows(
+            w, a, at, g, lr=0.3, momentum=0.9, nesterov=True, **scale
+        ),
+        "rmsprop": lambda: module.rmsprop_rows(
+            w, b, None, None, at, g, lr=0.1, decay=0.8, momentum=0.0, eps=1e-3, eps_in_root=False,
+            **scale,
+        ),
+        "rmsprop, momentum": lambda: module.rmsprop_rows(
+            w, b, None, a, at, g, lr=0.1, decay=0.8, momentum=0.9, eps=1e-3, eps_in_root=True,
+            **scale,
+        ),
+        "rmsprop, centered": lambda: module.rmsprop_rows(
+            w, b, a, None, at, g, lr=0.1, decay=0.8, momentum=0.0, eps=0.1, eps_in_root=True,
+            **scale,
+        ),
         "adagrad": lambda: module.adagrad_rows(w, b, at, g, lr=0.3, eps=1e-7, l2=0.2, **scale),
         "adam": lambda: module.adam_rows(
             w, a, b, at, g, rate=0.1, beta1=0.9, beta2=0.99, eps=1e-8, decay=0.95,
@@ -76,7 +98,7 @@ def updates(
     width=WIDTHS,
     interleaved=st.booleans(),
     power=st.sampled_from([-0.5, -0.7, 0.0]),
-    kind=st.sampled_from(["sgd", "adagrad", "adam", "ftrl", "ftrl, rates"]),
+    kind=st.sampled_from(KINDS),
 )
 def test_updates_equal_the_reference_bit_for_bit(
     seed: int, n_rows: int, width: int, interleaved: bool, power: float, kind: str
@@ -103,7 +125,7 @@ def test_no_rows_means_every_row_in_order() -> None:
     grads = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
     some.rows, some.grads = np.arange(9), grads
     every.rows, every.grads = None, grads  # type: ignore[assignment]
-    for kind in ("sgd", "adagrad", "adam", "ftrl"):
+    for kind in KINDS[:-1]:
         updates(some, -0.5, 1)[kind]()
         updates(every, -0.5, 2)[kind]()
         for one, other in zip(some.parts, every.parts, strict=True):

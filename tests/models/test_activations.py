@@ -10,7 +10,8 @@ from torch import nn
 
 import widedeep as wd
 from widedeep.errors import ConfigError
-from widedeep.models import MLP
+from widedeep.kernels.torch_layers import BiasedBatchNorm
+from widedeep.models import MLP, registered_towers
 from widedeep.models.config import ModelConfig
 from widedeep.models.layer_options import (
     ACTIVATIONS,
@@ -18,6 +19,8 @@ from widedeep.models.layer_options import (
     batch_norm_options,
     make_activation,
 )
+from widedeep.models.mlp import HiddenConfig
+from widedeep.models.tower import tower_config, tower_table
 from widedeep.training.evaluation import evaluating, standard_tower
 from widedeep.training.export import describe_towers
 
@@ -92,3 +95,20 @@ def test_batch_norm_takes_tensorflows_momentum() -> None:
     (norm, _) = layers.norms or (None, None)
     assert isinstance(norm, nn.BatchNorm1d)
     assert (norm.momentum, norm.eps) == (0.25, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "config", [c for c in registered_towers().values() if issubclass(c, HiddenConfig)], ids=str
+)
+def test_every_tower_with_hidden_layers_takes_both(config: type[HiddenConfig]) -> None:
+    needed = {"item": "ad"} if config.name == "two_tower" else {}
+    needed |= {"dice": False} if config.name in ("din", "dien") else {}
+    options: dict[str, Any] = {"structure": "parallel"} if config.name == "masknet" else {}
+    activation = {"name": "softplus", "beta": 2.0}
+    tower = config(activation=activation, batch_norm="tensorflow", **needed, **options)
+    layers = tower.hidden_layers(3, [4])
+    (norm,) = layers.norms or (None,)
+    assert isinstance(norm, BiasedBatchNorm)
+    assert norm.eps == 1e-3
+    assert isinstance(layers.act, nn.Softplus)
+    assert tower_config(tower_table(tower)) == tower

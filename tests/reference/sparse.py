@@ -298,6 +298,60 @@ def sgd_rows(
     weights[at] -= np.float32(lr) * (grads * np.float32(grad_scale))
 
 
+def momentum_rows(
+    weights: Floats,
+    velocity: Floats,
+    rows: Ints | None,
+    grads: Floats,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool = False,
+    grad_scale: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Apply momentum."""
+    at = slice(None) if rows is None else rows
+    g = grads * np.float32(grad_scale)
+    v = np.float32(momentum) * velocity[at] + g
+    velocity[at] = v
+    weights[at] -= np.float32(lr) * (g + np.float32(momentum) * v if nesterov else v)
+
+
+def rmsprop_rows(
+    weights: Floats,
+    square: Floats,
+    mean: Floats | None,
+    velocity: Floats | None,
+    rows: Ints | None,
+    grads: Floats,
+    *,
+    lr: float,
+    decay: float,
+    momentum: float,
+    eps: float,
+    eps_in_root: bool,
+    grad_scale: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Apply RMSProp."""
+    at = slice(None) if rows is None else rows
+    g = grads * np.float32(grad_scale)
+    spread = np.float32(decay) * square[at] + np.float32(1.0 - decay) * (g * g)
+    square[at] = spread
+    if mean is not None:
+        m = np.float32(decay) * mean[at] + np.float32(1.0 - decay) * g
+        mean[at] = m
+        spread = np.maximum(spread - m * m, np.float32(0))
+    own = np.float32(eps)
+    change = g / (np.sqrt(spread + own) if eps_in_root else np.sqrt(spread) + own)
+    change = np.float32(lr) * change if eps_in_root else change
+    if velocity is not None:
+        change = np.float32(momentum) * velocity[at] + change
+        velocity[at] = change
+    weights[at] -= change if eps_in_root else np.float32(lr) * change
+
+
 def adagrad_rows(
     weights: Floats,
     accumulator: Floats,

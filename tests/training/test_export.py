@@ -66,6 +66,21 @@ def made(schema: Schema, **options: Any) -> wd.WideDeep:
         ),
         ({"hidden_units": [9], "activation": "hardswish", "batch_norm": True}, "graph"),
         ({"hidden_units": [9], "batch_norm": "tensorflow", "wide_bias": True}, "native"),
+        (
+            {
+                "deep": {
+                    "name": "ensemble",
+                    "members": 2,
+                    "of": {
+                        "name": "deep_fm",
+                        "hidden_units": [5],
+                        "activation": {"name": "leaky_relu", "negative_slope": 0.2},
+                        "batch_norm": {"momentum": 0.5, "biased": True},
+                    },
+                },
+            },
+            "graph",
+        ),
         ({"hidden_units": []}, "native"),
         ({"towers": {"squares": Squares}}, "graph"),
         ({"towers": {"mlp": Squares}}, "graph"),

@@ -193,7 +193,7 @@ class Optimizer(ABC):
     ) -> int | Tensor | None:
         """Run the native kernel over the same memory, or Triton's; None: it cannot."""
         run = getattr(module, self.kernel or "")
-        tensors = (weights, *(state[name] for name in self.state_names), rows_U, grads_UD)
+        tensors = (weights, *self.kernel_state(state), rows_U, grads_UD)
         options = {"grad_scale": step.grad_scale, **self.kernel_options(step)}
         if module is not kernels:
             change = run(*tensors, **options)
@@ -204,6 +204,10 @@ class Optimizer(ABC):
         options = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in options.items()}
         count: int | None = run(*arrays, **options, threads=step.threads)
         return count or 0
+
+    def kernel_state(self, state: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+        """Return the state as :attr:`kernel` takes it, after the weights."""
+        return tuple(state[name] for name in self.state_names)
 
     def kernel_options(self, step: Step) -> dict[str, Any]:
         """Return the hyper-parameters that :attr:`kernel` takes by keyword."""

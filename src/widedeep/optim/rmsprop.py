@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -67,6 +67,8 @@ class RMSProp(Optimizer, name="rmsprop"):
     initial_accumulator: float = 0.0
     convention: Literal["pytorch", "tensorflow"] = "pytorch"
 
+    kernel: ClassVar[str] = "rmsprop_rows"
+
     def __post_init__(self) -> None:
         for name in ("lr", "eps"):
             value = getattr(self, name)
@@ -91,6 +93,17 @@ class RMSProp(Optimizer, name="rmsprop"):
         """Fill v."""
         if self.initial_accumulator:
             state["square"].fill_(self.initial_accumulator)
+
+    def kernel_state(self, state: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+        """Return v, m and b, None where it has none."""
+        return tuple(state.get(name) for name in ("square", "mean", "velocity"))
+
+    def kernel_options(self, step: Step) -> dict[str, Any]:
+        """Return the rate, both shares, eps and where it stands."""
+        return {
+            "lr": step.lr, "decay": self.decay, "momentum": self.momentum, "eps": self.eps,
+            "eps_in_root": self.convention == "tensorflow",
+        }  # fmt: skip
 
     def update_tensors(
         self,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -56,19 +55,18 @@ class SGD(Optimizer, name="sgd"):
         check_flag("SGD", "nesterov", self.nesterov)
         if self.nesterov and not self.momentum:
             raise ConfigError("SGD: got nesterov=True without momentum, expected momentum > 0")
+        if self.momentum:
+            object.__setattr__(self, "kernel", "momentum_rows")
 
     @property
     def state_names(self) -> tuple[str, ...]:
         """``velocity``, b, where there is momentum."""
         return ("velocity",) if self.momentum else ()
 
-    def _run_kernel(
-        self, module: ModuleType, weights: Tensor, state: Mapping[str, Tensor],
-        rows_U: Tensor | None, grads_UD: Tensor, step: Step,
-    ) -> int | Tensor | None:  # fmt: skip
-        if self.momentum:
-            return None
-        return super()._run_kernel(module, weights, state, rows_U, grads_UD, step)
+    def kernel_options(self, step: Step) -> dict[str, Any]:
+        """Return the rate, and momentum where there is any."""
+        momentum = {"momentum": self.momentum, "nesterov": self.nesterov} if self.momentum else {}
+        return {"lr": step.lr, **momentum}
 
     def update_tensors(
         self,
