@@ -10,7 +10,15 @@ Example:
 """
 
 from widedeep.importing.estimator import ImportedModel, from_estimator
+from widedeep.importing.feature_columns import from_feature_columns
 from widedeep.importing.tensor_bundle import StoredTensor, TensorBundle
 from widedeep.importing.weights import ImportedTensor
 
-__all__ = ["ImportedModel", "ImportedTensor", "StoredTensor", "TensorBundle", "from_estimator"]
+__all__ = [
+    "ImportedModel",
+    "ImportedTensor",
+    "StoredTensor",
+    "TensorBundle",
+    "from_estimator",
+    "from_feature_columns",
+]
