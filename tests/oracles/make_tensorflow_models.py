@@ -14,7 +14,6 @@ import json
 import logging
 import lzma
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -182,16 +181,12 @@ class StateRecorder(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]
         self.states: dict[int, dict[str, Any]] = {}
 
     def begin(self) -> None:
-        self._variables = {
-            variable.name.removesuffix(":0"): variable
-            for variable in tf.compat.v1.global_variables()
-        }
         losses = tf.compat.v1.get_collection(tf.compat.v1.GraphKeys.LOSSES)
         # Some heads keep every example's loss there too, or the loss twice.
         (self._loss,) = {loss.name: loss for loss in losses if loss.shape.rank == 0}.values()
 
     def after_create_session(self, session: Any, coord: Any) -> None:
-        self.states[0] = session.run(self._variables)
+        self.states[0] = self._saved_state(session)
 
     def before_run(self, run_context: Any) -> Any:
         return tf.compat.v1.train.SessionRunArgs(self._loss)
@@ -199,7 +194,16 @@ class StateRecorder(tf.compat.v1.train.SessionRunHook):  # type: ignore[misc]
     def after_run(self, run_context: Any, run_values: Any) -> None:
         self.losses.append(run_values.results)
         if len(self.losses) in RECORDED_STEPS:
-            self.states[len(self.losses)] = run_context.session.run(self._variables)
+            self.states[len(self.losses)] = self._saved_state(run_context.session)
+
+    def _saved_state(self, session: Any) -> dict[str, Any]:
+        """Variables under the names, and as whole, as a checkpoint holds them."""
+        (saver,) = tf.compat.v1.get_collection(tf.compat.v1.GraphKeys.SAVERS)
+        with tempfile.TemporaryDirectory() as folder:
+            path = saver.save(session, f"{folder}/state", write_meta_graph=False, write_state=False)
+            reader = tf.train.load_checkpoint(path)
+            names = sorted(reader.get_variable_to_shape_map())
+            return {name: np.asarray(reader.get_tensor(name)) for name in names}
 
 
 def categorical_columns(declaration: Any) -> list[dict[str, Any]]:
@@ -226,7 +230,8 @@ def ids_by_column(case: dict[str, Any], features: dict[str, Any]) -> dict[str, A
 def export(case: dict[str, Any], estimator: Any, folder: Path) -> None:
     """A SavedModel that parses tf.Example messages, without what differs between two runs."""
     columns = build_columns([*case.get("linear", ()), *case.get("deep", ())])
-    spec = tf.feature_column.make_parse_example_spec(columns)
+    module = tf.compat.v1 if case.get("version") == 1 else tf
+    spec = module.feature_column.make_parse_example_spec(columns)
     receiver = tf.estimator.export.build_parsing_serving_input_receiver_fn(spec)
     with tempfile.TemporaryDirectory() as exported:
         path = Path(os.fsdecode(estimator.export_saved_model(exported, receiver)))
@@ -248,17 +253,6 @@ def copy_checkpoint(model_dir: Path, folder: Path) -> None:
         f'{key}: "{name}"\n' for key in ("model_checkpoint_path", "all_model_checkpoint_paths")
     ]
     (folder / "checkpoint").write_text("".join(lines))
-
-
-def join_parts(state: dict[str, Any]) -> dict[str, Any]:
-    """Partitioned variables whole, under the names that a checkpoint gives them."""
-    parts: dict[str, list[Any]] = {}
-    for name, value in state.items():
-        parts.setdefault(re.sub(r"/part_\d+", "", name), []).append(value)
-    return {
-        name: values[0] if len(values) == 1 else np.concatenate(values)
-        for name, values in parts.items()
-    }
 
 
 def text_of(value: Any) -> Any:
@@ -298,7 +292,7 @@ def make_model(name: str, case: dict[str, Any], folder: Path, work: Path) -> dic
         "metrics": plain(metrics),
         "batches": batches,
         "losses": plain(recorder.losses),
-        "states": {step: plain(join_parts(state)) for step, state in recorder.states.items()},
+        "states": {step: plain(state) for step, state in recorder.states.items()},
     }
 
 

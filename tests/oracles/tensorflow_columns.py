@@ -100,6 +100,9 @@ BUILDERS: dict[str, Any] = {
     "shared_embeddings": lambda sources, dimension, combiner="mean", **options: (
         fc.shared_embeddings(sources, dimension, combiner=combiner, **options)
     ),
+    "shared_embedding_columns": lambda sources, dimension, combiner="mean": (
+        tf.compat.v1.feature_column.shared_embedding_columns(sources, dimension, combiner=combiner)
+    ),
     "indicator": lambda source: fc.indicator_column(source),
 }
 

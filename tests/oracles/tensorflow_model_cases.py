@@ -358,6 +358,27 @@ def _max_norm() -> dict[str, Any]:
     }
 
 
+def _shared_v1() -> dict[str, Any]:
+    """A shared table and batch norm of TensorFlow 1; TensorFlow 2 leaves such a table untrained."""
+    viewed, bought = _identity("viewed", 6), _identity("bought", 6)
+    return {
+        "version": 1,
+        "estimator": "DNNClassifier",
+        "deep": [
+            {**_shared(viewed, bought, dimension=2), "kind": "shared_embedding_columns"},
+            _numeric("price"),
+        ],
+        "options": {"dnn_hidden_units": [4, 3], "batch_norm": True, "n_classes": 3},
+        "optimizers": {"dnn": {**ADAGRAD, "initial_accumulator_value": 0.2}},
+        "inputs": {
+            "viewed": _integers(0, 6, bag=(0, 4)),
+            "bought": _integers(0, 6, bag=(0, 2)),
+            "price": _numbers(-1, 1),
+        },
+        "label": {"classes": 3},
+    }
+
+
 def _momentum() -> dict[str, Any]:
     """RMSprop on the linear part, momentum after Nesterov on the deep part.
 
@@ -378,6 +399,19 @@ def _momentum() -> dict[str, Any]:
     }
 
 
+def _linear_v1() -> dict[str, Any]:
+    """TensorFlow 1's linear classifier."""
+    return {
+        "version": 1,
+        "estimator": "LinearClassifier",
+        "linear": [_vocabulary("genre", GENRES), _numeric("price")],
+        "options": {},
+        "optimizers": {"linear": {**FTRL, "initial_accumulator_value": 0.2}},
+        "inputs": {"genre": _words(*GENRES, bag=(0, 2)), "price": _numbers(-1, 1)},
+        "label": {"classes": 2},
+    }
+
+
 MODELS: dict[str, dict[str, Any]] = {
     "census": _census(),
     "shared_weighted": _shared_weighted(),
@@ -392,4 +426,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "frozen": _frozen(),
     "max_norm": _max_norm(),
     "momentum": _momentum(),
+    "shared_v1": _shared_v1(),
+    "linear_v1": _linear_v1(),
 }
