@@ -71,8 +71,9 @@ def further_options(case: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint does not hold of an optimizer."""
     if case.get("version") == 1:
         return {
-            part: {"lr": case["optimizers"]["linear" if part == "wide" else "dnn"]["learning_rate"]}
-            for part in ("wide", "deep", "dense")
+            part: {"lr": case["optimizers"][own]["learning_rate"]}
+            for part, own in (("wide", "linear"), ("deep", "dnn"), ("dense", "dnn"))
+            if own in case["optimizers"]
         }
     if case.get("optimizers", {}).get("dnn", {}).get("nesterov"):
         return {"deep": {"nesterov": True}, "dense": {"nesterov": True}}
@@ -152,3 +153,10 @@ def compare(state: dict[str, Any], imported: ImportedModel, trainer: Trainer) ->
 def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
     with pytest.raises(FeatureError, match="feature column 'pair_bucketized': cuts a vector of 2"):
         carry_over("crosses", tmp_path)
+
+
+def test_a_shared_table_bears_the_name_that_tensorflow_gave_it(tmp_path: Path) -> None:
+    for name in ("shared_weighted", "shared_v1"):
+        _, imported = carry_over(name, tmp_path / name)
+        (table,) = {t.tensor for t in imported.tensors if "shared" in t.variable}
+        assert table.partition("/")[2] == "2/bought_viewed_shared_embedding.weight"

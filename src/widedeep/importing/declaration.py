@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -379,7 +380,8 @@ def _shared_tables(network: Network) -> dict[str, str]:
     """Return the tables that several columns share, by the operation that holds them."""
     variables = [c.variable for _, c in network.deep if isinstance(c, TableColumn)]
     return {
-        variable: variable.rpartition("/")[2]
+        # TensorFlow 1: .../viewed_bought_shared_embedding/embedding_weights/part_0
+        variable: re.sub(r"(/embedding_weights)?(/part_\d+)?$", "", variable).rpartition("/")[2]
         for variable in variables
         if variables.count(variable) > 1
     }

@@ -181,6 +181,10 @@ def _slots(
         owner, _, slot = tensor.rpartition("/")
         if tensor in variables or not owner:
             continue
+        # A lone linear or DNN estimator of TensorFlow 1: VARIABLE/part_0/Ftrl, VARIABLE/t_0/Adagrad
+        whole = re.sub(r"/(part|t)_0$", "", owner)
+        if whole in variables and bundle.shape(whole) == bundle.shape(tensor):
+            owner = whole
         if owner in variables:
             found.setdefault(owner, []).append(("", slot, tensor))
             continue
