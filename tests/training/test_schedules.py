@@ -271,6 +271,37 @@ def test_a_schedule_goes_on_where_the_run_stopped(tmp_path: Path, name: str) -> 
         assert again.state.schedules.dump() == whole.state.schedules.dump()
 
 
+def test_a_tail_goes_on_with_the_scheduler_of_its_best_model(tmp_path: Path) -> None:
+    """As marked in memory and as read from the checkpoint, after the best model's evaluation."""
+    schema, valid = wd.fit_schema(make_spec(), make_table()), make_table(rows=300, seed=5)
+
+    def dense(parameters: Any) -> Any:
+        return _with_scheduler(
+            parameters,
+            lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, threshold=0.5),
+        )
+
+    def fit(**options: Any) -> wd.Trainer:
+        trainer = make_trainer(
+            schema, deep=wd.SGD(lr=1.0), batch_size=32, schedule="wsd", dense=dense, **options
+        )
+        trainer.fit(
+            make_table(rows=300), epochs=20, valid=valid, early_stopping=2,
+            resume="callbacks" not in options and "checkpoints" in options,
+        )  # fmt: skip
+        return trainer
+
+    class Stop:
+        def on_evaluate(self, figures: dict[str, Any]) -> bool:
+            return figures["step"] == stop
+
+    whole = fit()
+    assert whole.position.tail_steps > 0
+    stop = whole.position.tail_start - 10  # between the best model and the tail
+    fit(checkpoints=tmp_path, callbacks=[Stop()])
+    assert_same_bits(state_of(fit(checkpoints=tmp_path)), state_of(whole))
+
+
 def test_a_scheduler_of_torch_decides_the_dense_rates_alone() -> None:
     schema = wd.fit_schema(make_spec(), make_table())
 

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -23,7 +23,7 @@ from widedeep.data.requests import RequestSource, request_encoder
 from widedeep.errors import DataError, RowError
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfitting, reached
-from widedeep.training.evaluation import Evaluator
+from widedeep.training.evaluation import Evaluator, Metrics
 from widedeep.training.progress import Callbacks, Progress, RecentScores
 from widedeep.training.state import Position, TrainState
 from widedeep.training.step import DenseResult
@@ -343,43 +343,42 @@ class TrainingRun:
             row["nonzero_wide"] = state.model.wide_table.nonzero
         self._losses.zero_()
         self._rows = 0.0
-        improved = False
+        improved, notes = False, []
         if self.valid is not None:
             metrics = self.evaluator.evaluate(self.valid)
             state.valid_metrics = dict(metrics)
             row.update({f"valid/{name}": value for name, value in metrics.items()})
-            if self.stopping is not None:
-                improved = self.stopping.update(metrics, position.step, metrics.reasons)
-                if self.stopping.undefined is not None:
-                    self.progress.message(
-                        f"note: {self.stopping.undefined}; it counts as no improvement"
-                    )
-                if improved:
-                    self._mark_best()
-            if self._reached:
-                improved = True
-                self._keep_reached(metrics)
-            for line in state.schedules.update(metrics):
-                self.progress.message(line)
+            # First: what the schedules know belongs to the model that is marked as the best.
+            notes = state.schedules.update(metrics)
             state.step.dense.observe(metrics[state.schedules.monitor])
+            improved = self._judge(metrics, notes)
         state.history.add(row)
-        self.progress.message(_summary(row))
+        for line in (_summary(row), *notes):
+            self.progress.message(line)
         if self.valid is not None and not state.history.warnings:
             self._warn_of_overfitting(loss_metric(state.valid_metrics))
         self.callbacks.call("on_evaluate", row)
         self._evaluated = time.perf_counter()
         return improved
 
-    def _keep_reached(self, metrics: Mapping[str, float]) -> None:
-        """Make the model that has reached its targets the best, whatever early stopping says."""
-        targets = self.state.config.stop_at
-        if self.stopping is not None:
-            value = metrics[self.stopping.monitor or ""]
-            self.stopping.best = value if math.isfinite(value) else None
-            self.stopping.best_step = self.state.position.step
+    def _judge(self, metrics: Metrics, notes: list[str]) -> bool:
+        """Return True, and mark the model, if it is the best so far or has reached the targets."""
+        stopping, step, improved = self.stopping, self.state.position.step, False
+        if stopping is not None:
+            improved = stopping.update(metrics, step, metrics.reasons)
+            if stopping.undefined is not None:
+                notes.append(f"note: {stopping.undefined}; it counts as no improvement")
+        if self._reached:
+            targets, improved = self.state.config.stop_at, True
+            values = (f"{name} {metrics[name]:.5g} (to {targets[name]:g})" for name in targets)
+            notes.append(f"reached {', '.join(values)}: training stops")
+            if stopping is not None:  # it is kept, whatever early stopping says of another
+                value = metrics[stopping.monitor or ""]
+                stopping.best = value if math.isfinite(value) else None
+                stopping.best_step = step
+        if improved and stopping is not None:
             self._mark_best()
-        values = ", ".join(f"{name} {metrics[name]:.5g} (to {targets[name]:g})" for name in targets)
-        self.progress.message(f"reached {values}: training stops")
+        return improved
 
     def _warn_of_overfitting(self, loss: str) -> None:
         history = self.state.history
