@@ -122,9 +122,10 @@ void set_storage(OwnedPlan& self, const std::string& column, const std::string& 
 }
 
 int add_bucketized(OwnedPlan& self, const std::string& name, const std::string& column,
-                   const Vector<double>& boundaries, bool wants_keys) {
+                   const Vector<double>& boundaries, bool wants_keys, std::int64_t size) {
   Plan& plan = self.plan;
-  plan.parts.push_back(std::make_unique<transform::BucketizedPart>(name, to_vector(boundaries)));
+  plan.parts.push_back(
+      std::make_unique<transform::BucketizedPart>(name, to_vector(boundaries), size));
   plan.parts.back()->column = plan.column_index(column);
   plan.parts.back()->wants_keys = wants_keys;
   return static_cast<int>(plan.parts.size()) - 1;
@@ -424,7 +425,8 @@ void bind_transform(nb::module_& m) {
           },
           "part"_a)
       .def("set_storage", &set_storage, "column"_a, "kind"_a, "scale"_a, "unit"_a)
-      .def("add_bucketized", &add_bucketized, "name"_a, "column"_a, "boundaries"_a, "wants_keys"_a)
+      .def("add_bucketized", &add_bucketized, "name"_a, "column"_a, "boundaries"_a, "wants_keys"_a,
+           "size"_a)
       .def("add_piecewise", &add_piecewise, "name"_a, "column"_a, "cuts"_a)
       .def("add_learned_cross", &add_learned_cross, "name"_a, "parts"_a, "combinations"_a,
            "max_combinations"_a)

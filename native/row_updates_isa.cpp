@@ -267,12 +267,47 @@ int64_t ftrl_rows_range(const FtrlRequest& request, int64_t begin, int64_t end) 
                                    : ftrl_of_width<false>(request, begin, end);
 }
 
+namespace {
+
+// The quantile of a standard normal variable that is known to lie within 2 of 0, by Acklam's
+// rational approximation (2003) of the inverse of its distribution.
+inline double normal_within_two(double uniform) {
+  const double q = (uniform - 0.5) * 0.9544997361036416;  // twice the mass from 0 to 2
+  const double r = q * q;
+  const double above =
+      ((((-39.69683028665376 * r + 220.9460984245205) * r - 275.9285104469687) * r +
+        138.3577518672690) *
+           r -
+       30.66479806628331) *
+          r +
+      2.506628277459239;
+  const double below =
+      ((((-54.47609879822406 * r + 161.5858368580409) * r - 155.6989798598866) * r +
+        66.80131188771972) *
+           r -
+       13.28068155288572) *
+          r +
+      1.0;
+  return above * q / below;
+}
+
+}  // namespace
+
 void init_rows_range(const InitRequest& request, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const uint64_t row =
         mix(request.key + static_cast<uint64_t>(request.first_row + i) * 0x9E3779B97F4A7C15ULL);
     float* out = request.out.data + i * request.out.stride;
-    if (request.uniform) {
+    if (request.init == RowInit::truncated_normal) {
+      WIDEDEEP_SIMD
+      for (int64_t d = 0; d < request.out.width; ++d) {
+        const uint64_t bits = mix(row + static_cast<uint64_t>(d) * 0xD1B54A32D192ED03ULL);
+        const double uniform = static_cast<double>(static_cast<int64_t>(bits >> 11)) * 0x1p-53;
+        out[d] = static_cast<float>(normal_within_two(uniform)) * request.scale;
+      }
+      continue;
+    }
+    if (request.init == RowInit::uniform) {
       WIDEDEEP_SIMD
       for (int64_t d = 0; d < request.out.width; ++d) {
         const uint64_t bits = mix(row + static_cast<uint64_t>(d) * 0xD1B54A32D192ED03ULL);

@@ -195,12 +195,14 @@ void adagrad_rows(const AdagradRequest& request, int threads);
 void adam_rows(const AdamRequest& request, int threads);
 int64_t ftrl_rows(const FtrlRequest& request, int threads);  // change of the non-zero count
 
+enum class RowInit : uint8_t { normal, uniform, truncated_normal };
+
 struct InitRequest {
   Rows out;
   uint64_t key;
   int64_t first_row;
   float scale;
-  bool uniform = false;  // else nearly normal
+  RowInit init = RowInit::normal;  // nearly
 };
 
 void init_rows(const InitRequest& request, int64_t n, int threads);

@@ -418,19 +418,46 @@ const std::vector<double>& CutPoints::of(const Column& column, const Storage& st
   return cuts_;
 }
 
+namespace {
+
+std::int64_t bucket_of(const std::vector<double>& boundaries, double value) {
+  return std::upper_bound(boundaries.begin(), boundaries.end(), value) - boundaries.begin();
+}
+
+}  // namespace
+
+void BucketizedPart::encode_vectors(const std::vector<double>& boundaries, std::int64_t n,
+                                    const double* numbers, PartCells& out) const {
+  for (std::int64_t row = 0; row < n; ++row, numbers += size_) {
+    const std::size_t first = out.ids.ids.size();
+    for (std::int64_t i = 0; i < size_; ++i) {
+      if (std::isnan(numbers[i])) continue;
+      const std::int64_t place = i * n_buckets() + bucket_of(boundaries, numbers[i]);
+      out.ids.ids.push_back(kFirstKnownId + place);
+      if (wants_keys) out.keys.ids.push_back(place);
+    }
+    if (out.ids.ids.size() == first) out.ids.ids.push_back(kMissingId);
+    out.ids.ends.push_back(static_cast<std::int64_t>(out.ids.ids.size()));
+    if (wants_keys) out.keys.ends.push_back(static_cast<std::int64_t>(out.keys.ids.size()));
+  }
+}
+
 void BucketizedPart::encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
                             const Where& where, Scratch& scratch, PartCells& out) const {
   const std::int64_t n = row_end - row_begin;
-  read_feature_numbers(*input.column, storage, name(), 1, row_begin, row_end, where, scratch);
+  read_feature_numbers(*input.column, storage, name(), size_, row_begin, row_end, where, scratch);
   out.ids.clear();
   out.keys.clear();
-  out.ids.ids.resize(as_size(n));
   const std::vector<double>& boundaries = boundaries_.of(*input.column, storage);
+  if (size_ > 1) {
+    encode_vectors(boundaries, n, scratch.numbers.data(), out);
+    return;
+  }
+  out.ids.ids.resize(as_size(n));
   for (std::int64_t i = 0; i < n; ++i) {
     const double value = scratch.numbers[as_size(i)];
     const bool missing = std::isnan(value);
-    const std::int64_t bucket =
-        std::upper_bound(boundaries.begin(), boundaries.end(), value) - boundaries.begin();
+    const std::int64_t bucket = bucket_of(boundaries, value);
     out.ids.ids[as_size(i)] = missing ? kMissingId : kFirstKnownId + bucket;
     if (!wants_keys) continue;
     if (!missing) out.keys.ids.push_back(bucket);

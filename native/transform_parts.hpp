@@ -222,19 +222,26 @@ class CutPoints {
   std::vector<double> as_float16_;
 };
 
-// The bucket of a number, closed on the left, as id 2 + bucket.
+// The bucket of a number, closed on the left, as id 2 + bucket. Of a vector each component has
+// buckets of its own, those of the second behind those of the first: an id a component that is not
+// null, or the missing id where all are.
 class BucketizedPart final : public Part {
  public:
-  BucketizedPart(std::string name, std::vector<double> boundaries)
-      : Part(std::move(name)), boundaries_(std::move(boundaries)) {}
+  BucketizedPart(std::string name, std::vector<double> boundaries, std::int64_t size)
+      : Part(std::move(name)), boundaries_(std::move(boundaries)), size_(size) {}
 
-  std::int64_t id_limit() const noexcept override { return kFirstKnownId + boundaries_.size() + 1; }
+  std::int64_t id_limit() const noexcept override { return kFirstKnownId + size_ * n_buckets(); }
   DictionaryTable dictionary_table(const Column&) const override { return {}; }
   void encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
               const Where& where, Scratch& scratch, PartCells& out) const override;
 
  private:
+  std::int64_t n_buckets() const noexcept { return boundaries_.size() + 1; }
+  void encode_vectors(const std::vector<double>& boundaries, std::int64_t n, const double* numbers,
+                      PartCells& out) const;
+
   CutPoints boundaries_;
+  std::int64_t size_;
 };
 
 // A number between the cut points k and k + 1 as the ids 2 + k and 2 + k + 1, weighed so that their

@@ -270,7 +270,7 @@ def init_rows(
     first_row: int,
     scale: float,
     threads: int,
-    uniform: bool = False,
+    distribution: str,
 ) -> None: ...
 
 # ---- losses and the tower ------------------------------------------------------------------------
@@ -640,7 +640,12 @@ class TransformPlan:
         """Return how many lists of a part were cut to ``maxlen`` so far."""
     def set_storage(self, column: str, kind: str, scale: int, unit: int) -> None: ...
     def add_bucketized(
-        self, name: str, column: str, boundaries: NDArray[np.float64], wants_keys: bool
+        self,
+        name: str,
+        column: str,
+        boundaries: NDArray[np.float64],
+        wants_keys: bool,
+        size: int,
     ) -> int: ...
     def add_piecewise(self, name: str, column: str, cuts: NDArray[np.float64]) -> int: ...
     def add_learned_cross(

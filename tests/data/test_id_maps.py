@@ -134,6 +134,19 @@ def test_buckets_with_other_ends_are_new() -> None:
     assert found.old_of_N.tolist() == [0, 1, 2, -1, -1, 4]
 
 
+def test_buckets_of_a_vector_are_matched_in_each_component() -> None:
+    def schema(boundaries: list[float], size: int = 2) -> Schema:
+        feature = wd.bucketized("b", source="v", boundaries=boundaries, size=size)
+        rows = [{"v": [0.5] * size}, {"v": None}, {"v": [2.5] + [None] * (size - 1)}]
+        return wd.fit_schema(wd.FeatureSpec(features=feature), rows)
+
+    old, new = schema([1, 2]), schema([1, 2, 3])
+    # Of each component: below 1, 1 to 2, and then what was one bucket from 2 on
+    assert map_ids(new, old, "b").old_of_N.tolist() == [0, 1, 2, 3, -1, -1, 5, 6, -1, -1]
+    assert map_ids(schema([1, 2], 3), old, "b").why == "vectors of 2 numbers became 3"
+    assert [old.describe_id("b", i) for i in (4, 5)] == ["component 0: >= 2", "component 1: < 1"]
+
+
 def test_growing_from_what_is_no_schema() -> None:
     with pytest.raises(ConfigError, match=r"grow: got str, expected a wd\.Schema"):
         wd.fit_schema(make_spec(), make_rows(["a"], ["b"]), grow="yesterday")  # type: ignore[arg-type]

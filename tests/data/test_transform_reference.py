@@ -97,12 +97,13 @@ def schemas(draw: st.DrawFn) -> Schema:
         wd.numeric("bins", source="n", embedding="bins"),
         wd.numeric("line", source="n", embedding="piecewise"),
         wd.bucketized("cut", source="n", boundaries=[-1.0, 0.0, 2.5]),
+        wd.bucketized("cuts", source="v", boundaries=[-1.0, 0.5], size=2),
     ]
     cuts = sorted(draw(st.sets(st.floats(-9, 9, width=32), min_size=1, max_size=6)))
     common: dict[str, Any] = {
         "kinds": {"text": "string", "code": "int", "tags": "string", "n": "float"},
         "vocabularies": vocabularies,
-        "boundaries": {"cut": [-1.0, 0.0, 2.5], "bins": cuts, "line": cuts},
+        "boundaries": {"cut": [-1.0, 0.0, 2.5], "cuts": [-1.0, 0.5], "bins": cuts, "line": cuts},
         "numerics": {
             "n": numeric_fit(boundaries=[cuts], shift=0.5, scale=2.0, fill=0.25),
             "v": numeric_fit(2, boundaries=[cuts, cuts], shift=-1.0, scale=0.5, fill=0.75),
@@ -112,10 +113,12 @@ def schemas(draw: st.DrawFn) -> Schema:
     so_far = make_schema(
         [*features, wd.crossed("raw", "cut", name="pre", hash_buckets=5)], **common
     )
-    cross, known = draw(crosses(so_far, ["text", "code", "tags", "cut", "raw"]))
+    cross, known = draw(crosses(so_far, ["text", "code", "tags", "cut", "cuts", "raw"]))
     features += [cross, wd.crossed("raw", "cut", name="pre", hash_buckets=5)]
     vocabularies |= known
-    counted = draw(st.lists(st.sampled_from(["text", "tags", "cut", cross.name]), unique=True))
+    counted = draw(
+        st.lists(st.sampled_from(["text", "tags", "cut", "cuts", cross.name]), unique=True)
+    )
     features += [wd.indicator(f"counts of {name}", source=name) for name in counted]
     wide = None if draw(st.booleans()) else ["n", "v", "text", "bins", "line", cross.name]
     return make_schema(features, wide=wide, **common)

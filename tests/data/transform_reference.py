@@ -138,7 +138,21 @@ class _Part:
         empty = isinstance(self.feature, Categorical) and self.feature.empty_as_null
         return is_null(value) or (empty and value in ("", b""))
 
+    @property
+    def is_vector(self) -> bool:
+        return isinstance(self.feature, Bucketized) and self.feature.size > 1
+
+    def vector_places(self, row: Row) -> list[int]:
+        """The place of each component that is not null: its buckets follow the ones before."""
+        value = row.get(self.column)
+        items = value if isinstance(value, list | tuple) else []
+        buckets = len(self.schema.boundaries[self.name]) + 1
+        pairs = [(i, item) for i, item in enumerate(items) if not is_null(item)]
+        return [i * buckets + self.bucket(item) for i, item in pairs]
+
     def ids(self, row: Row) -> list[tuple[int, float]]:
+        if self.is_vector:
+            return [(2 + place, 1.0) for place in self.vector_places(row)] or [(1, 1.0)]
         values = self.values(row)
         if values is None:
             return [(1, 1.0)]
@@ -225,6 +239,8 @@ class _Part:
 
     def keys(self, row: Row) -> list[int]:
         """The integers by which the values enter a hashed cross."""
+        if self.is_vector:
+            return self.vector_places(row)
         return [self.key(value) & MASK for value in self.values(row) or []]
 
     def key(self, value: object) -> int:

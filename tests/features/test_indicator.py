@@ -267,3 +267,38 @@ def test_drift_counts_values_that_are_in_no_part() -> None:
     assert color.psi is not None and color.psi > 0.25
     assert color.new_values == pytest.approx(0.1)
     assert by_name["tags"].psi is not None and by_name["tags"].psi < 0.01
+
+
+def test_buckets_of_a_vector_are_trained_exported_and_explained(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"corner": [float(x), float(y)], "color": str(color), "y": int(x > 0.5 > y)}
+        for x, y, color in zip(
+            rng.random(800), rng.random(800), rng.choice(["r", "g"], 800), strict=True
+        )
+    ]
+    corner = wd.bucketized("corner", source="corner", boundaries=[0.25, 0.5, 0.75], size=2)
+    spec = wd.FeatureSpec(
+        label="y",
+        features=[
+            corner,
+            *wd.categorical("color"),
+            wd.crossed("corner", "color"),
+            wd.indicator("corner_counts", source="corner"),
+        ],
+        wide=["corner", "corner_x_color"],
+        deep=["corner", "corner_counts"],
+    )
+    assert wd.FeatureSpec.from_toml(spec.to_toml()) == spec
+    trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, rows), hidden_units=[8]), progress=False)
+    trainer.fit(rows, epochs=5)
+    bundle = trainer.export(tmp_path / "bundle")
+    assert trainer.evaluate(rows)["auc"] > 0.9
+    np.testing.assert_allclose(bundle.score(rows), trainer.predict(rows), atol=1e-6)
+    row = {"corner": [0.8, 0.1], "color": "r"}
+    explained = [(term.feature, term.value, term.row_value) for term in bundle.explain(row).wide]
+    assert explained[:2] == [
+        ("corner", "component 0: >= 0.75", "0.8"),
+        ("corner", "component 1: < 0.25", "0.1"),
+    ]
+    assert explained[2][1:] == ("corner=component 0: >= 0.75 & color=r", "corner=0.8 & color=r")

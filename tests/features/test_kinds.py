@@ -103,6 +103,14 @@ def test_an_indicator_doubles_the_width(missing: str | float, width: int) -> Non
         (lambda: bucketized("a", source="x", boundaries=["low"]), "got boundaries=['low']"),
         (lambda: bucketized("a", source="x", boundaries=[float("inf")]), "finite"),
         (lambda: bucketized("a", source="x", boundaries=[]), "strictly increasing"),
+        (
+            lambda: bucketized("a", source="x", bins=9, size=2),
+            "size=2 and bins, expected boundaries",
+        ),
+        (
+            lambda: bucketized("a", source="x", boundaries=[1], combiner="sum"),
+            "got combiner='sum', which has no effect on one number",
+        ),
         (lambda: crossed("a"), "got 1 part(s), expected two or more"),
         (lambda: crossed("a", "a"), "got a part twice"),
         (lambda: crossed("a", "b", hash_buckets=0), "got hash_buckets=0"),

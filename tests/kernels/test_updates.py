@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -157,16 +158,16 @@ def test_initial_rows_equal_the_reference_and_their_shards(
     seed: int, first: int, n: int, width: int
 ) -> None:
     native = np.empty((n, width), np.float32)
-    for uniform in (False, True):
-        init_rows(native, seed, "genre", first, 0.1, 3, uniform=uniform)
+    for init in ("normal", "uniform", "truncated_normal"):
+        init_rows(native, seed, "genre", first, 0.1, 3, distribution=init)
         plain = np.empty((n, width), np.float32)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("widedeep.kernels.sparse._native", reference)
-            init_rows(plain, seed, "genre", first, 0.1, uniform=uniform)
+            init_rows(plain, seed, "genre", first, 0.1, distribution=init)
         assert np.array_equal(native, plain)
         shards = np.empty((n, width), np.float32)
         for row in range(n):
-            init_rows(shards[row : row + 1], seed, "genre", first + row, 0.1, uniform=uniform)
+            init_rows(shards[row : row + 1], seed, "genre", first + row, 0.1, distribution=init)
         assert np.array_equal(native, shards)
 
 
@@ -186,6 +187,18 @@ def test_initial_rows_are_nearly_normal_and_differ() -> None:
         assert abs(float(np.corrcoef(rows.ravel(), other.ravel())[0, 1])) < 0.01
     init_rows(other, 1, "a", 0, 0.0)
     assert not other.any()
+
+
+def test_truncated_rows_have_the_quantiles_of_a_normal_variable_within_two() -> None:
+    rows = np.empty((20_000, 16), np.float32)
+    init_rows(rows, 1, "a", 0, 0.5, 2, distribution="truncated_normal")
+    assert float(np.abs(rows).max()) <= 1.0 + 1e-6
+    assert abs(float(rows.mean())) < 0.004
+    normal = NormalDist()
+    low, high = normal.cdf(-2), normal.cdf(2)
+    for fraction in (0.01, 0.1, 0.25, 0.4, 0.75, 0.99):
+        quantile = 0.5 * normal.inv_cdf(low + fraction * (high - low))
+        assert float(np.quantile(rows, fraction)) == pytest.approx(quantile, abs=0.004)
 
 
 def test_denormals_are_flushed_and_the_mode_is_put_back() -> None:

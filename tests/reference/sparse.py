@@ -440,7 +440,7 @@ def ftrl_rows(
 
 
 def init_rows(
-    out: Floats, key: int, first_row: int, scale: float, threads: int, uniform: bool = False
+    out: Floats, key: int, first_row: int, scale: float, threads: int, distribution: str
 ) -> None:
     """Fill rows from mixed counters."""
     ids = np.arange(first_row, first_row + len(out)).astype(np.uint64)
@@ -448,13 +448,26 @@ def init_rows(
     with np.errstate(over="ignore"):
         row = _mix(np.uint64(key) + ids * np.uint64(0x9E3779B97F4A7C15))
         bits = _mix(row[:, None] + columns * np.uint64(0xD1B54A32D192ED03))
-    if uniform:
+    if distribution == "uniform":
         odd = 2 * (bits >> np.uint64(40)).astype(np.int64) + 1 - (1 << 24)
         out[:] = odd.astype(np.float32) * np.float32(scale)
+        return
+    if distribution == "truncated_normal":
+        uniform = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        out[:] = _normal_within_two(uniform).astype(np.float32) * np.float32(scale)
         return
     lanes = [(bits >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48)]
     total = np.sum(lanes, axis=0, dtype=np.int64)
     out[:] = (total - 131070).astype(np.float32) * np.float32(scale)
+
+
+def _normal_within_two(uniform: NDArray[np.float64]) -> NDArray[np.float64]:
+    q = (uniform - 0.5) * 0.9544997361036416
+    above = [-39.69683028665376, 220.9460984245205, -275.9285104469687]
+    above += [138.3577518672690, -30.66479806628331, 2.506628277459239]
+    below = [-54.47609879822406, 161.5858368580409, -155.6989798598866]
+    below += [66.80131188771972, -13.28068155288572, 1.0]
+    return np.polyval(above, q * q) * q / np.polyval(below, q * q)
 
 
 def _take_offsets(ids: Ints, offsets: Ints, n_features: int, rows: Ints, out_offsets: Ints) -> int:

@@ -83,6 +83,7 @@ def _features(rng: np.random.Generator) -> list[Any]:
         wd.numeric("price", missing="mean"),
         wd.numeric("sizes", size=2, transform="standard", missing="indicator"),
         wd.bucketized("age_bucket", source="age", boundaries=[20, 40]),
+        wd.bucketized("size_buckets", source="sizes", boundaries=[-0.5, 0.5], size=2),
         wd.bucketized("price_bucket", source="price", boundaries=[10, 30]),
         wd.categorical("user", oov_buckets=int(rng.integers(3))),
         wd.categorical("tags", combiner="sqrtn"),
@@ -101,10 +102,11 @@ def _features(rng: np.random.Generator) -> list[Any]:
         wd.crossed("app", "price_bucket"),
         wd.crossed("user", "age_bucket"),
         wd.crossed("seen", "genres", hash_buckets=19),
+        wd.crossed("user", "size_buckets", hash_buckets=23, hash_key=5),
     ]
     features = [*chosen, *(cross for cross in crosses if rng.random() < 0.6)]
     # Of one side alone: an indicator of a cross of both is ranked row by row.
-    counted = ["age_bucket", "user", "seen", "app", "genres", "app_x_price_bucket"]
+    counted = ["age_bucket", "size_buckets", "user", "seen", "app", "genres", "app_x_price_bucket"]
     names = {feature.name for feature in wd.FeatureSpec(features=features).all_features}
     return features + [
         wd.indicator(f"counts of {name}", source=name)
@@ -123,7 +125,7 @@ def random_schema(rng: np.random.Generator) -> Schema:
     indicators = [feature.name for feature in flat if isinstance(feature, Indicator)]
     spec = wd.FeatureSpec(
         features=features,
-        item=["price", "sizes", "price_bucket", "app", "genres", "maker"],
+        item=["price", "sizes", "price_bucket", "size_buckets", "app", "genres", "maker"],
         wide=[
             name
             for name in names

@@ -210,6 +210,8 @@ def test_frozen_rows_cost_nothing() -> None:
         ({"init": "uniform", "init_std": 0.01}, 0.01, 0.01 * np.sqrt(3)),
         ({"init_std": 0.03}, 0.03, 0.03 * 3.47),
         ({"init": "xavier"}, np.sqrt(6 / 4 / 3), np.sqrt(6 / 4)),
+        ({"init": "truncated_normal"}, 0.88 / np.sqrt(3), 2 / np.sqrt(3)),
+        ({"init": "truncated_normal", "init_std": 0.1}, 0.088, 0.2),
         ({"init": "zeros"}, 0.0, 0.0),
     ],
 )

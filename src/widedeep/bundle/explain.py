@@ -262,6 +262,10 @@ def _single_values(
     raw: Any = schema.spec.training_only.get(feature, row.get(source))
     nested = schema.columns[source].nested
     several = isinstance(raw, (list, tuple, np.ndarray))
+    numbers = None if kind is None else kind.number_input
+    if numbers is not None and numbers.size > 1 and several:
+        yield from ((({source: single}), text) for single, text in _single_components(raw))
+        return
     values = [v for v in raw if v is not None] if several and raw is not None else [raw]
     weights = None if kind is None else kind.weight_column
     for value in values:
@@ -271,6 +275,13 @@ def _single_values(
         if kind is not None and isinstance(columns[source], list):
             columns |= {name: [None] for name in schema.spec.parallel_columns(feature)}
         yield columns, _NULL if value is None else _plain_text(value)
+
+
+def _single_components(vector: Sequence[Any]) -> Iterator[tuple[list[Any], str]]:
+    """Yield a vector of each component and nulls, and the component's text."""
+    for i, value in enumerate(vector):
+        if value is not None and value == value:
+            yield [value if j == i else None for j in range(len(vector))], _plain_text(value)
 
 
 def _plain_text(value: object) -> str:

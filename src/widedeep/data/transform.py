@@ -187,6 +187,7 @@ class _Compiler:
             encoding.column,
             _contiguous(encoding.boundaries, np.float64),
             wants_keys=name in self.hashed_parts,
+            size=encoding.size,
         )
 
     def add_values(self, name: str, encoding: ValueEncoding) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,21 +11,26 @@ from numpy.typing import NDArray
 
 from widedeep.errors import FeatureError, show_value
 from widedeep.features.embedding import EmbeddingOptions, embedding_options
-from widedeep.features.id_map import IdMap, match_buckets
+from widedeep.features.encoding import BucketEncoding, Encoding
+from widedeep.features.id_map import IdMap, match_buckets, no_ids, reserved_ids
 from widedeep.features.kind import (
     MAX_COLUMNS,
+    Combiner,
     Feature,
     Input,
+    Learned,
     NumberInput,
     SchemaChange,
+    bucket_text,
     check,
     check_at_least,
+    check_combiner,
     check_feature_names,
     check_name_and_source,
     finite_number,
     register_kind,
 )
-from widedeep.features.learned import ColumnType
+from widedeep.features.learned import FIRST_KNOWN_ID, ColumnType
 from widedeep.features.numbers import NumberSummary, bin_cuts, quantile_cuts
 
 
@@ -46,7 +51,11 @@ class Bucketized(Feature):
             one bucket per distinct value where that suffices, else frequent values alone and the
             rest in buckets of equal mass (after Ke et al. 2017, LightGBM). No bucket holds fewer
             than three rows.
+        size: Length of the column's vectors, 1 for a plain number. Each component of a vector has
+            buckets of its own, all between the same ``boundaries``, and a row one value per
+            component; null components are left out.
         embedding_dim: Width of the embedding if the feature is placed in the deep part.
+        combiner: How the components of a vector become one vector in the deep part.
         embedding: How its rows start and are trained: see
             :class:`widedeep.features.EmbeddingOptions`.
     """
@@ -55,7 +64,9 @@ class Bucketized(Feature):
     boundaries: tuple[float, ...] | None = None
     quantiles: int | None = None
     bins: int | None = None
+    size: int = 1
     embedding_dim: int | None = None
+    combiner: Combiner = "mean"
     embedding: EmbeddingOptions | None = None
 
     kind: ClassVar[str] = "bucketized"
@@ -73,6 +84,24 @@ class Bucketized(Feature):
         )
         for option in ("quantiles", "bins"):
             check_at_least(self.name, option, getattr(self, option), 2, MAX_COLUMNS)
+        check_at_least(self.name, "size", self.size, 1, MAX_COLUMNS)
+        check(
+            self.size == 1 or self.boundaries is not None,
+            self.name,
+            f"got size={self.size} and {' and '.join(options)}, expected boundaries=[...] for a "
+            "vector; give them, or declare its components as columns of their own",
+        )
+        check_combiner(self.name, self.combiner)
+        check(
+            self.combiner is not None,
+            self.name,
+            "got combiner=None, and buckets are no sequence",
+        )
+        check(
+            self.size > 1 or self.combiner == "mean",
+            self.name,
+            f"got combiner={self.combiner!r}, which has no effect on one number; leave it out",
+        )
         check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         self._set_embedding(self.embedding, by_value=False)
         if self.boundaries is not None:
@@ -93,7 +122,29 @@ class Bucketized(Feature):
         return "bucketized, " + ("quantiles" if self.bins is None else "bins")
 
     def inputs(self) -> tuple[Input, ...]:
-        return (NumberInput(column=self.source, sample=self.boundaries is None),)
+        return (NumberInput(column=self.source, size=self.size, sample=self.boundaries is None),)
+
+    @property
+    def deep_combiner(self) -> Combiner | None:
+        return self.combiner if self.size > 1 else "sum"
+
+    def encoding(self, schema: Learned) -> Encoding:
+        cuts = schema.boundaries[self.name]
+        return BucketEncoding(column=self.source, boundaries=cuts, size=self.size)
+
+    def known_ids(self, schema: Learned) -> int:
+        return self.size * (len(schema.boundaries[self.name]) + 1)
+
+    def describe(self, schema: Learned, position: int) -> str:
+        cuts = schema.boundaries[self.name]
+        component, bucket = divmod(position, len(cuts) + 1)
+        text = bucket_text(cuts, bucket)
+        return text if self.size == 1 else f"component {component}: {text}"
+
+    def example_values(self, schema: Learned) -> Iterator[Any]:
+        # super() without arguments fails under slots
+        for value in Feature.example_values(self, schema):
+            yield value if self.size == 1 else [value] * self.size
 
     def fit_boundaries(self, summary: NumberSummary, column: ColumnType) -> NDArray[np.float64]:
         if self.boundaries is not None:
@@ -104,7 +155,24 @@ class Bucketized(Feature):
         return quantile_cuts(summary.sample, self.quantiles)
 
     def map_ids(self, older: Bucketized, change: SchemaChange) -> IdMap:
-        return match_buckets(*(s.boundaries[self.name] for s in (change.new, change.old)))
+        ids = match_buckets(*(s.boundaries[self.name] for s in (change.new, change.old)))
+        if self.size == older.size == 1:
+            return ids
+        if self.size != older.size:
+            size = change.new.id_count(self.name)
+            return no_ids(size, f"vectors of {older.size} numbers became {self.size}")
+        old_of_N = reserved_ids(change.new.id_count(self.name))
+        per_component = ids.old_of_N[FIRST_KNOWN_ID:]
+        n_old = len(change.old.boundaries[self.name]) + 1
+        starts = np.arange(self.size)[:, None] * n_old  # (size, 1)
+        moved = np.where(per_component >= 0, per_component + starts, -1)
+        old_of_N[FIRST_KNOWN_ID:] = moved.reshape(-1)
+        return IdMap(old_of_N=old_of_N)
+
+    def key_change(self, older: Bucketized, change: SchemaChange) -> str:
+        if self.size != older.size:
+            return f"vectors of {older.size} numbers became {self.size}"
+        return Feature.key_change(self, older, change)
 
     @classmethod
     def declare(cls, name: str, options: Mapping[str, Any]) -> Bucketized:
@@ -118,7 +186,9 @@ def bucketized(
     boundaries: Sequence[float] | None = None,
     quantiles: int | None = None,
     bins: int | None = None,
+    size: int = 1,
     embedding_dim: int | None = None,
+    combiner: Combiner = "mean",
     embedding: EmbeddingOptions | Mapping[str, Any] | None = None,
 ) -> Bucketized:
     """Declare a number cut into buckets.
@@ -130,7 +200,9 @@ def bucketized(
         quantiles: Learn this many buckets of equal mass instead.
         bins: Learn at most this many buckets by value instead, see :class:`Bucketized`; 255 suits
             most columns.
+        size: Length of the column's vectors, see :class:`Bucketized`; 1 for a plain number.
         embedding_dim: Width of the embedding if placed in the deep part.
+        combiner: How the components of a vector become one vector in the deep part.
         embedding: How its rows start and are trained, as a table of the options of
             :class:`widedeep.features.EmbeddingOptions`.
 
@@ -146,6 +218,8 @@ def bucketized(
         (18.0, 65.0)
         >>> bucketized("age_bin", source="age", bins=255).bins
         255
+        >>> bucketized("corner", source="corners", boundaries=[0, 1], size=2).size
+        2
     """
     check_feature_names((name,), None)
     cuts = None if boundaries is None else _plain_boundaries(name, boundaries)
@@ -155,7 +229,9 @@ def bucketized(
         boundaries=cuts,
         quantiles=quantiles,
         bins=bins,
+        size=size,
         embedding_dim=embedding_dim,
+        combiner=combiner,
         embedding=embedding_options(name, embedding),
     )
 

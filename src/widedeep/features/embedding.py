@@ -10,7 +10,7 @@ from typing import Any, Literal
 from widedeep.errors import FeatureError, nearest, show_value
 from widedeep.options import check_types
 
-RowInit = Literal["normal", "uniform", "xavier", "zeros"]
+RowInit = Literal["normal", "uniform", "xavier", "zeros", "truncated_normal"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,9 +27,12 @@ class EmbeddingOptions:
         init: Distribution of initial rows: ``"normal"`` (nearly: no value beyond 3.47 standard
             deviations), ``"uniform"``, ``"zeros"``, or ``"xavier"``: uniform within ±√(6 / (1 + D))
             for embeddings of width D (Glorot & Bengio 2010, with the one row that an id selects as
-            the layer's input, so that it stays the same as the table grows).
-        init_std: Standard deviation of ``"normal"`` and ``"uniform"``, > 0. None: the model's
-            ``embedding_std``.
+            the layer's input, so that it stays the same as the table grows), or
+            ``"truncated_normal"``: normal within two deviations, as TensorFlow's
+            embedding columns start.
+        init_std: Standard deviation of ``"normal"`` and ``"uniform"``, and of
+            ``"truncated_normal"`` before the cut, > 0. None: the model's ``embedding_std``, and
+            1/√D for ``"truncated_normal"``.
         l2: Penalty of each occurrence of a row w in an example: l2/2·|w|² is added to the
             example's loss, so a row that occurs n times in a batch gets the gradient n·l2·w beside
             that of its examples. Over a pass the penalties of a row add up to its occurrences times
@@ -69,10 +72,11 @@ class EmbeddingOptions:
             if not is_valid:
                 got = show_value(getattr(self, name))
                 raise FeatureError(f"{owner}: got {name} = {got}, expected {expected}")
-        if self.init_std is not None and self.init not in ("normal", "uniform"):
+        if self.init_std is not None and self.init in ("xavier", "zeros"):
             raise FeatureError(
                 f"{owner}: got init_std = {self.init_std} with init = {self.init!r}, which has no "
-                'deviation to choose; drop one, or give init = "normal" or "uniform"'
+                'deviation to choose; drop one, or give init = "normal", "uniform" or '
+                '"truncated_normal"'
             )
         moves = [name for name in ("l2", "max_norm") if getattr(self, name) is not None]
         if self.frozen and moves:

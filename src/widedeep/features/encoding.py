@@ -45,10 +45,15 @@ class NumberEncoding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BucketEncoding:
-    """Native operation: the bucket of a number, closed on the left, as id 2 + bucket."""
+    """Native operation: the bucket of a number, closed on the left, as id 2 + bucket.
+
+    Of a vector, component i has the ids 2 + i * (number of boundaries + 1) + bucket; a null
+    component has none, and a row of nulls alone the id of a missing value.
+    """
 
     column: str
     boundaries: NDArray[np.float64]
+    size: int = 1  # Length of the vectors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -164,7 +164,7 @@ class Feature:
     A kind is a frozen dataclass with a ``kind`` of its own, registered by :func:`register_kind`. It
     says which columns it reads, what is learned from them, and by which native operation they
     become ids or numbers; fitting, training, serving and reports ask it and know no kind by name.
-    The documentation's page "Write a feature kind" shows one.
+    The documentation's page "Feature kinds" shows one.
 
     Args:
         name: The feature's name.

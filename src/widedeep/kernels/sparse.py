@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widedeep import _native
 
+RowDistribution = Literal["normal", "uniform", "truncated_normal"]
 # Standard deviation of the sum of four independent integers, uniform on 0 .. 2**16 - 1.
 _SUM_STD = math.sqrt((2.0**32 - 1.0) / 3.0)
 # And of odd integers, uniform on 1 - 2**24 .. 2**24 - 1.
@@ -45,14 +47,15 @@ def init_rows(
     std: float,
     threads: int = 1,
     *,
-    uniform: bool = False,
+    distribution: RowDistribution = "normal",
 ) -> None:
     """Fill rows with their initial values, a function of (seed, table, row, column) alone.
 
     A row has the same bits whenever and wherever it is made: at the start, when a table grows, on
     any shard. A value is the centred sum of four 16-bit numbers from a mixed counter, times one
     float32: nearly normal, with the given deviation and never beyond 3.47 of them. A uniform one is
-    an odd 25-bit integer from the same counter, times one float32.
+    an odd 25-bit integer from the same counter, times one float32. A truncated normal one is the
+    quantile of 53 bits of it (Acklam 2003), times one float32.
 
     Args:
         out_nD: float32 matrix of rows ``first_row``, ``first_row + 1``, ...; filled in place.
@@ -61,7 +64,9 @@ def init_rows(
         first_row: Id of the first row within its logical table.
         std: Standard deviation, >= 0; 0 gives zeros.
         threads: Threads to use; the result does not depend on it.
-        uniform: Uniform within √3 standard deviations of 0 instead.
+        distribution: ``"uniform"`` lies within √3 standard deviations of 0; ``"truncated_normal"``
+            within 2 of those that ``std`` gives before the cut (TensorFlow's
+            ``truncated_normal_initializer``), so that its own is 0.88 of it.
 
     Raises:
         ValueError: If the matrix has another type or ``std`` is negative or not finite.
@@ -79,5 +84,5 @@ def init_rows(
         raise ValueError(f"std: got {std}, expected a finite number >= 0")
     digest = hashlib.blake2b(f"{seed}:{table_name}".encode(), digest_size=8).digest()
     key = int.from_bytes(digest, "little")
-    scale = std / (_UNIFORM_STD if uniform else _SUM_STD)
-    _native.init_rows(out_nD, key, first_row, scale, threads, uniform)
+    scale = std / {"normal": _SUM_STD, "uniform": _UNIFORM_STD}.get(distribution, 1.0)
+    _native.init_rows(out_nD, key, first_row, scale, threads, distribution)

@@ -37,7 +37,8 @@ from widedeep.tables.storage import (
 )
 
 if TYPE_CHECKING:
-    from widedeep.optim import Optimizer
+    from widedeep.kernels.sparse import RowDistribution
+from widedeep.optim import Optimizer
 
 TableVectors = tuple[NDArray[np.int64], Tensor]  # (M,) ids and the (M, D) rows they start with
 _NO_RULE = RowRule()
@@ -172,29 +173,33 @@ class EmbeddingTable:
 
     def _init_rows(self, weight: Tensor, table: str, first: int) -> None:
         """Fill rows ``first``, ... of a logical table; they hold zeros."""
-        std, uniform = self._init_of(table)
+        std, distribution = self._init_of(table)
         threads = torch.get_num_threads()
         if std and not self._on_device:
             kernels.init_rows(
-                weight.numpy(), self.seed, table, first, std, threads, uniform=uniform
+                weight.numpy(), self.seed, table, first, std, threads, distribution=distribution
             )
         for begin in range(0, len(weight), _CHUNK_ROWS) if std and self._on_device else ():
             rows = np.empty((min(_CHUNK_ROWS, len(weight) - begin), self.dim), np.float32)
-            kernels.init_rows(rows, self.seed, table, first + begin, std, threads, uniform=uniform)
+            kernels.init_rows(
+                rows, self.seed, table, first + begin, std, threads, distribution=distribution
+            )
             weight[begin : begin + len(rows)] = torch.from_numpy(rows).to(self.device)
         if table in self._vectors:
             ids_M, vectors_MD = self._vectors[table]
             weight[torch.from_numpy(ids_M).to(self.device)] = vectors_MD.to(self.device)
 
-    def _init_of(self, table: str) -> tuple[float, bool]:
-        """Return the standard deviation of a table's initial rows, and whether it is uniform."""
+    def _init_of(self, table: str) -> tuple[float, RowDistribution]:
+        """Return the standard deviation of a table's initial rows, and their distribution."""
         options = self.options.get(table)
         if options is None or not options.changes_init:
-            return self.std, False
+            return self.std, "normal"
         if options.init == "xavier":
-            return math.sqrt(2.0 / (1 + self.dim)), True
-        std = self.std if options.init_std is None else options.init_std
-        return (0.0 if options.init == "zeros" else std), options.init == "uniform"
+            return math.sqrt(2.0 / (1 + self.dim)), "uniform"
+        if options.init == "zeros":
+            return 0.0, "normal"
+        default = 1 / math.sqrt(self.dim) if options.init == "truncated_normal" else self.std
+        return (default if options.init_std is None else options.init_std), options.init
 
     def _start_state(self, storage: RowStorage, first: int, stop: int) -> None:
         if self._optimizer is None or not self._optimizer.state_names:
