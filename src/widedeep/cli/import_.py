@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from widedeep._version import __version__
 from widedeep.cli.output import count, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_OK, add_set
+from widedeep.cli.parser import EXIT_OK, add_set, share
 from widedeep.cli.runs import RunDirectory
 from widedeep.config import load_config
 from widedeep.errors import ConfigError
@@ -68,6 +68,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="columns, separated by commas, that hold a list in each row, beside those that do in "
         "the warm-up requests",
     )
+    parser.add_argument(
+        "--dropout",
+        type=share,
+        default=0.0,
+        metavar="P",
+        help="probability to drop a hidden unit, which a SavedModel does not hold (default: 0)",
+    )
     for name, what in (("train", "training"), ("valid", "validation"), ("test", "test")):
         parser.add_argument(f"--{name}", metavar="DATA", help=f"{what} data to go on with")
     parser.add_argument("--force", action="store_true", help="replace an existing RUN_DIR")
@@ -91,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         weight=arguments.weight,
         lists=_names(arguments.lists),
         data=_data(arguments),
+        dropout=arguments.dropout,
         train=_train_options(arguments.set),
     )
     write_run(imported, out)

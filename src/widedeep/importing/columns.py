@@ -374,7 +374,10 @@ class ColumnReader:
             self._refuse(table)
         fill = fills[0]
         if fill.kind == "LookupTableImportV2":
-            keys = self.graph.constant(fill.inputs[1])
+            tensor = fill.inputs[1]
+            while self.graph.source(tensor)[0].kind == "Cast":  # of integers of 32 bits
+                tensor = self.graph.source(tensor)[0].inputs[0]
+            keys = self.graph.constant(tensor)
             if keys is None or not self._counts_up(fill.inputs[2], len(keys)):
                 self._refuse(fill)
             values = keys.tolist()

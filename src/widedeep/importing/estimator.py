@@ -88,6 +88,7 @@ def from_estimator(
     weight: str | None = None,
     lists: Collection[str] = (),
     data: DataConfig | None = None,
+    dropout: float = 0.0,
     train: Mapping[str, Any] | None = None,
 ) -> ImportedModel:
     """Carry over a canned estimator of TensorFlow, without TensorFlow.
@@ -104,6 +105,7 @@ def from_estimator(
         lists: Columns that hold a list of values in each row; those whose warm-up requests do are
             found by themselves.
         data: Where examples to go on with are.
+        dropout: Probability to drop a hidden unit, which a SavedModel does not hold.
         train: Options of :class:`widedeep.training.config.TrainConfig`, such as
             ``{"batch_size": 512, "loss_reduction": "sum"}``: a SavedModel does not hold how it was
             trained. A table of an optimizer is put over what the checkpoint says of it.
@@ -130,9 +132,18 @@ def from_estimator(
         )
     model = SavedModel(path)
     warmup = read_warmup(model.warmup) if model.warmup.is_file() else WarmupRequests()
-    reader = _SavedEstimator(model, labels, weight)
+    reader = _SavedEstimator(model, labels, weight, dropout)
     source = reader.source(checkpoint, lists, warmup.rows, data or DataConfig(), train or {})
     return _carry_over(source, warmup, str(model.warmup))
+
+
+def _open_choices(config: RunConfig) -> list[str]:
+    """Return a note of what neither graph nor checkpoint holds, as it is here."""
+    choices = [f"losses are reduced by {config.train.loss_reduction!r}"]
+    if config.model.hidden_units:
+        choices.append(f"dropout is {config.model.dropout:g}")
+    choices.append(f"batch_size is {config.train.batch_size!r}")
+    return [f"to train on as before, check what TensorFlow does not save: {', '.join(choices)}"]
 
 
 def _changes(config: TrainConfig) -> dict[str, Any]:
@@ -148,7 +159,7 @@ def _carry_over(source: EstimatorSource, warmup: WarmupRequests, where: str) -> 
     tensors = fill_trainer(source, trainer)
     step = _step_of(source.bundle)
     trainer.position.updates = step
-    notes = [*source.optimizers.notes]
+    notes = [*source.optimizers.notes, *_open_choices(source.config)]
     rows = [_our_row(row, source.schema) for row in warmup.rows]
     checked, difference = _check(trainer, source.network, rows, warmup, where)
     if rows and not checked:
@@ -169,8 +180,11 @@ def _carry_over(source: EstimatorSource, warmup: WarmupRequests, where: str) -> 
 class _SavedEstimator:
     """Understands the estimator of a SavedModel."""
 
-    def __init__(self, model: SavedModel, labels: Sequence[str], weight: str | None) -> None:
+    def __init__(
+        self, model: SavedModel, labels: Sequence[str], weight: str | None, dropout: float
+    ) -> None:
         self.model, self.network = model, read_network(model)
+        self.dropout = dropout
         self.labels, self.weight = tuple(labels), weight
         self.keys = {op: key for op, (key, _) in model.names.items()}
         self.shapes = {op: model.variables.shape(key) for op, key in self.keys.items()}
@@ -270,6 +284,7 @@ class _SavedEstimator:
         }
         if network.layers:
             options["activation"] = self._one_for_all("activation")
+            options["dropout"] = self.dropout
             norm = self._one_for_all("eps")
             if norm is not None:
                 eps = round(norm, 9)

@@ -232,12 +232,40 @@ class _Reader:
             slope = round(op.real("alpha", 0.2), 7)
             inner = self.graph.source(op.inputs[0])[0]
             return {"name": "leaky_relu", "negative_slope": slope}, inner
-        if op.kind == "Mul":  # x * sigmoid(x)
-            inner, gate = self.graph.inputs(op)
-            if gate.kind == "Sigmoid" and self.graph.source(gate.inputs[0])[0] is inner:
-                return "silu", inner
+        if op.kind == "Mul":
+            return self._product_activation(op)
         if op.kind in ("BiasAdd", "ConcatV2", "Reshape"):
             return "identity", op
+        raise self._unknown(op)
+
+    def _product_activation(self, op: Op) -> tuple[str, Op]:
+        """Read ``x * sigmoid(x)``, or ``x / 2 * (1 + erf(x / sqrt(2)))``."""
+        first, second = self.graph.inputs(op)
+        if second.kind == "Sigmoid":
+            inner, _ = self.graph.source(second.inputs[0])
+            if inner.kind == "Mul":  # by a beta of 1
+                factor, inner = self._factor(inner)
+                if factor != 1.0:
+                    raise self._unknown(op)
+            if inner is first:
+                return "silu", inner
+        if first.kind == "Mul" and second.kind in ("AddV2", "Add"):
+            half, inner = self._factor(first)
+            one, error = self._factor(second)
+            if (half, one, error.kind) == (0.5, 1.0, "Erf"):
+                scaled, _ = self.graph.source(error.inputs[0])
+                root = self.graph.constant(scaled.inputs[1]) if scaled.kind == "RealDiv" else None
+                is_root = root is not None and abs(float(root) ** 2 - 2.0) < 1e-6
+                if is_root and self.graph.source(scaled.inputs[0])[0] is inner:
+                    return "gelu", inner
+        raise self._unknown(op)
+
+    def _factor(self, op: Op) -> tuple[float, Op]:
+        """Return a constant and what it is multiplied by, or added to."""
+        values = [self.graph.constant(tensor) for tensor in op.inputs]
+        for value, other in zip(values, reversed(op.inputs), strict=True):
+            if value is not None and value.size == 1:
+                return float(value.reshape(())), self.graph.source(other)[0]
         raise self._unknown(op)
 
     def _deep_columns(self, tensor: str) -> tuple[tuple[str, DenseColumn], ...]:
@@ -268,8 +296,8 @@ class _Reader:
         predictions, _ = self.graph.source(self.outputs["predictions"])
         if predictions is self.graph.source(logits)[0]:
             return "regression"
-        if predictions.kind == "Exp":
-            return "poisson"
+        if predictions.kind in ("Exp", "Sigmoid"):
+            return "poisson" if predictions.kind == "Exp" else "binary"
         raise CheckpointError(
             f"{self.model.path}: its predictions are {predictions.kind} of the logits (operation "
             f"{predictions.name!r}), and only those of the heads for regression and Poisson "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from widedeep.importing.saved_model import Graph, Op, restored_names, training_graph
 from widedeep.importing.tensor_bundle import TensorBundle
 
 PARTS = ("wide", "deep", "dense")
@@ -89,6 +90,20 @@ _OLDER: Mapping[str, _Kind] = {
 }
 
 
+# Options among the inputs of the operations that apply gradients, by the place of each; those of
+# sparse gradients have the indices before what is marked "*".
+_APPLIES: Mapping[str, tuple[str, ...]] = {
+    "ApplyFtrl": ("", "", "", "", "*lr", "l1", "l2", "lr_power"),
+    "ApplyFtrlV2": ("", "", "", "", "*lr", "l1", "l2", "l2_shrinkage", "lr_power"),
+    "ApplyAdagrad": ("", "", "lr"),
+    "ApplyAdagradV2": ("", "", "lr", "eps"),
+    "ApplyAdam": ("", "", "", "", "", "lr", "beta1", "beta2", "eps"),
+    "ApplyMomentum": ("", "", "lr", "", "*momentum"),
+    "ApplyKerasMomentum": ("", "", "lr", "", "*momentum"),
+    "ApplyRMSProp": ("", "", "", "lr", "decay", "momentum", "eps"),
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slot:
     """A tensor of an optimizer's state, and what it is multiplied by here."""
@@ -132,6 +147,7 @@ def read_optimizers(
         note = "the optimizers start anew, with TensorFlow's defaults: no checkpoint was given"
         return OptimizerState(notes=(note,), why="no checkpoint with its state was given")
     found = _slots(bundle, {variable for names in parts.values() for variable in names})
+    applied = _applied(training_graph(bundle.prefix))
     tables: dict[str, dict[str, Any]] = {}
     state: dict[str, dict[str, Slot]] = {}
     notes: list[str] = []
@@ -153,8 +169,9 @@ def read_optimizers(
             )
             continue
         names = {slot for v in variables for _, slot, _ in found.get(v, [])}
-        table = tables[part] = _table(bundle, scope, kind, names)
-        notes += _warnings(bundle, scope, kind, part)
+        by_graph = next((applied[v] for v in sorted(variables) if v in applied), None)
+        table = tables[part] = _table(bundle, scope, kind, names, by_graph or {})
+        notes += _warnings(bundle, scope, table, part, told=by_graph is not None)
         for variable in variables:
             state[variable] = {
                 kind.state[slot]: Slot(tensor=tensor, factor=_factor(table, scope, slot))
@@ -203,14 +220,50 @@ def _kind_of(scope: str, slots: Collection[str]) -> _Kind | None:
     return next((kind for name, kind in _OLDER.items() if name in slots), None)
 
 
-def _table(bundle: TensorBundle, scope: str, kind: _Kind, slots: Collection[str]) -> dict[str, Any]:
+def _applied(graph: Graph | None) -> dict[str, dict[str, Any]]:
+    """Return the options that a training graph gives to each variable's optimizer."""
+    options: dict[str, dict[str, Any]] = {}
+    if graph is None:
+        return options
+    names = restored_names(graph)
+    for op in graph.ops.values():
+        kind = op.kind.removeprefix("Resource")
+        is_sparse = kind.startswith("Sparse")
+        places = _APPLIES.get(kind.removeprefix("Sparse"))
+        variable = None if places is None else graph.source(op.inputs[0])[0].name
+        if places is not None and variable in names:
+            found = _constants(graph, op, places, is_sparse=is_sparse)
+            if "use_nesterov" in op.attributes:
+                found["nesterov"] = op.flag("use_nesterov")
+            options.setdefault(names[variable][0], {}).update(found)
+    return options
+
+
+def _constants(graph: Graph, op: Op, places: Sequence[str], *, is_sparse: bool) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    shift = 0
+    for i, name in enumerate(places):
+        shift = 1 if is_sparse and name.startswith("*") else shift
+        value = graph.constant(op.inputs[i + shift]) if name else None
+        if value is not None and value.size == 1:
+            values[name.removeprefix("*")] = _short(float(value.reshape(())))
+    return values
+
+
+def _table(
+    bundle: TensorBundle,
+    scope: str,
+    kind: _Kind,
+    slots: Collection[str],
+    by_graph: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return our options: those that a checkpoint records, and those that its state shows."""
     recorded = {
         ours: _short(float(bundle.read(f"{scope}/{theirs}")))
         for theirs, ours in kind.options.items()
         if f"{scope}/{theirs}" in bundle
     }
-    table = {"optimizer": kind.name, **kind.fixed, **recorded}
+    table = {"optimizer": kind.name, **kind.fixed, **recorded, **by_graph}
     if "beta1" in table:
         table["betas"] = [table.pop("beta1"), table.pop("beta2")]
     if kind.name == "rmsprop" and "mg" in slots:
@@ -235,24 +288,30 @@ def _short(value: float) -> float:
     )
 
 
-def _warnings(bundle: TensorBundle, scope: str, kind: _Kind, part: str) -> list[str]:
-    notes = []
-    if not scope:
+def _warnings(
+    bundle: TensorBundle, scope: str, table: Mapping[str, Any], part: str, *, told: bool
+) -> list[str]:
+    name, notes = table["optimizer"], []
+    if not scope and not told:
         notes.append(
-            f"{part}: a checkpoint of TensorFlow 1 does not record the options of {kind.name}; "
-            f"TensorFlow's defaults are taken: write those of your program under [train.{part}]"
+            f"{part}: a checkpoint of TensorFlow 1 without its .meta file does not say the options "
+            f"of {name}; TensorFlow's defaults are taken: write those of your program under "
+            f"[train.{part}]"
         )
     decay = f"{scope}/decay"
     if decay in bundle and float(bundle.read(decay)):
         notes.append(
-            f"{part}: the rate of {kind.name} decays by {float(bundle.read(decay)):g} a step in "
+            f"{part}: the rate of {name} decays by {float(bundle.read(decay)):g} a step in "
             "TensorFlow, and is constant here; write a schedule under [train]"
         )
-    if kind.name == "sgd":
-        notes.append(f"{part}: a checkpoint does not say whether momentum is Nesterov's")
-    if kind.name in ("adam", "rmsprop") and part != "dense":
+    if table.get("momentum") and "nesterov" not in table and name == "sgd":
         notes.append(
-            f"{part}: {kind.name} moves all rows of a table in TensorFlow, and here those that a "
-            "batch touches"
+            f"{part}: without its .meta file a checkpoint does not say whether momentum is "
+            "Nesterov's; it is not here"
+        )
+    if name in ("adam", "rmsprop") and part != "dense":
+        notes.append(
+            f"{part}: {name} moves all rows of a table in TensorFlow, and here those that a batch "
+            "touches"
         )
     return notes

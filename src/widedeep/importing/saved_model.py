@@ -186,18 +186,7 @@ class SavedModel:
     @cached_property
     def names(self) -> Mapping[str, tuple[str, str]]:
         """By variable's operation: the tensor that it is restored from, and its slice or ``""``."""
-        names = {}
-        for op in self.graph.ops.values():
-            if op.kind not in ("AssignVariableOp", "Assign"):
-                continue
-            restored, output = self.graph.source(op.inputs[1])
-            if restored.kind == "RestoreV2":
-                keys = self.graph.constant(restored.inputs[1])
-                slices = self.graph.constant(restored.inputs[2])
-                if keys is not None and slices is not None:
-                    variable = self.graph.source(op.inputs[0])[0].name
-                    names[variable] = (keys[output].decode(), slices[output].decode())
-        return names
+        return restored_names(self.graph)
 
     @property
     def warmup(self) -> Path:
@@ -209,6 +198,40 @@ class SavedModel:
         op, output = self.graph.source(tensor)
         name = self.assets.get(f"{op.name}:{output}")
         return None if name is None else self.path / "assets" / name
+
+
+def restored_names(graph: Graph) -> dict[str, tuple[str, str]]:
+    """Return what each variable is restored from, by its operation: a tensor, its slice or ""."""
+    names = {}
+    for op in graph.ops.values():
+        if op.kind not in ("AssignVariableOp", "Assign"):
+            continue
+        restored, output = graph.source(op.inputs[1])
+        if restored.kind == "RestoreV2":
+            keys = graph.constant(restored.inputs[1])
+            slices = graph.constant(restored.inputs[2])
+            if keys is not None and slices is not None:
+                variable = graph.source(op.inputs[0])[0].name
+                names[variable] = (keys[output].decode(), slices[output].decode())
+    return names
+
+
+def training_graph(prefix: Path) -> Graph | None:
+    """Return the graph that a checkpoint was trained by: ``PREFIX.meta``; None without one.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    file = prefix.with_name(f"{prefix.name}.meta")
+    if not file.is_file():
+        return None
+    try:
+        return Graph(messages(_read(file), 2)[-1], str(file))
+    except (WireError, IndexError) as error:
+        raise CheckpointError(
+            f"{file}: {error}: the file is damaged; copy it again, or remove it: the optimizers' "
+            "options are then TensorFlow's defaults"
+        ) from error
 
 
 def saved_model_folder(path: str | os.PathLike[str]) -> Path:
