@@ -331,6 +331,21 @@ def test_a_run_is_not_overwritten_unasked(run: Run, ads: Path) -> None:
     assert (code, len(json.loads(out)["history"])) == (0, 3)
 
 
+def test_a_run_goes_on_that_recorded_defaults_as_values(run: Run, ads: Path) -> None:
+    words = ("train", "ads.toml", "--set", "train.schedule=auto")
+    assert run(*words).code == 0
+    record = ads / "runs/ads/config.toml"
+    text = record.read_text()
+    older = text.replace('schedule = "auto"', 'schedule = "wsd"')
+    older = older.replace("[model]\n", "[model]\nembedding_std = 0.02\n")
+    assert older.count("wsd") == older.count("0.02") == 1
+    record.write_text(older)
+    assert run(*words, "--resume", "--set", "train.epochs=3").code == 0
+    record.write_text(older.replace('schedule = "wsd"', 'schedule = "linear"'))
+    code, _, err = run(*words, "--resume", "--set", "train.epochs=4")
+    assert (code, "had train.schedule = 'linear'" in err) == (2, True)
+
+
 def start_training(folder: Path, *words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "widedeep", "train", "ads.toml", *words]

@@ -48,6 +48,9 @@ _MAY_CHANGE = {
     },
 }
 
+# What configurations recorded, by section and key, before these defaults had a name of their own.
+_RECORDED_DEFAULTS = {("model", "embedding_std"): 0.02, ("train", "schedule"): "wsd"}
+
 
 class RunDirectory:
     """A run folder and its files."""
@@ -119,6 +122,9 @@ class RunDirectory:
             free = _MAY_CHANGE.get(section, set())
             for key in sorted({*now, *before[section]} - free):
                 old, new = before[section].get(key), now.get(key)
+                is_open = new in (None, "auto") and config.model.compat is None
+                if is_open and old is not None and old == _RECORDED_DEFAULTS.get((section, key)):
+                    continue
                 if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
                     raise ConfigError(
                         f"{self.path}: the run that stopped here had {section}.{key} = {old!r}, "
