@@ -64,12 +64,13 @@ def test_embeddings_start_by_their_width() -> None:
     rows = [{"job": str(i), "y": i % 2} for i in range(4000)]
     spec = wd.FeatureSpec(label="y", features=[wd.categorical("job", embedding_dim=4)])
     schema = wd.fit_schema(spec, rows)
-    for options, std in (({}, 0.5), ({"embedding_std": 0.1}, 0.1)):
+    # A normal distribution of deviation 1/2, cut at 1, has 0.44; the model's own is not cut.
+    for options, std in (({}, 0.44), ({"embedding_std": 0.1}, 0.1)):
         model = wd.WideDeep(schema, hidden_units=[2], compat="tensorflow", **options)
         weight = model.embedding_table("job").weight
-        assert float(weight.std()) == pytest.approx(std, rel=0.15)
+        assert float(weight.std()) == pytest.approx(std, rel=0.05)
     ours = wd.WideDeep(schema).embedding_table("job").weight
-    assert float(ours.std()) == pytest.approx(0.02, rel=0.15)
+    assert float(ours.std()) == pytest.approx(0.02, rel=0.05)
 
 
 def test_gradients_of_tables_are_means_of_a_short_batch_too() -> None:

@@ -41,7 +41,6 @@ _CATEGORICAL = (
     "WeightedCategoricalColumn",
 )
 _EMBEDDINGS = ("EmbeddingColumn", "SharedEmbeddingColumn")
-_CUT_DEVIATION = 0.8796  # what is left of a normal deviation where two of them are cut off
 _PROBE = 4096.0  # where a normalizer's slope is taken
 _SAME = 1e-5  # relative distance of what a normalizer gives from a line
 
@@ -130,8 +129,8 @@ def _initial_rows(column: object) -> dict[str, Any] | None:
         deviation = float(numbers["stddev"])
         if kind == "TruncatedNormal" and math.isclose(deviation, _dimension(column) ** -0.5):
             return None
-        cut = _CUT_DEVIATION if kind == "TruncatedNormal" else 1.0
-        return {"init": "normal", "init_std": cut * deviation}
+        init = "truncated_normal" if kind == "TruncatedNormal" else "normal"
+        return {"init": init, "init_std": deviation}
     if kind in ("RandomUniform", "Uniform") and numbers["minval"] == -(numbers["maxval"] or 0.0):
         return {"init": "uniform", "init_std": float(numbers["maxval"]) / math.sqrt(3.0)}
     if kind == "Zeros":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from widedeep.bundle.formula import Formula
 from widedeep.errors import ConfigError, show_value
+from widedeep.features import EmbeddingOptions
 from widedeep.models.layer_options import (
     Activation,
     BatchNorm,
@@ -62,8 +64,8 @@ class ModelConfig:
             with options, ``{ kind = "binary", loss = "focal", gamma = 2.0 }``
             (:mod:`widedeep.models.heads`); None: by the label.
         heads: Heads by label instead: ``heads.price = { kind = "ziln", loss_weight = 0.1 }``.
-        embedding_std: Standard deviation of initial embeddings, at least 0; None: 0.02, or 1/√width
-            with ``compat``.
+        embedding_std: Standard deviation of initial embeddings, at least 0; None: 0.02, or
+            ``"truncated_normal"`` at 1/√width with ``compat``.
         imports: Modules that register towers, heads or losses of your own
             (:func:`widedeep.models.register_tower`, :func:`widedeep.models.register_loss`), as
             import paths; the working directory is searched too.
@@ -125,11 +127,11 @@ class ModelConfig:
         """The standard tower's batch norm: with ``compat``, true means TensorFlow's."""
         return "tensorflow" if self.batch_norm is True and self.compat else self.batch_norm
 
-    def row_std(self, dim: int) -> float:
-        """Return the standard deviation of initial embeddings of a width."""
-        if self.embedding_std is not None:
-            return self.embedding_std
-        return EMBEDDING_STD if self.compat is None else dim**-0.5
+    def row_options(self, options: EmbeddingOptions) -> EmbeddingOptions:
+        """Return a table's options, with how its rows start where neither says: by ``compat``."""
+        if options.changes_init or self.embedding_std is not None or self.compat is None:
+            return options
+        return dataclasses.replace(options, init="truncated_normal")
 
     @property
     def head_choice(self) -> Any:

@@ -20,7 +20,7 @@ from widedeep.errors import ConfigError, SchemaError, nearest
 from widedeep.kernels.torch_device import seeded
 from widedeep.kernels.torch_ops import to_device
 from widedeep.models.blocks import HiddenLayers
-from widedeep.models.config import ModelConfig
+from widedeep.models.config import EMBEDDING_STD, ModelConfig
 from widedeep.models.head_base import Head, head_slices, registered_heads, start_bias
 from widedeep.models.head_config import HeadChoice, head_table, is_head_table, make_heads
 from widedeep.models.head_losses import HeadLosses
@@ -276,13 +276,15 @@ class WideDeep(nn.Module):
 
     def _make_table(self, slots: Sequence[Slot], dim: int) -> EmbeddingTable:
         names = {slot.table for slot in slots}
+        options = {slot.table: self.config.row_options(slot.embedding) for slot in slots}
+        deviation = self.config.embedding_std
         return EmbeddingTable(
             {slot.table: slot.size for slot in slots},
             {slot.name: slot.table for slot in slots},
             dim=dim,
             seed=self.config.seed,
-            std=self.config.row_std(dim),
-            options={slot.table: slot.embedding for slot in slots if slot.embedding.changes_init},
+            std=EMBEDDING_STD if deviation is None else deviation,
+            options={table: own for table, own in options.items() if own.changes_init},
             vectors={
                 table: (rows.ids_M, torch.from_numpy(rows.vectors_MD))
                 for table, rows in self.pretrained.items()
