@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from tests.oracles.models import MODEL_NAMES, unpack_model
-from widedeep.errors import FeatureError
 from widedeep.importing import ImportedModel, from_estimator
 from widedeep.importing.weights import _Filler
 from widedeep.training.trainer import Trainer
 
 STEPS = (1, 3, 20)
-NAMES = [name for name in MODEL_NAMES if name != "crosses"]  # which cuts a vector into buckets
 # A table with a largest norm is cut back when it is read in TensorFlow, when it is written here.
 APART = {"max_norm"}
 
@@ -80,7 +78,7 @@ def further_options(case: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODEL_NAMES)
 def test_the_logits_are_those_of_tensorflow(name: str, tmp_path: Path) -> None:
     answers, imported = carry_over(name, tmp_path)
     predictions = answers["predictions"]
@@ -91,7 +89,7 @@ def test_the_logits_are_those_of_tensorflow(name: str, tmp_path: Path) -> None:
     assert np.abs(logits - expected).max() <= 1e-6 * max(1.0, np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODEL_NAMES)
 def test_further_steps_are_those_of_tensorflow(name: str, tmp_path: Path) -> None:
     answers, imported = carry_over(name, tmp_path)
     trainer, losses = imported.trainer, []
@@ -148,15 +146,3 @@ def compare(state: dict[str, Any], imported: ImportedModel, trainer: Trainer) ->
             assert np.abs(own[tensor] - expected).max() <= limit, (tensor, trainer.position.step)
             compared += 1
     assert compared > len(imported.tensors)
-
-
-def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FeatureError, match="feature column 'pair_bucketized': cuts a vector of 2"):
-        carry_over("crosses", tmp_path)
-
-
-def test_a_shared_table_bears_the_name_that_tensorflow_gave_it(tmp_path: Path) -> None:
-    for name in ("shared_weighted", "shared_v1"):
-        _, imported = carry_over(name, tmp_path / name)
-        (table,) = {t.tensor for t in imported.tensors if "shared" in t.variable}
-        assert table.partition("/")[2] == "2/bought_viewed_shared_embedding.weight"

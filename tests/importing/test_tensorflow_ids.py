@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.importing.test_estimator_steps import NAMES, carry_over, fitting, rows_of
+from tests.importing.test_estimator_steps import carry_over, fitting, rows_of
+from tests.oracles.models import MODEL_NAMES
 from widedeep.data.transform import Transform
 from widedeep.importing import ImportedModel
 from widedeep.importing.columns import IdColumn
@@ -31,7 +32,7 @@ def own_ids(rows: list[list[int]], id_count: int, buckets: int) -> list[list[int
     return [[moved[i] for i in row if i >= 0] for row in rows]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODEL_NAMES)
 def test_ids_equal_tensorflows(name: str, tmp_path: Path) -> None:
     answers, imported = carry_over(name, tmp_path)
     schema = imported.trainer.model.schema

@@ -186,13 +186,10 @@ class Declaration:
         assert column.source is not None
         source = self._read(column.source)
         if column.kind == "bucketized":
-            options.pop("combiner", None)
             if (source.size or 1) > 1:
-                raise FeatureError(
-                    f"feature column {name!r}: cuts a vector of {source.size} numbers into "
-                    "buckets, and a number alone can be; give the model its components as columns "
-                    "of their own, and train it again"
-                )
+                options["size"] = source.size
+            else:
+                options.pop("combiner", None)
             cuts = column.boundaries
             return bucketized(name, source=source.key, boundaries=cuts, **options)
         if table is not None and table.variable in self._shared:
