@@ -56,6 +56,8 @@ class Declared:
             name: {"string": "string", "int64": "int", "float32": "float"}[feature["dtype"]]
             for name, feature in features.items()
         }
+        parts = [part for part in column.get("parts", []) if not isinstance(part, str)]
+        self.keys = {part.get("key") for part in parts}
         self.vocabularies: dict[str, Vocabulary] = {}
         self.boundaries: dict[str, list[float]] = {}
         self.features: list[object] = []
@@ -63,7 +65,7 @@ class Declared:
 
     def declare(self, column: dict[str, Any] | str) -> str:
         if isinstance(column, str):
-            return column
+            return column if column not in self.keys else self.declare_raw(column)
         name = str(column.get("key") or f"column {len(self.features)}")
         declared: Any
         if column["kind"] == "bucketized":
@@ -102,6 +104,12 @@ class Declared:
         self.features.append(declared)
         return name
 
+    def declare_raw(self, column: str) -> str:
+        """A raw column whose name a feature has: a second feature over it, hashed as it is."""
+        name = f"{column}, raw"
+        self.features.append(wd.categorical(name, source=column, hash_buckets=1))
+        return name
+
     def schema(self) -> Schema:
         return make_schema(
             self.features,
@@ -136,7 +144,7 @@ def test_ids_of_columns(case: dict[str, Any]) -> None:
 def test_the_cases_cover_every_kind_of_column() -> None:
     kinds = {case["column"]["kind"] for case in CASES}
     assert kinds == {"bucketized", "vocabulary", "hash_bucket", "identity", "crossed"}
-    assert len(CASES) >= 17
+    assert len(CASES) >= 19
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from widedeep.training.grow import grow
 COLUMNS = json.loads(
     (Path(__file__).parents[1] / "oracles" / "tensorflow_columns.json").read_text()
 )
-CASES = [case for case in COLUMNS["dense"] if case["column"]["kind"] == "indicator"]
+KINDS = ("indicator", "bucketized")
+CASES = [case for case in COLUMNS["dense"] if case["column"]["kind"] in KINDS]
 
 SPEC = """[data]
 label = "clicked"
@@ -71,25 +72,49 @@ def schema() -> Schema:
     return wd.fit_schema(wd.FeatureSpec.from_toml(SPEC), rows_of(1500))
 
 
+def counted(column: dict[str, Any], name: str = "source", **options: Any) -> list[Any]:
+    """A TensorFlow column, declared our way."""
+    kind = column["kind"]
+    if kind == "weighted":
+        return counted(column["source"], name, weights=column["weight_key"])
+    if kind == "identity":
+        return wd.categorical(name, source=column["key"], num_buckets=column["buckets"], **options)
+    if kind == "bucketized":
+        source = column["source"]
+        options = {"boundaries": column["boundaries"], "size": source["shape"]}
+        return [wd.bucketized(name, source=source["key"], **options)]
+    if kind == "crossed":
+        return [wd.crossed(*column["parts"], name=name, hash_buckets=column["buckets"])]
+    values, buckets = column["vocabulary"], column.get("oov_buckets", 0)
+    options = {"vocabulary": values, "oov_buckets": buckets}
+    if "default" in column:
+        options["default_value"] = values[column["default"]]
+    return wd.categorical(name, source=column["key"], **options)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_counts_are_tensorflows(case: dict[str, Any]) -> None:
-    source, options = case["column"]["source"], {}
-    if source["kind"] == "weighted":
-        source, options = source["source"], {"weights": "weights"}
-    if source["kind"] == "identity":
-        options["num_buckets"] = source["buckets"]
-    else:
-        options |= {"vocabulary": source["vocabulary"], "oov": "drop"}
-    table = pa.table({name: feature["rows"] for name, feature in case["features"].items()})
+    column = case["column"]
+    # Its bucketized column is an indicator by itself.
+    source = column if column["kind"] == "bucketized" else column["source"]
+    declared = counted(source)
+    features = case["features"]
+    is_plain = {name: max(map(len, feature["rows"])) == 1 for name, feature in features.items()}
+    table = pa.table(
+        {
+            name: [row[0] if is_plain[name] else row for row in feature["rows"]]
+            for name, feature in features.items()
+        }
+    )
     outputs = np.array(case["outputs"])
-    if options.get("weights"):  # negative ones are refused here
+    if declared[0].weight_column is not None:  # negative ones are refused here
         rows = [min(row, default=0) >= 0 for row in table["weights"].to_pylist()]
         table, outputs = table.filter(pa.array(rows)), outputs[rows]
-    features = [*wd.categorical(source["key"], **options), wd.indicator("i", source=source["key"])]
-    schema = wd.fit_schema(wd.FeatureSpec(features=features), table)
-    batch = Transform(schema)(table, targets=False)
+    spec = wd.FeatureSpec(features=[*declared, wd.indicator("i", source="source")])
+    batch = Transform(wd.fit_schema(spec, table))(table, targets=False)
     assert len(batch) >= 6
-    np.testing.assert_allclose(batch.dense_BK, outputs, rtol=1e-6)
+    buckets = source.get("oov_buckets", 0)  # ours stand before the known values
+    np.testing.assert_allclose(batch.dense_BK, np.roll(outputs, buckets, axis=1), rtol=1e-6)
 
 
 def test_python_and_toml_declare_the_same(schema: Schema) -> None:

@@ -100,9 +100,6 @@ BUILDERS: dict[str, Any] = {
     "shared_embeddings": lambda sources, dimension, combiner="mean", **options: (
         fc.shared_embeddings(sources, dimension, combiner=combiner, **options)
     ),
-    "shared_embedding_columns": lambda sources, dimension, combiner="mean": (
-        tf.compat.v1.feature_column.shared_embedding_columns(sources, dimension, combiner=combiner)
-    ),
     "indicator": lambda source: fc.indicator_column(source),
 }
 
@@ -166,6 +163,8 @@ WORDS = _string(
 NUMBERS = _int64([0], [4], [-1], [5], [-2], [3, 3, 7, 0], [], [2**40])
 JOBS = _string(["Sales"], ["Tech"], ["Sales", "Clerk"], ["Tech"], [], ["a", "b", "c"])
 AGE_SIX = _dense(_float32([17.0], [18.0], [20.0], [25.0], [90.0], [-3.0]))
+
+PAIRS = _dense(_float32([-1.0, 0.0], [0.5, 1.0], [2.0, -2.0], [0.0, 0.0], [1.0, 3.0], [-0.5, 0.99]))
 
 ID_CASES: list[tuple[str, Declaration, Features]] = [
     ("bucketized: left-closed buckets", _bucketized("age", BOUNDARIES), {"age": AGES}),
@@ -292,6 +291,16 @@ ID_CASES: list[tuple[str, Declaration, Features]] = [
         _crossed("education", "job", hash_key=987654321),
         {"education": WORDS, "job": JOBS},
     ),
+    (
+        "crossed: a raw column whose key a vocabulary column has too",
+        _crossed("education", _vocabulary(), "job"),
+        {"education": WORDS, "job": JOBS},
+    ),
+    (
+        "crossed: a vector's buckets",
+        _crossed(_bucketized("pair", [0.0, 1.0], shape=2), "job"),
+        {"pair": PAIRS, "job": JOBS},
+    ),
 ]
 
 TABLE = [[1.0, -2.0, 0.5], [0.25, 4.0, -1.0], [-3.0, 0.125, 8.0], [0.1, 0.2, 0.3]]
@@ -327,7 +336,27 @@ def _dense_cases() -> list[tuple[str, Declaration, Features]]:
             {"kind": "indicator", "source": _vocabulary()},
             vocabulary,
         ),
+        (
+            "indicator: buckets of the unseen",
+            {"kind": "indicator", "source": _vocabulary(oov_buckets=3)},
+            vocabulary,
+        ),
+        (
+            "indicator: unseen takes a default id",
+            {"kind": "indicator", "source": _vocabulary(default=2)},
+            vocabulary,
+        ),
+        (
+            "indicator: combinations",
+            {"kind": "indicator", "source": _crossed("education", "job", buckets=7)},
+            {**vocabulary, "job": JOBS},
+        ),
         ("bucketized: one-hot", buckets, {"age": AGE_SIX}),
+        (
+            "bucketized: one-hot of a vector",
+            _bucketized("pair", [0.0, 1.0], shape=2),
+            {"pair": PAIRS},
+        ),
         (
             "numeric: a vector",
             {"kind": "numeric", "key": "pair", "shape": 2},
