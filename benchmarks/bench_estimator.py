@@ -35,6 +35,7 @@ HASHED = {
 }
 AGES = [18, 25, 30, 35, 40, 45, 50, 55, 60, 65]
 EMBEDDED = ("workclass", "education", "gender", "relationship", "native_country", "occupation")
+OURS = "our defaults, 5 epochs"
 METRICS = ("accuracy", "auc", "auc_precision_recall", "average_loss")
 SETTINGS: dict[str, dict[str, Any]] = {
     "tensorflow_2_defaults": {},
@@ -145,15 +146,21 @@ def main() -> None:
     train, test = (read_split(options.data / f"{name}.parquet") for name in ("train", "test"))
     schema = wd.fit_schema(tutorial_spec(), train)
     theirs = json.loads(options.tensorflow.read_text())["medians"] if options.tensorflow else {}
+    runs: dict[str, list[dict[str, float]]] = {}
+    for seed in range(options.seeds):
+        for setting in (*SETTINGS, OURS):
+            metrics = (
+                run_ours(seed, schema, train, test)
+                if setting == OURS
+                else run(setting, seed, schema, train, test)
+            )
+            runs.setdefault(setting, []).append(metrics)
+            print(json.dumps({"setting": setting, "seed": seed, **metrics}), flush=True)
     rows: dict[str, dict[str, float]] = {}
-    for setting in SETTINGS:
+    for setting, measured in runs.items():
         if setting in theirs:
             rows[f"{setting}|tensorflow"] = theirs[setting]
-        runs = [run(setting, seed, schema, train, test) for seed in range(options.seeds)]
-        rows[f"{setting}|widedeep"] = medians(runs)
-        print(setting, *(json.dumps(one) for one in runs), sep="\n", flush=True)
-    runs = [run_ours(seed, schema, train, test) for seed in range(options.seeds)]
-    rows["our defaults, 5 epochs|widedeep"] = medians(runs)
+        rows[f"{setting}|widedeep"] = medians(measured)
     text = table_text(rows, options.seeds)
     print(text)
     if options.write:

@@ -13,6 +13,7 @@ import torch
 import widedeep as wd
 from widedeep.errors import ConfigError
 from widedeep.metrics.estimator import estimator_metrics
+from widedeep.optim import describe_optimizer
 from widedeep.training.config import TrainConfig
 
 ROWS = [{"job": "abcd"[i % 4], "age": float(i % 7), "y": ["no", "yes"][i % 2]} for i in range(64)]
@@ -55,6 +56,8 @@ def test_a_table_keeps_its_own_options_and_an_object_is_as_it_is() -> None:
     assert isinstance(wide, wd.FTRL)
     assert (wide.lr, wide.l1, wide.beta, wide.convention) == (0.1, 0.5, 0, "tensorflow")
     assert trainer.step.deep == wd.Adam(lr=0.001, eps=1e-7)
+    rmsprop = make_trainer(make_model(), deep={"optimizer": "rmsprop", "momentum": 0.5}).step.deep
+    assert describe_optimizer(rmsprop)["convention"] == "tensorflow"
     assert make_trainer(make_model(), wide=wd.FTRL()).step.wide == wd.FTRL()
     summed = make_trainer(make_model(), loss_reduction="sum")
     assert summed.config.grad_scale == 1.0

@@ -120,15 +120,7 @@ def with_compat(config: TrainConfig, model: WideDeep) -> TrainConfig:
     tables = {"wide": given["wide"], "deep": given["deep"] or {"optimizer": "adagrad"}}
     if config.dense is not None:
         tables["dense"] = given["dense"]
-    changes: dict[str, Any] = {
-        group: {
-            "optimizer": table["optimizer"],
-            **(ftrl if table["optimizer"] == "ftrl" else {}),
-            **_KERAS.get(table["optimizer"], {}),
-            **table,
-        }
-        for group, table in tables.items()
-    }
+    changes: dict[str, Any] = {group: _as_keras(table, ftrl) for group, table in tables.items()}
     if config.grad_scale == 1.0 and config.loss_reduction == "mean":
         changes["grad_scale"] = "mean"
     if config.schedule == "auto":
@@ -176,3 +168,12 @@ def _check_optimizer(name: str, optimizer: object) -> None:
             f"got {name}={got} ({type(optimizer).__name__}), expected an optimizer of "
             f"widedeep.optim such as wd.Adagrad(lr=0.05){hint}"
         )
+
+
+def _as_keras(table: Mapping[str, Any], ftrl: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's table with the options of Keras where it has none of its own."""
+    name = table["optimizer"]
+    options = {**(ftrl if name == "ftrl" else {}), **_KERAS.get(name, {})}
+    if name == "rmsprop" and table.get("momentum"):
+        options["convention"] = "tensorflow"
+    return {"optimizer": name, **options, **table}
