@@ -117,6 +117,7 @@ class ColumnReader:
         self.graph: Graph = model.graph
         self._inputs = {self.graph.op(tensor).name: key for key, tensor in inputs.items()}
         self._name = ""
+        self.notes: dict[str, None] = {}  # What is otherwise here than one may expect, in order
         self._rules: dict[str, Callable[[Op, int], IdColumn | ParsedFeature]] = {
             "GatherV2": self._pruned,
             "GatherNd": self._without_empty,
@@ -198,6 +199,11 @@ class ColumnReader:
             if limit is None or limit.size != 1:
                 self._refuse(longer)
             max_norm = float(limit.reshape(()))
+            self.notes[
+                f"feature column {self._name!r}: TensorFlow cuts rows back to max_norm when it "
+                "reads them, here they are when they are written: scores are equal, further steps "
+                "nearly"
+            ] = None
             op, _ = self.graph.source(scaled.inputs[0])
         while op.kind == "Reshape":
             op, _ = self.graph.source(op.inputs[0])
@@ -493,6 +499,12 @@ class ColumnReader:
         if not op.flag("hashed_output") or len(values) != n_sparse + n_dense:
             self._refuse(op)
         parts = tuple(self._ids(tensor) for tensor in values)
+        if n_dense and n_sparse:
+            self.notes[
+                f"feature column {self._name!r}: TensorFlow hashes the parts that arrive dense "
+                "behind the others, and so does the cross here; a model that was trained on sparse "
+                "inputs and is served dense ones has other ids in TensorFlow too"
+            ] = None
         return IdColumn(
             kind="crossed",
             parts=parts,

@@ -159,7 +159,7 @@ def _carry_over(source: EstimatorSource, warmup: WarmupRequests, where: str) -> 
     tensors = fill_trainer(source, trainer)
     step = _step_of(source.bundle)
     trainer.position.updates = step
-    notes = [*source.optimizers.notes, *_open_choices(source.config)]
+    notes = [*source.network.notes, *source.optimizers.notes, *_open_choices(source.config)]
     rows = [_our_row(row, source.schema) for row in warmup.rows]
     checked, difference = _check(trainer, source.network, rows, warmup, where)
     if rows and not checked:

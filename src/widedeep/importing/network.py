@@ -72,6 +72,7 @@ class Network:
     deep: tuple[tuple[str, DenseColumn], ...]  # The input's parts in their order, with their names
     layers: tuple[Layer, ...]
     output: Layer | None  # The deep part's logits
+    notes: tuple[str, ...] = ()  # What is otherwise here than one may expect
 
 
 def read_network(model: SavedModel) -> Network:
@@ -120,6 +121,7 @@ class _Reader:
             deep=deep,
             layers=layers,
             output=output,
+            notes=tuple(self.columns.notes),
         )
 
     def _parts(self, logits: str) -> list[Op]:
