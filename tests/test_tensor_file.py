@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,19 @@ def test_a_wrong_header_is_refused(tmp_path: Path, entry: object) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
     with pytest.raises(DataError, match="its safetensors header is damaged"):
         map_tensors(path)
+
+
+def test_columns_of_rows_are_copied_one_at_a_time(tmp_path: Path) -> None:
+    rows = np.ones((100_000, 30), np.float32)
+    columns = {f"slot_{i}": rows[:, i : i + 3] for i in range(0, 30, 3)}
+    tracemalloc.start()
+    try:
+        write_tensors(tmp_path / "t.safetensors", columns)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * columns["slot_0"].nbytes
+    assert all((column == 1).all() for column in map_tensors(tmp_path / "t.safetensors").values())
 
 
 def test_an_unknown_type_is_named(tmp_path: Path) -> None:

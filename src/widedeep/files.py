@@ -158,7 +158,7 @@ def write_tensors(
     for name, tensor in tensors.items():
         if name == _METADATA or name.startswith(_PADDING):
             raise DataError(f"tensor {name!r}: the name is reserved; choose another")
-        array = np.ascontiguousarray(tensor).reshape(np.shape(tensor))
+        array = np.asarray(tensor)
         if array.dtype not in _NAMES:
             raise DataError(
                 f"tensor {name!r}: got dtype {array.dtype}, expected one of {sorted(_DTYPES)}"
@@ -175,11 +175,13 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _PAGE)
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
-        file.writelines([struct.pack("<Q", len(text)), text, *map(_bytes_of, parts)])
+        file.writelines([struct.pack("<Q", len(text)), text])
+        for part in parts:  # rows of a table with its state are no block: one copy at a time
+            file.write(_bytes_of(part))
 
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _entry(array: NDArray[Any], at: int) -> dict[str, Any]:

@@ -211,6 +211,17 @@ def test_a_best_model_is_kept_as_before(tmp_path: Path) -> None:
     assert np.isfinite(again.logits(ROWS)).all()
 
 
+def test_the_dense_state_is_the_rest_of_the_state_dict_and_makes_no_rows() -> None:
+    model = wd.WideDeep(schema(), embedding_dim=3, hidden_units=[6], batch_norm=True)
+    dense = model.dense_state()
+    trainer = wd.Trainer(model, batch_size=20, progress=False)
+    assert not any(table.is_filled for table in model.tables.values())
+    whole = model.state_dict(keep_vars=True)
+    assert list(dense) == [name for name in whole if "/" not in name and name != "schema"]
+    assert all(dense[name] is whole[name] for name in dense)
+    assert trainer.step.is_current
+
+
 def test_a_model_prints_its_parts() -> None:
     model = wd.WideDeep(schema(), embedding_dim=3, hidden_units=[6])
     lines = repr(model).splitlines()

@@ -570,11 +570,13 @@ class WideDeep(nn.Module):
     def dense_state(self) -> dict[str, Tensor]:
         """Return the parameters and buffers that are no tables, as they are: every step moves all.
 
-        They have the names that ``state_dict()`` gives them.
+        They have the names that ``state_dict()`` gives them. Rows of tables are not made for it.
         """
-        state = self.state_dict(keep_vars=True)
-        in_tables = self._table_state().keys()
-        return {name: tensor for name, tensor in state.items() if name not in in_tables}
+        state: dict[str, Tensor] = {}
+        super()._save_to_state_dict(state, "", keep_vars=True)
+        for name, child in self.named_children():
+            child.state_dict(destination=state, prefix=f"{name}.", keep_vars=True)
+        return state
 
     def _table_state(self) -> dict[str, Tensor]:
         """The tables' weights by their names in a bundle, and the schema they belong to."""
