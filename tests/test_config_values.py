@@ -253,7 +253,7 @@ def test_the_line_names_key_value_and_what_is_allowed(tmp_path: Path) -> None:
         "model.seed=-1": "got seed=-1, expected an integer, 0 <= seed < 2**63",
         "train.threads=5000": "got threads=5000, expected an integer of at least 1, at most 1,024",
         "train.clip_norm=nan": "got clip_norm = nan (float), expected a number that is finite",
-        "train.grad_scale=inf": "got grad_scale = inf (float), expected a number that is finite",
+        "train.clip_norm=inf": "got clip_norm = inf (float), expected a number that is finite",
         "model.hidden_units=[4611686018427387904]": "expected widths: an integer of at least 1, at "
         "most 2,147,483,647 each",
         "model.dropout=true": "got dropout = True (bool), expected a number",

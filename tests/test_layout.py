@@ -26,6 +26,7 @@ PUBLIC_NAMES = [
     "Catalogue",
     "EarlyStopping",
     "FeatureSpec",
+    "RMSProp",
     "Ranker",
     "Schema",
     "Trainer",

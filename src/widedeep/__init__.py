@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from widedeep.join import join_actions
     from widedeep.models.wide_deep import WideDeep
-    from widedeep.optim import FTRL, SGD, Adagrad, Adam
+    from widedeep.optim import FTRL, SGD, Adagrad, Adam, RMSProp
     from widedeep.report import make_report
     from widedeep.schema import Schema
     from widedeep.serving.catalogue import Catalogue
@@ -51,6 +51,7 @@ __all__ = [
     "Catalogue",
     "EarlyStopping",
     "FeatureSpec",
+    "RMSProp",
     "Ranker",
     "Schema",
     "Trainer",
@@ -80,6 +81,7 @@ _MODULE_OF = {
     "Catalogue": "serving.catalogue",
     "EarlyStopping": "training.early_stopping",
     "FeatureSpec": "features",
+    "RMSProp": "optim",
     "Ranker": "serving.ranker",
     "Schema": "schema",
     "Trainer": "training.trainer",

@@ -129,6 +129,8 @@ class Numeric(Feature):
     toml_form: ClassVar[Literal["table", "names", "list"]] = "names"
 
     def __post_init__(self) -> None:
+        for option in ("shift", "scale"):
+            object.__setattr__(self, option, _plain_scaling(getattr(self, option)))
         check_name_and_source(self.name, self.source)
         check(
             is_word(self.transform, NUMERIC_TRANSFORMS),

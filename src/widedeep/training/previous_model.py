@@ -299,9 +299,10 @@ def tower_inputs(layout: DeepLayout) -> dict[str, Any]:
 
 def model_options(config: ModelConfig) -> dict[str, Any]:
     """Return the options that decide what layers and wide weights compute."""
-    names = ("activation", "batch_norm", "wide_combiner", "join")
+    names = ("activation", "wide_combiner", "join")
     towers = {name: tower_table(tower) for name, tower in tower_configs(config.deep).items()}
-    return {**{name: getattr(config, name) for name in names}, "towers": towers}
+    own = {name: getattr(config, name) for name in names}
+    return {**own, "batch_norm": config.norm, "towers": towers}
 
 
 def _heads(schema: Schema, config: ModelConfig, n_logits: int) -> tuple[HeadMeaning, ...]:
