@@ -18,6 +18,7 @@ from widedeep.features import (
     bucketized,
     categorical,
     crossed,
+    indicator,
     numeric,
 )
 from widedeep.features.spec import spec_from_table, spec_to_table
@@ -28,9 +29,11 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**40
 SIZES = st.none() | st.integers(1, 10**9)
 
 
-EMBEDDINGS: list[dict[str, Any]] = [
+NUMBER_OPTIONS: list[dict[str, Any]] = [
     {"embedding": "bins", "bins": 9, "embedding_dim": 3},
     {"embedding": "piecewise"},
+    {"transform": "standard", "shift": 38.6, "scale": -0.073},
+    {"transform": "standard", "shift": (1.5, 2.0), "scale": 3.0, "size": 2},
     {"embedding": "periodic", "transform": "standard", "frequencies": 3, "frequency_std": 0.5},
 ]
 
@@ -38,7 +41,7 @@ EMBEDDINGS: list[dict[str, Any]] = [
 @st.composite
 def numerics(draw: st.DrawFn, name: str) -> list[Feature]:
     if draw(st.integers(0, 3)) == 0:
-        return [*numeric(name, **draw(st.sampled_from(EMBEDDINGS)))]
+        return [*numeric(name, **draw(st.sampled_from(NUMBER_OPTIONS)))]
     return [
         *numeric(
             name,
@@ -59,6 +62,8 @@ def categoricals(draw: st.DrawFn, name: str) -> list[Feature]:
         {"vocabulary_file": draw(NAMES)},
         {"hash_buckets": draw(st.integers(1, 10**12))},
         {"num_buckets": draw(st.integers(1, 10**6))},
+        {"num_buckets": 9, "default_value": 3, "oov": "id"},
+        {"vocabulary": ["a", "é"], "default_value": "é", "oov": "id"},
         {"oov_buckets": draw(st.integers(0, 9))},
     ]
     return [
@@ -66,13 +71,12 @@ def categoricals(draw: st.DrawFn, name: str) -> list[Feature]:
             name,
             min_count=draw(st.integers(1, 9)),
             max_size=draw(SIZES),
-            oov=draw(st.sampled_from(["id", "drop"])),
             empty_as_null=draw(st.booleans()),
             weights=draw(st.none() | st.just(name + "_weights")),
             embedding_dim=draw(SIZES),
             combiner=draw(st.sampled_from(["sum", "mean", "sqrtn", None])),
             table=draw(st.none() | st.just(name + "_table")),
-            **draw(st.sampled_from(ways)),
+            **{"oov": draw(st.sampled_from(["id", "drop"]))} | draw(st.sampled_from(ways)),
         )
     ]
 
@@ -105,8 +109,13 @@ def specs(draw: st.DrawFn) -> FeatureSpec:
         name = draw(st.none() | st.just(f"cross {len(features)}"))
         if (name or "_x_".join(chosen)) not in [f.name for f in features]:
             hash_buckets = draw(SIZES)
-            features.append(crossed(*chosen, name=name, max_size=4, hash_buckets=hash_buckets))
+            key = draw(st.none() | st.integers(-(2**63), 2**63 - 1)) if hash_buckets else None
+            features.append(
+                crossed(*chosen, name=name, max_size=4, hash_buckets=hash_buckets, hash_key=key)
+            )
     known = [f.name for f in features]
+    if draw(st.booleans()):
+        features.append(indicator("the counts", source="the anchor"))
     some = st.lists(st.sampled_from(known), unique=True)
     vectors = [f.name for f in features if isinstance(f, Numeric) and f.embedding is None]
     return FeatureSpec(
