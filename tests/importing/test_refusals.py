@@ -13,6 +13,7 @@ from tests.importing.write_bundle import write_bundle
 from tests.oracles.models import unpack_model
 from widedeep.errors import CheckpointError, FeatureError, WideDeepError
 from widedeep.importing import TensorBundle, from_estimator
+from widedeep.importing.columns import CountColumn
 from widedeep.importing.network import read_network
 from widedeep.importing.saved_model import Op, SavedModel
 from widedeep.importing.tensor_bundle import OBJECT_GRAPH, find_bundle
@@ -102,6 +103,25 @@ def test_swish_and_gelu_are_read(tmp_path: Path) -> None:
     put(model, "gate_0", "Sigmoid", "dnn/hiddenlayer_1/BiasAdd")
     with pytest.raises(CheckpointError, match="got Mul"):
         read_network(model)
+
+
+def test_counts_with_weights_are_read(tmp_path: Path) -> None:
+    model = saved("shared_weighted", tmp_path)
+    tags = f"{INPUT}/tags_weighted_by_tag_weights_embedding_1/hash_table_Lookup/LookupTableFindV2"
+    put(model, "ids", "ExpandDims", tags, "one")
+    put(model, "indices", "ConcatV2", "rows", "ids", "one")
+    put(model, "width", "Pack", f"{INPUT}/slot_indicator_1/one_hot/depth")
+    put(model, "shape", "ConcatV2", "size", "width", "one")
+    put(model, "rows", "Shape", tags)
+    put(model, "size", "Shape", tags)
+    put(model, "matrix", "SparseReorder", "indices", "ParseExample/ParseExampleV2:9", "shape")
+    put(model, "slice", "SparseSlice", "matrix", "matrix:1", "shape", "zeros", "shape")
+    put(model, f"{INPUT}/slot_indicator_1/Sum", "ScatterNd", "slice", "slice:1", "slice:2")
+    (column,) = (c for _, c in read_network(model).deep if isinstance(c, CountColumn))
+    assert column.width == 3
+    assert column.column.values == ("new", "sale", "gift", "used")
+    assert column.column.weights is not None
+    assert column.column.weights.key == "tag_weights"
 
 
 def test_other_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

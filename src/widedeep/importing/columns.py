@@ -148,6 +148,8 @@ class ColumnReader:
             op, _ = self.graph.source(tensor)
         if op.kind in ("Sum", "OneHot"):
             return self._counts(op)
+        if op.kind == "ScatterNd":
+            return self._weighted_counts(op)
         if self._is_pooled(op):
             return self._pooled(op)
         return self._number(tensor)
@@ -259,6 +261,26 @@ class ColumnReader:
         if column.kind != "bucketized" or column.source is None:
             self._refuse(ids)
         return CountColumn(column=column, width=int(depth) * (column.source.size or 1))
+
+    def _weighted_counts(self, op: Op) -> CountColumn:
+        """Read the indicator of ids with weights: a sparse matrix of rows and ids, made dense."""
+        part, _ = self.graph.source(op.inputs[0])
+        self._expect(part, "SparseSlice")
+        matrix, _ = self.graph.source(part.inputs[0])
+        self._expect(matrix, "SparseReorder")
+        indices, shape = (self.graph.source(matrix.inputs[i])[0] for i in (0, 2))
+        self._expect(indices, "ConcatV2")
+        self._expect(shape, "ConcatV2")
+        ids, _ = self.graph.source(indices.inputs[1])
+        self._expect(ids, "ExpandDims")
+        size, _ = self.graph.source(shape.inputs[1])
+        while size.kind in ("Pack", "Cast"):
+            size, _ = self.graph.source(size.inputs[0])
+        width = self.graph.constant(size.name)
+        if width is None:
+            self._refuse(size)
+        column = replace(self._id_column(ids.inputs[0]), weights=self._weights(matrix.inputs[1]))
+        return CountColumn(column=column, width=int(width))
 
     def _number(self, tensor: str) -> NumberColumn:
         """Read a number with a normaliser made of sums and products by constants."""
