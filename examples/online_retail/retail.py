@@ -113,13 +113,15 @@ def make_examples(path: Path, output: Path) -> JoinResult:
 
 def retail_spec() -> wd.FeatureSpec:
     """The features: what sold lately, what the customer took before, and what goes with what."""
+    counts = [h.name for h in HISTORY if h.feature == "count"]
+    others = ["user_days", "item_since", "pair_since", "price"]
     return wd.FeatureSpec(
         label="label",
         group="customer",
         features=[
-            *wd.numeric(*(h.name for h in HISTORY if h.feature == "count")),
-            *wd.numeric("user_days", "item_since", "pair_since", missing="indicator"),
-            *wd.numeric("price", missing="indicator"),
+            *wd.numeric(*counts),
+            *wd.numeric(*others, missing="indicator"),
+            *(wd.bucketized(f"{name}_bin", source=name, bins=255) for name in [*counts, *others]),
             *wd.categorical("item", min_count=5),
             *wd.categorical("last_items", table="item", min_count=5),
             *wd.categorical("country"),

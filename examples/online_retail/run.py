@@ -32,7 +32,7 @@ def train(
     schema = wd.fit_schema(retail_spec(), examples / "train")
     print(schema, end="\n\n")
     trainer = wd.Trainer(wd.WideDeep(schema), batch_size=1024, threads=threads)
-    trainer.fit(examples / "train", epochs=epochs, valid=examples / "valid", early_stopping=1)
+    trainer.fit(examples / "train", epochs=epochs, valid=examples / "valid")
     bundle = trainer.export(
         folder, calibration="platt", calibrate_on=examples / "valid", overwrite=True
     )
@@ -58,7 +58,7 @@ def main() -> int:
     )
     parser.add_argument("data", nargs="?", help="the Parquet file")
     parser.add_argument("--out", type=Path, default=Path("retail"), help="where all of it goes")
-    parser.add_argument("--epochs", type=int, default=4, help="at most (default: 4)")
+    parser.add_argument("--epochs", type=int, default=1, help="passes (default: 1)")
     parser.add_argument("--threads", type=int, help="default: all")
     parser.add_argument("--keep", action="store_true", help="take the examples that are there")
     arguments = parser.parse_args()
