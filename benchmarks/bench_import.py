@@ -213,6 +213,7 @@ def main() -> None:
         f"| {size / 1e9:.2f} GB | {reading:.1f} s | {seconds:.1f} s | {used:.1f} s "
         f"| {(peak - tables) / 1e6:,.0f} MB | {largest / 1e6:,.0f} MB |\n"
     )
+    text += f"\nLoad of the machine meanwhile: {os.getloadavg()[1]:.0f} processes.\n"
     print(text)
     if options.write:
         write_section("import", text)
