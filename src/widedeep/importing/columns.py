@@ -29,8 +29,13 @@ class ParsedFeature:
     key: str
     dtype: int  # Its number in types.proto
     size: int | None  # Values of a dense one; None: any number of them
-    default: tuple[float, ...] | None = None  # Values of a row that lacks a dense one
+    default: tuple[Any, ...] | None = None  # Values of a row that lacks a dense one
     drops_empty: bool = False  # "" of a dense text counts as no value
+
+    @property
+    def drops_minus_one(self) -> bool:
+        """Whether -1 counts as no value, where ids are made of it."""
+        return self.is_integer and self.size is not None
 
     @property
     def is_integer(self) -> bool:
@@ -67,6 +72,49 @@ class IdColumn:
             assert self.source is not None
             return (len(self.boundaries) + 1) * (self.source.size or 1)
         return self.buckets or rows
+
+    @property
+    def missing(self) -> int | None:
+        """The id of a row that lacks the column: its default's; None where it has no id.
+
+        Raises:
+            FeatureError: If no single row stands for it.
+        """
+        if self.source is None or self.source.default is None:
+            return None
+        value, *others = self.source.default
+        if self.kind == "bucketized" and not others:
+            return int(np.searchsorted(np.array(self.boundaries, "f4"), np.float32(value), "right"))
+        if value in ("", -1) and not others:  # TensorFlow takes it for no value
+            return None
+        if self.kind == "vocabulary" and value in self.values and not others:
+            return self.values.index(value)
+        if self.kind == "vocabulary" and not self.buckets and not others:
+            return self.default
+        if self.kind == "identity" and not others:
+            inside = self.default is None or 0 <= value < self.buckets
+            return int(value) if inside else self.default
+        raise default_error(self.source)
+
+    def check_part(self) -> None:
+        """Refuse a column that is counted or crossed, and has an id for rows that lack it.
+
+        Raises:
+            FeatureError: If it has one.
+        """
+        if self.missing is not None:
+            assert self.source is not None
+            raise default_error(self.source)
+
+
+def default_error(source: ParsedFeature) -> FeatureError:
+    """Return what to say where a missing value cannot stand for a default."""
+    default = list(source.default or ())
+    return FeatureError(
+        f"column {source.key!r}: a row without it has the default {default} in TensorFlow, and no "
+        "value here, where it is hashed, counted or crossed; fill it in before the model, and "
+        "export the model with a column and a parsing specification without default_value"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,6 +335,9 @@ class ColumnReader:
         steps: list[tuple[str, np.ndarray[Any, Any]]] = []
         while True:
             op, output = self.graph.source(tensor)
+            types = [op.type_number(name) in _INTEGERS for name in ("SrcT", "DstT")]
+            if op.kind == "Cast" and types == [False, True]:
+                raise self._error("its normalizer_fn cuts off what follows the point")
             if op.kind in ("Reshape", "Cast"):
                 tensor = op.inputs[0]
                 continue
@@ -566,8 +617,9 @@ class ColumnReader:
         values = None
         if default is None:
             self._refuse(self.graph.op(tensor))
-        if default.size and dtype != _STRING:
-            values = tuple(float(value) for value in default.reshape(-1))
+        if default.size:
+            raw: list[Any] = default.reshape(-1).tolist()
+            values = tuple(v.decode() if isinstance(v, bytes) else v for v in raw)
         size = int(np.prod(shape, dtype=np.int64))
         return ParsedFeature(key=keys[1][i], dtype=dtype, size=size, default=values)
 

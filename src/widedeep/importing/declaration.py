@@ -26,6 +26,7 @@ from widedeep.importing.columns import (
     NumberColumn,
     ParsedFeature,
     TableColumn,
+    default_error,
 )
 from widedeep.importing.network import Network, WideColumn
 from widedeep.schema import Schema
@@ -110,6 +111,7 @@ class Declaration:
 
     def _rows(self, column: TableColumn | CountColumn) -> int:
         if isinstance(column, CountColumn):
+            column.column.check_part()
             return column.width
         return self._shapes[column.variable][0]
 
@@ -193,6 +195,7 @@ class Declaration:
             cuts = column.boundaries
             return bucketized(name, source=source.key, boundaries=cuts, **options)
         if table is not None and table.variable in self._shared:
+            column.check_part()
             options["table"] = self._shared[table.variable]
         if column.weights is not None:
             options["weights"] = self._read(column.weights).key
@@ -236,6 +239,10 @@ class Declaration:
 
     def _part(self, part: IdColumn | ParsedFeature) -> Any:
         """Return what a cross calls a part: a feature, made for it if need be, or a column."""
+        if isinstance(part, IdColumn):
+            part.check_part()
+        elif part.default is not None:
+            raise default_error(part)
         if isinstance(part, ParsedFeature):
             return self._read(part).key
         matches = [uses for (column, _), uses in self._uses.items() if column == part]
@@ -270,6 +277,22 @@ class Declaration:
         if isinstance(column, NumberColumn):
             return self._numbers[column], wide
         return self._uses_of(column.column, self._rows(column), wide.name).features[0], wide
+
+    def notes(self) -> list[str]:
+        """Return what is otherwise than in TensorFlow, one sentence each."""
+        notes = []
+        for column, _ in self._uses:
+            if column.source is not None and column.missing is not None:
+                notes.append(
+                    f"column {column.source.key!r}: a row without it has the weights of "
+                    "TensorFlow's default to begin with, and learns its own from then on"
+                )
+            if column.source is not None and column.source.drops_minus_one:
+                notes.append(
+                    f"column {column.source.key!r}: TensorFlow takes -1 of it for no value; it is "
+                    "an integer like others here: leave it out of the row instead"
+                )
+        return list(dict.fromkeys(notes))
 
     def _read(self, source: ParsedFeature) -> ParsedFeature:
         """Note that a column is read, in one way alone."""

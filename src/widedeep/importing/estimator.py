@@ -204,6 +204,7 @@ class _SavedEstimator:
         bundle = self.model.variables
         slots = None if checkpoint is None else _same_step(checkpoint, bundle)
         optimizers = read_optimizers(slots, part_variables(self.network, self.keys))
+        config = _train_config(optimizers, train)
         return EstimatorSource(
             bundle=bundle,
             keys=self.keys,
@@ -214,12 +215,12 @@ class _SavedEstimator:
             config=RunConfig(
                 spec=schema.spec,
                 data=data,
-                model=self._model_config(declaration),
-                train=_train_config(optimizers, train),
+                model=self._model_config(declaration, config.loss_reduction),
+                train=config,
             ),
             slots=slots,
             optimizers=dataclasses.replace(
-                optimizers, notes=(*optimizers.notes, *untrained.values())
+                optimizers, notes=(*optimizers.notes, *untrained.values(), *declaration.notes())
             ),
         )
 
@@ -269,11 +270,14 @@ class _SavedEstimator:
         label_type = pa.list_(pa.string()) if head == "multilabel" else kind
         return declaration.fit(spec, lists, label_type)
 
-    def _model_config(self, declaration: Declaration) -> ModelConfig:
+    def _model_config(self, declaration: Declaration, loss_reduction: str) -> ModelConfig:
         network = self.network
         head: Any = network.head
         if head == "multiclass" and not network.classes:
             head = {"kind": "multiclass", "classes": self._n_logits()}
+        several = head in ("regression", "poisson") and self._n_logits() > 1
+        if several and loss_reduction == "mean":  # over the values of a label too
+            head = {"kind": head, "loss_weight": 1 / self._n_logits()}
         options: dict[str, Any] = {
             "hidden_units": tuple(self.shapes[layer.kernel][1] for layer in network.layers),
             "wide_combiner": declaration.combiner,

@@ -25,7 +25,7 @@ from widedeep.training.config import RunConfig
 from widedeep.training.trainer import Trainer
 
 Runs = Sequence[tuple[slice, int]]  # Rows of TensorFlow's, and where they begin among ours
-_FIRST_ID = 2
+_MISSING_ID, _FIRST_ID = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +130,12 @@ class _Filler:
         network, model = self.source.network, self.trainer.model
         for feature, wide in self.source.wide:
             runs = _runs(wide.column, self.source.shape(wide.variable)[0], _FIRST_ID)
-            yield self._move(wide.variable, f"wide/{feature}", ".", _rows_writer(runs, None))
+            yield self._move(
+                wide.variable,
+                f"wide/{feature}",
+                ".",
+                _rows_writer(runs, None, _missing(wide.column)),
+            )
         if network.wide_bias is not None:
             yield self._dense_move(network.wide_bias, "wide_bias", _write)
         slots = {slot.name: slot for slot in model.schema.slots}
@@ -141,7 +146,8 @@ class _Filler:
             seen.add(column.variable)
             n_rows, dim = self.source.shape(column.variable)
             kind = "frozen" if slots[feature].embedding.frozen else "deep"
-            writer = _rows_writer(_runs(column, n_rows, _FIRST_ID), column.max_norm)
+            runs = _runs(column, n_rows, _FIRST_ID)
+            writer = _rows_writer(runs, column.max_norm, _missing(column))
             target = f"{kind}/{dim}/{slots[feature].table}"
             yield self._move(column.variable, target, ".", writer)
         first = self._input_columns()
@@ -229,7 +235,12 @@ def _columns_writer(columns: NDArray[np.int64]) -> _Writer:
     return write
 
 
-def _rows_writer(runs: Runs, max_norm: float | None) -> _Writer:
+def _missing(column: TableColumn | NumberColumn | CountColumn) -> int | None:
+    """Return the id, in TensorFlow's numbers, of a row that lacks the column."""
+    return column.column.missing if isinstance(column, TableColumn) else None
+
+
+def _rows_writer(runs: Runs, max_norm: float | None, missing: int | None) -> _Writer:
     def write(target: NDArray[Any], source: NDArray[Any], is_state: bool) -> None:
         if not is_state:
             target[:_FIRST_ID] = 0.0  # TensorFlow leaves unseen and missing values out
@@ -239,6 +250,8 @@ def _rows_writer(runs: Runs, max_norm: float | None) -> _Writer:
             if max_norm is not None and not is_state:
                 norms = np.sqrt(np.square(own).sum(axis=1, keepdims=True))
                 own *= max_norm / np.maximum(norms, max_norm)
+            if missing is not None and rows.start <= missing < rows.stop and not is_state:
+                target[_MISSING_ID] = own[missing - rows.start]
 
     return write
 

@@ -1,0 +1,132 @@
+"""Columns whose graph says more than our features do: defaults of rows, numbers cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.importing.write_bundle import field
+from tests.oracles.models import unpack_model
+from widedeep.errors import FeatureError
+from widedeep.importing import from_estimator
+from widedeep.importing.columns import ColumnReader, IdColumn, ParsedFeature
+from widedeep.importing.optimizers import _applied
+from widedeep.importing.saved_model import Graph
+from widedeep.importing.weights import _rows_writer
+
+FLOAT, INT32, TEXT, INT64 = 1, 3, 7, 9
+
+
+def column(kind: Any, dtype: int, lacking: Any, **options: Any) -> IdColumn:
+    source = ParsedFeature(key="age", dtype=dtype, size=1, default=(lacking,))
+    return IdColumn(kind=kind, source=source, **options)
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (column("bucketized", FLOAT, 2.0, boundaries=(0.5, 2.0)), 2),
+        (column("bucketized", FLOAT, 0.0, boundaries=(0.5, 2.0)), 0),
+        (column("vocabulary", TEXT, "b", values=("a", "b")), 1),
+        (column("vocabulary", TEXT, "z", values=("a", "b")), None),
+        (column("vocabulary", TEXT, "z", values=("a", "b"), default=0), 0),
+        (column("vocabulary", TEXT, "", values=("a", "")), None),
+        (column("identity", INT64, 3), 3),
+        (column("identity", INT64, 9, buckets=6, default=2), 2),
+        (column("identity", INT64, -1, buckets=6, default=2), None),
+        (column("hashed", TEXT, "", buckets=5), None),
+    ],
+)
+def test_the_id_of_a_row_that_lacks_the_column(ids: IdColumn, expected: int | None) -> None:
+    assert ids.missing == expected
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        column("hashed", TEXT, "b", buckets=5),
+        column("vocabulary", TEXT, "z", values=("a", "b"), buckets=2),
+    ],
+)
+def test_a_default_that_is_hashed_is_refused(ids: IdColumn) -> None:
+    with pytest.raises(FeatureError, match=r"column 'age': a row without it has the default"):
+        _ = ids.missing
+
+
+def test_a_missing_value_has_the_weights_of_its_default() -> None:
+    table, source = np.zeros((6, 2), np.float32), np.arange(8, dtype=np.float32).reshape(4, 2)
+    runs = [(slice(0, 3), 3), (slice(3, 4), 2)]  # a bucket of unseen values comes first here
+    _rows_writer(runs, None, 1)(table, source, False)
+    assert table.tolist() == [[0, 0], [2, 3], [6, 7], [0, 1], [2, 3], [4, 5]]
+    _rows_writer(runs, None, None)(table, source, False)
+    assert not table[:2].any()
+
+
+def test_a_mean_loss_of_several_labels_is_over_them_too(tmp_path: Path) -> None:
+    unpack_model("dnn_regressor", tmp_path)
+    losses = []
+    for reduction in ("mean", "sum"):
+        imported = from_estimator(
+            tmp_path / "saved_model",
+            weight="weight",
+            lists=["code"],
+            train={"loss_reduction": reduction},
+        )
+        head = imported.config.model.head
+        losses.append(head if isinstance(head, str) else head["loss_weight"])
+    assert losses == [0.5, "regression"]
+
+
+def node(name: str, kind: str, inputs: list[str], **attributes: bytes) -> bytes:
+    """A node of a graph's wire format; attributes are values as they stand there."""
+    pairs = [
+        field(5, field(1, key.encode()) + field(2, value)) for key, value in attributes.items()
+    ]
+    fields = [field(1, name.encode()), field(2, kind.encode())]
+    return field(1, b"".join([*fields, *(field(3, i.encode()) for i in inputs), *pairs]))
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [(INT64, True), (FLOAT, False)])
+def test_a_number_whose_digits_are_cut_off_is_refused(dtype: int, exact: bool) -> None:
+    shape = field(7, field(2, field(1, 1)) + field(2, field(1, 1)))
+    graph = node("x", "Placeholder", [], dtype=field(6, dtype), shape=shape)
+    graph += node("whole", "Cast", ["x"], SrcT=field(6, dtype), DstT=field(6, INT32))
+    graph += node("number", "Cast", ["whole"], SrcT=field(6, INT32), DstT=field(6, FLOAT))
+    model: Any = SimpleNamespace(graph=Graph(memoryview(graph), "graph"), names={})
+    reader = ColumnReader(model, {"age": "x:0"})
+    if exact:
+        assert reader.dense("number:0", "age").is_plain  # type: ignore[union-attr]
+    else:
+        with pytest.raises(FeatureError, match="'age': its normalizer_fn cuts off"):
+            reader.dense("number:0", "age")
+
+
+def words(name: str, *values: str) -> bytes:
+    """A constant of text."""
+    raw = field(1, TEXT) + field(2, field(2, field(1, len(values))))
+    raw += b"".join(field(8, value.encode()) for value in values)
+    return node(name, "Const", [], value=field(8, raw))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("ResourceApplyAdam", set()), ("ResourceApplyKerasMomentum", {"nesterov"})],
+)
+def test_adam_of_a_training_graph_has_no_nesterov(kind: str, expected: set[str]) -> None:
+    rate = node(
+        "rate",
+        "Const",
+        [],
+        value=field(8, field(1, FLOAT) + field(4, b"\0\0\0\x3f") + field(2, field(2, field(1, 1)))),
+    )
+    graph = node("w", "VarHandleOp", []) + words("keys", "w") + words("slices", "") + rate
+    graph += node("restore", "RestoreV2", ["keys", "keys", "slices"])
+    graph += node("assign", "AssignVariableOp", ["w", "restore"])
+    graph += node("step", kind, ["w", *["rate"] * 9], use_nesterov=field(5, 0))
+    options = _applied(Graph(memoryview(graph), "graph"))
+    assert set(options) == {"w"}
+    assert {"nesterov"} & set(options["w"]) == expected
