@@ -114,9 +114,13 @@ def words(name: str, *values: str) -> bytes:
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("ResourceApplyAdam", set()), ("ResourceApplyKerasMomentum", {"nesterov"})],
+    [
+        ("ResourceApplyAdam", set()),
+        ("ResourceApplyKerasMomentum", {"nesterov"}),
+        ("ResourceApplyRMSProp", set()),
+    ],
 )
-def test_adam_of_a_training_graph_has_no_nesterov(kind: str, expected: set[str]) -> None:
+def test_only_momentum_of_a_training_graph_has_nesterovs(kind: str, expected: set[str]) -> None:
     rate = node(
         "rate",
         "Const",

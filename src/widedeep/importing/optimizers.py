@@ -233,9 +233,8 @@ def _applied(graph: Graph | None) -> dict[str, dict[str, Any]]:
         variable = None if places is None else graph.source(op.inputs[0])[0].name
         if places is not None and variable in names:
             found = _constants(graph, op, places, is_sparse=is_sparse)
-            nesterov = op.flag("use_nesterov")  # of Adam too, which does not have it in TensorFlow
-            if nesterov or "momentum" in found:
-                found["nesterov"] = nesterov
+            if kind.endswith("Momentum"):  # Adam's flag is never set
+                found["nesterov"] = op.flag("use_nesterov")
             options.setdefault(names[variable][0], {}).update(found)
     return options
 
