@@ -79,19 +79,9 @@ def further_options(case: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_the_logits_are_those_of_tensorflow(name: str, tmp_path: Path) -> None:
+def test_logits_and_further_steps_are_those_of_tensorflow(name: str, tmp_path: Path) -> None:
     answers, imported = carry_over(name, tmp_path)
-    predictions = answers["predictions"]
-    expected = np.array(predictions.get("logits", predictions.get("predictions")))
-    rows = fitting(rows_of(answers, answers["rows"]), imported)
-    logits = imported.trainer.logits(rows)
-    assert imported.checked == len(rows)
-    assert np.abs(logits - expected).max() <= 1e-6 * max(1.0, np.abs(expected).max())
-
-
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_further_steps_are_those_of_tensorflow(name: str, tmp_path: Path) -> None:
-    answers, imported = carry_over(name, tmp_path)
+    check_logits(answers, imported)
     trainer, losses = imported.trainer, []
     rows = [fitting(rows_of(answers, batch), imported) for batch in answers["batches"]]
 
@@ -109,6 +99,15 @@ def test_further_steps_are_those_of_tensorflow(name: str, tmp_path: Path) -> Non
     assert len(losses) == 20
     limit = 1e-5 if name not in APART else 0.2
     assert np.abs(losses - expected).max() <= limit * max(1.0, np.abs(expected).max())
+
+
+def check_logits(answers: dict[str, Any], imported: ImportedModel) -> None:
+    predictions = answers["predictions"]
+    expected = np.array(predictions.get("logits", predictions.get("predictions")))
+    rows = fitting(rows_of(answers, answers["rows"]), imported)
+    logits = imported.trainer.logits(rows)
+    assert imported.checked == len(rows)
+    assert np.abs(logits - expected).max() <= 1e-6 * max(1.0, np.abs(expected).max())
 
 
 def loss_scales(answers: dict[str, Any], imported: ImportedModel) -> list[float]:

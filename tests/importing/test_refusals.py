@@ -17,6 +17,7 @@ from widedeep.importing.columns import CountColumn
 from widedeep.importing.network import read_network
 from widedeep.importing.saved_model import Op, SavedModel
 from widedeep.importing.tensor_bundle import OBJECT_GRAPH, find_bundle
+from widedeep.importing.warmup import read_warmup
 
 
 def saved(name: str, folder: Path) -> SavedModel:
@@ -100,7 +101,7 @@ def test_swish_and_gelu_are_read(tmp_path: Path) -> None:
         put(model, f"gate_{i}", "Sigmoid", linear)
         put(model, f"dnn/hiddenlayer_{i}/Elu", "Mul", linear, f"gate_{i}")
     assert {layer.activation for layer in read_network(model).layers} == {"silu"}
-    put(model, "gate_0", "Sigmoid", "dnn/hiddenlayer_1/BiasAdd")
+    put(model, "gate_0", "Sigmoid", "dnn/hiddenlayer_0/MatMul")
     with pytest.raises(CheckpointError, match="got Mul"):
         read_network(model)
 
@@ -112,6 +113,8 @@ def test_counts_with_weights_are_read(tmp_path: Path) -> None:
     put(model, "indices", "ConcatV2", "rows", "ids", "one")
     put(model, "width", "Pack", f"{INPUT}/slot_indicator_1/one_hot/depth")
     put(model, "shape", "ConcatV2", "size", "width", "one")
+    for name in ("one", "zeros"):
+        put(model, name, "Const")
     put(model, "rows", "Shape", tags)
     put(model, "size", "Shape", tags)
     put(model, "matrix", "SparseReorder", "indices", "ParseExample/ParseExampleV2:9", "shape")
@@ -170,15 +173,30 @@ def test_without_a_checkpoint_the_optimizers_start_anew(tmp_path: Path) -> None:
     assert np.array_equal(np.sign(own["wide/occupation.z"]), -np.sign(weights))
 
 
-@pytest.mark.parametrize("at", [0, 40, 400, -1])
-def test_a_damaged_graph_is_told(tmp_path: Path, at: int) -> None:
-    unpack_model("linear_regressor", tmp_path)
-    file = tmp_path / "saved_model" / "saved_model.pb"
-    raw = file.read_bytes()
-    for damaged in (raw[:at], raw[:at] + b"\xff\xff" + raw[at:][2:]):
-        file.write_bytes(damaged)
-        try:
-            from_estimator(tmp_path / "saved_model")
-        except WideDeepError as error:
-            assert "saved_model" in str(error)
-        # or the bytes were of a part that is not read
+def test_a_circle_in_a_graph_is_told(tmp_path: Path) -> None:
+    model = saved("census", tmp_path)
+    put(model, "dnn/hiddenlayer_0/Relu", "Reshape", "dnn/hiddenlayer_1/Relu")
+    put(model, "dnn/hiddenlayer_1/Relu", "Reshape", "dnn/hiddenlayer_0/Relu")
+    with pytest.raises(CheckpointError, match="holds a circle of operations"):
+        read_network(model)
+
+
+def test_damaged_files_are_told_whatever_byte_is_wrong(tmp_path: Path) -> None:
+    unpack_model("shared_weighted", tmp_path)
+    folder = tmp_path / "saved_model"
+    rng, refused = np.random.default_rng(5), 0
+    for path in ("saved_model.pb", "assets.extra/tf_serving_warmup_requests"):
+        file = folder / path
+        raw = np.frombuffer(file.read_bytes(), np.uint8)
+        for _ in range(8):
+            damaged = raw.copy()
+            damaged[rng.integers(0, len(raw), size=3)] = rng.integers(0, 256, size=3)
+            file.write_bytes(damaged.tobytes()[: rng.integers(len(raw) // 2, 2 * len(raw))])
+            try:
+                model = SavedModel(folder)
+                read_network(model)
+                read_warmup(model.warmup)
+            except WideDeepError:
+                refused += 1
+        file.write_bytes(raw.tobytes())
+    assert refused > 8

@@ -16,6 +16,7 @@ from widedeep.importing.columns import (
     TableColumn,
 )
 from widedeep.importing.saved_model import Graph, Op, SavedModel
+from widedeep.importing.wire import UNREADABLE
 
 HeadKind = Literal["binary", "multiclass", "multilabel", "regression", "poisson"]
 _PREDICT = "tensorflow/serving/predict"
@@ -82,7 +83,13 @@ def read_network(model: SavedModel) -> Network:
         CheckpointError: If it is not that of an estimator of linear and deep parts.
         FeatureError: If a column is computed in a way that has no counterpart.
     """
-    return _Reader(model).read()
+    try:
+        return _Reader(model).read()
+    except UNREADABLE as error:
+        raise CheckpointError(
+            f"{model.path}: cannot follow its graph ({type(error).__name__}: {error}); it is "
+            "damaged, or of a form that no canned estimator has: export it again"
+        ) from error
 
 
 class _Reader:
@@ -103,6 +110,8 @@ class _Reader:
 
     def read(self) -> Network:
         logits = self.outputs.get("logits", self.outputs.get("predictions", ""))
+        for output_tensor in self.outputs.values():
+            self.graph.check_no_circle(output_tensor)
         wide: tuple[WideColumn, ...] = ()
         wide_bias = output = None
         deep: tuple[tuple[str, DenseColumn], ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from widedeep.errors import CheckpointError
 from widedeep.importing.tensor_bundle import TensorBundle
 from widedeep.importing.wire import (
+    UNREADABLE,
     Message,
     WireError,
     messages,
@@ -36,6 +38,7 @@ _VALUES: Mapping[int, tuple[int, str, type[np.generic]]] = {
     10: (11, "varint", np.bool_),
 }
 _STRING = 7
+_LARGEST = 1 << 31  # values of a constant: no message holds more bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,11 +120,12 @@ class Graph:
 
     def source(self, tensor: str) -> tuple[Op, int]:
         """Return the operation and the number of its output, past those that change nothing."""
-        while True:
+        for _ in range(len(self.ops) + 1):
             op, output = self.op(tensor), int(tensor.partition(":")[2] or 0)
             if op.kind not in _PASS:
                 return op, output
             tensor = op.inputs[output if op.kind == "IdentityN" else 0]
+        raise WireError(f"holds a circle of operations, {tensor!r} among them")
 
     def inputs(self, op: Op) -> list[Op]:
         """Return the operations that give an operation's inputs, past those that change nothing."""
@@ -135,6 +139,22 @@ class Graph:
             for tensor in op.inputs:
                 consumers.setdefault(tensor.partition(":")[0], []).append(op)
         return consumers
+
+    def check_no_circle(self, tensor: str) -> None:
+        """Raise unless the operations that a tensor is computed from follow each other."""
+        done, open_ = set[str](), dict[str, Iterator[str]]()
+        name = tensor.partition(":")[0]
+        open_[name] = iter(self.op(name).inputs)
+        while open_:
+            name, inputs = next(reversed(open_.items()))
+            following = next((i.partition(":")[0] for i in inputs), None)
+            if following is None:
+                done.add(name)
+                del open_[name]
+            elif following in open_:
+                raise WireError(f"holds a circle of operations, {following!r} among them")
+            elif following not in done:
+                open_[following] = iter(self.op(following).inputs)
 
     def constant(self, tensor: str) -> NDArray[Any] | None:
         """Return the value of a constant tensor; None where it is none."""
@@ -176,7 +196,7 @@ class SavedModel:
             self.signatures = dict(_signature(entry) for entry in messages(meta, 5))
             self.assets = dict(_asset(entry) for entry in _asset_files(meta))
             self.trainable = set(_variables(meta, "trainable_variables"))
-        except (WireError, IndexError) as error:
+        except UNREADABLE as error:
             raise CheckpointError(
                 f"{file}: {error}: the file is damaged, or no SavedModel of an estimator; export "
                 "it again with estimator.export_saved_model"
@@ -227,7 +247,7 @@ def training_graph(prefix: Path) -> Graph | None:
         return None
     try:
         return Graph(messages(_read(file), 2)[-1], str(file))
-    except (WireError, IndexError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{file}: {error}: the file is damaged; copy it again, or remove it: the optimizers' "
             "options are then TensorFlow's defaults"
@@ -270,7 +290,9 @@ def constant(op: Op) -> NDArray[Any]:
 def tensor_value(tensor: Message) -> NDArray[Any]:
     """Return the value of a ``TensorProto``: numbers, or an object array of bytes."""
     dtype, shape = number(tensor, 1), _shape(messages(tensor, 2)[-1]) if 2 in tensor else ()
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
+    if not 0 <= size < _LARGEST:
+        raise WireError(f"holds a constant of shape {shape}")
     content = messages(tensor, 4)
     if dtype == _STRING:
         raw: list[Any] = [bytes(value) for value in messages(tensor, 8)]

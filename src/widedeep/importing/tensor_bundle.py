@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from widedeep.errors import CheckpointError, nearest
 from widedeep.importing.wire import (
+    UNREADABLE,
     Message,
     WireError,
     messages,
@@ -116,7 +117,7 @@ class TensorBundle:
                 f"{self.index}: got no such file, expected the index of a TensorFlow checkpoint; "
                 "name a checkpoint (model.ckpt-1000) or the folder that holds it"
             ) from error
-        except (WireError, struct.error, IndexError) as error:
+        except UNREADABLE as error:
             raise CheckpointError(
                 f"{self.index}: {error}: the index is damaged, or no TensorFlow checkpoint's; use "
                 "another checkpoint"
@@ -344,7 +345,10 @@ def _stored(entry: Message) -> StoredTensor:
 def _shape(entry: Message) -> tuple[int, ...]:
     shapes = messages(entry, 2)
     dims = messages(read_message(shapes[-1]), 2) if shapes else []
-    return tuple(signed(read_message(dim), 1) for dim in dims)
+    shape = tuple(signed(read_message(dim), 1) for dim in dims)
+    if min(shape, default=0) < 0:
+        raise WireError(f"has a tensor of shape {shape}")
+    return shape
 
 
 def _extent(extent: Message) -> tuple[int, int]:

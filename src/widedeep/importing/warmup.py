@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from widedeep.errors import CheckpointError
 from widedeep.importing.saved_model import tensor_value
 from widedeep.importing.tensor_bundle import masked_checksum
-from widedeep.importing.wire import Message, WireError, messages, numbers, read_message, text
+from widedeep.importing.wire import (
+    UNREADABLE,
+    Message,
+    WireError,
+    messages,
+    numbers,
+    read_message,
+    text,
+)
 
 Row = dict[str, list[Any]]
 _CLASSIFY, _REGRESS, _PREDICT = 2, 3, 6  # kinds of a PredictionLog
@@ -50,7 +58,7 @@ def read_warmup(path: Path) -> WarmupRequests:
                             column = answers.setdefault(name, {})
                             column.update(enumerate(values, len(rows)))
                     rows += new
-    except (WireError, struct.error, IndexError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{path}: {error}: the warm-up requests are damaged; write them again, or remove the "
             "file"

@@ -18,6 +18,10 @@ class WireError(ValueError):
     """Bytes that are no message: cut off, or of another kind."""
 
 
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error)
+"""What a reader of a damaged message meets: text that is none, a field that is not there."""
+
+
 def read_varint(data: memoryview, at: int) -> tuple[int, int]:
     """Return the number that starts at ``at``, and where it ends."""
     number = 0
