@@ -11,12 +11,12 @@ import pytest
 
 from tests.importing.write_bundle import field
 from tests.oracles.models import unpack_model
-from widedeep.errors import FeatureError
+from widedeep.errors import CheckpointError, FeatureError
 from widedeep.importing import from_estimator
 from widedeep.importing.columns import ColumnReader, IdColumn, ParsedFeature
 from widedeep.importing.optimizers import _applied
 from widedeep.importing.saved_model import Graph
-from widedeep.importing.weights import _rows_writer
+from widedeep.importing.weights import _rows_writer, _write
 
 FLOAT, INT32, TEXT, INT64 = 1, 3, 7, 9
 
@@ -112,6 +112,21 @@ def words(name: str, *values: str) -> bytes:
     return node(name, "Const", [], value=field(8, raw))
 
 
+def real(name: str, number: float) -> bytes:
+    """A constant number."""
+    return node(
+        name, "Const", [], value=field(8, field(1, FLOAT) + field(4, np.float32(number).tobytes()))
+    )
+
+
+def training_graph(step: bytes) -> Graph:
+    """A variable that is restored as "w", and a step of its optimizer."""
+    graph = node("w", "VarHandleOp", []) + words("keys", "w") + words("slices", "")
+    graph += node("restore", "RestoreV2", ["keys", "keys", "slices"])
+    graph += node("assign", "AssignVariableOp", ["w", "restore"])
+    return Graph(memoryview(graph + real("rate", 0.5) + step), "graph")
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
@@ -121,16 +136,21 @@ def words(name: str, *values: str) -> bytes:
     ],
 )
 def test_only_momentum_of_a_training_graph_has_nesterovs(kind: str, expected: set[str]) -> None:
-    rate = node(
-        "rate",
-        "Const",
-        [],
-        value=field(8, field(1, FLOAT) + field(4, b"\0\0\0\x3f") + field(2, field(2, field(1, 1)))),
-    )
-    graph = node("w", "VarHandleOp", []) + words("keys", "w") + words("slices", "") + rate
-    graph += node("restore", "RestoreV2", ["keys", "keys", "slices"])
-    graph += node("assign", "AssignVariableOp", ["w", "restore"])
-    graph += node("step", kind, ["w", *["rate"] * 9], use_nesterov=field(5, 0))
-    options = _applied(Graph(memoryview(graph), "graph"))
+    step = node("step", kind, ["w", *["rate"] * 9], use_nesterov=field(5, 0))
+    options = _applied(training_graph(step))
     assert set(options) == {"w"}
     assert {"nesterov"} & set(options["w"]) == expected
+
+
+@pytest.mark.parametrize(("beta", "l2"), [(0.0, 0.02), (0.1, 0.12)])
+def test_the_l2_of_ftrl_is_what_its_graph_computes(beta: float, l2: float) -> None:
+    step = real("l2", 0.02) + real("beta", beta) + real("two", 2.0)
+    step += node("twice", "Mul", ["two", "rate"]) + node("more", "RealDiv", ["beta", "twice"])
+    step += node("sum", "AddV2", ["l2", "more"])
+    step += node("step", "ResourceApplyFtrl", ["w", "n", "z", "g", "rate", "l2", "sum", "rate"])
+    assert _applied(training_graph(step))["w"] == {"lr": 0.5, "l1": 0.02, "l2": l2, "lr_power": 0.5}
+
+
+def test_a_bias_of_another_length_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"of shape \[1\], expected \[2\]"):
+        _write(np.zeros(2, np.float32), np.zeros(1, np.float32), False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +93,11 @@ _OLDER: Mapping[str, _Kind] = {
 
 # Options among the inputs of the operations that apply gradients, by the place of each; those of
 # sparse gradients have the indices before what is marked "*".
+_ARITHMETIC: Mapping[str, Callable[[float, float], float]] = {
+    "AddV2": operator.add,
+    "Mul": operator.mul,
+    "RealDiv": operator.truediv,
+}
 _APPLIES: Mapping[str, tuple[str, ...]] = {
     "ApplyFtrl": ("", "", "", "", "*lr", "l1", "l2", "lr_power"),
     "ApplyFtrlV2": ("", "", "", "", "*lr", "l1", "l2", "l2_shrinkage", "lr_power"),
@@ -244,10 +250,22 @@ def _constants(graph: Graph, op: Op, places: Sequence[str], *, is_sparse: bool) 
     shift = 0
     for i, name in enumerate(places):
         shift = 1 if is_sparse and name.startswith("*") else shift
-        value = graph.constant(op.inputs[i + shift]) if name else None
-        if value is not None and value.size == 1:
-            values[name.removeprefix("*")] = _short(float(value.reshape(())))
+        value = _value(graph, op.inputs[i + shift]) if name else None
+        if value is not None:
+            values[name.removeprefix("*")] = _short(value)
     return values
+
+
+def _value(graph: Graph, tensor: str) -> float | None:
+    """Return a number of a graph, or what it computes of such: Ftrl's l2 + beta / (2 lr)."""
+    op, _ = graph.source(tensor)
+    if op.kind in _ARITHMETIC:
+        left, right = (_value(graph, tensor) for tensor in op.inputs)
+        if left is None or right is None or (op.kind == "RealDiv" and not right):
+            return None
+        return _ARITHMETIC[op.kind](left, right)
+    value = graph.constant(tensor)
+    return float(value.reshape(())) if value is not None and value.size == 1 else None
 
 
 def _table(

@@ -216,6 +216,11 @@ class _Move:
 
 
 def _write(target: NDArray[Any], source: NDArray[Any], is_state: bool) -> None:
+    if source.size != target.size:
+        raise CheckpointError(
+            f"got a variable of shape {list(source.shape)}, expected {list(target.shape)}; the "
+            "model is damaged, export it again"
+        )
     target[...] = source.reshape(target.shape)
 
 
