@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.importing.write_bundle import field
+import widedeep as wd
+from tests.importing.write_bundle import field, write_bundle
 from tests.oracles.models import unpack_model
 from widedeep.errors import CheckpointError, FeatureError
 from widedeep.importing import from_estimator
@@ -17,6 +18,7 @@ from widedeep.importing.columns import ColumnReader, IdColumn, ParsedFeature
 from widedeep.importing.optimizers import _applied
 from widedeep.importing.saved_model import Graph
 from widedeep.importing.weights import _rows_writer, _write
+from widedeep.training.config import RunConfig
 
 FLOAT, INT32, TEXT, INT64 = 1, 3, 7, 9
 
@@ -154,3 +156,19 @@ def test_the_l2_of_ftrl_is_what_its_graph_computes(beta: float, l2: float) -> No
 def test_a_bias_of_another_length_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"of shape \[1\], expected \[2\]"):
         _write(np.zeros(2, np.float32), np.zeros(1, np.float32), False)
+
+
+def test_a_bare_checkpoint_of_odd_names_says_what_it_guesses(tmp_path: Path) -> None:
+    tensors = {
+        "global_step": np.int64(3),
+        "linear/linear_model/bias_weights": np.zeros(1, np.float32),
+        "linear/linear_model/site_ad_X_two_words/weights": np.ones((5, 1), np.float32),
+        "training/SGD/decay": np.float32(0),
+        "training/SGD/learning_rate": np.float32(0.1),
+    }
+    cross = wd.crossed("site/ad", "two words", name="pair", hash_buckets=5)
+    config = RunConfig(spec=wd.FeatureSpec(label="y", features=[cross], wide=["pair"], deep=[]))
+    imported = from_estimator(write_bundle(tmp_path / "model.ckpt-3", tensors), spec=config)
+    assert imported.trainer.logits([{"site/ad": "a", "two words": "b"}]).tolist() == [[1.0]]
+    guesses = [note for note in imported.notes if "is taken as text" in note]
+    assert [guess.split(":")[0] for guess in guesses] == ["column 'site/ad'", "column 'two words'"]

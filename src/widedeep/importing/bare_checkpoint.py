@@ -7,6 +7,7 @@ activation and the head are what a configuration has to say.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -77,6 +78,7 @@ class CheckpointEstimator:
         )
         keys = {name: name for name in self.bundle}
         optimizers = read_optimizers(self.bundle, part_variables(network, keys))
+        notes = (*optimizers.notes, *dict.fromkeys(self._guesses()))
         return EstimatorSource(
             bundle=self.bundle,
             keys=keys,
@@ -86,7 +88,7 @@ class CheckpointEstimator:
             schema=self.schema,
             config=self._run_config(network),
             slots=self.bundle,
-            optimizers=optimizers,
+            optimizers=dataclasses.replace(optimizers, notes=notes),
         )
 
     # ---- schema and configuration ---------------------------------------------------------------
@@ -101,6 +103,22 @@ class CheckpointEstimator:
         else:
             fields = dict(_declared_types(spec, lists))
         return schema_without_data(spec, fields)
+
+    def _guesses(self) -> Iterator[str]:
+        """Yield a note on each column of crosses whose type nothing says."""
+        types = _declared_types(self.spec, ())
+        crosses = [f for f in self.spec.all_features if isinstance(f, Crossed)]
+        for part in [part for cross in crosses for part in cross.part_names]:
+            feature = self.spec.by_name.get(part)
+            column = part if feature is None else None
+            if isinstance(feature, Categorical) and feature.hash_buckets is not None:
+                column = feature.source
+            if self.config.data.train is None and types.get(column or "") == pa.string():
+                yield (
+                    f"column {column!r}: is taken as text, since no data says its type; a cross of "
+                    "integers has other ids: if it holds them, name data that shows it under "
+                    "[data] train"
+                )
 
     def _run_config(self, network: Network) -> RunConfig:
         model = dataclasses.replace(
@@ -135,11 +153,13 @@ class CheckpointEstimator:
         shared = [f for f in self.spec.all_features if f.table_name == feature.table_name]
         if len(shared) > 1:
             joined = "_".join(sorted(self._column(f) for f in shared)) + "_shared_embedding"
-            variable = self._one_of(feature, joined, f"{_INPUT}/{joined}/embedding_weights")
+            variable = self._one_of(feature, joined, f"{_INPUT}/{_scope(joined)}/embedding_weights")
             name = f"{column}_shared_embedding"
         else:
             name = f"{column}_embedding"
-            variable = self._one_of(feature, f"{_INPUT}/{name}/embedding_weights")
+            scopes = (name, _scope(name))  # a slash stays here
+            names = [f"{_INPUT}/{scope}/embedding_weights" for scope in scopes]
+            variable = self._one_of(feature, *names)
         self._check_rows(feature, variable)
         table = TableColumn(
             column=self._ids(feature),
@@ -152,7 +172,7 @@ class CheckpointEstimator:
     def _wide(self, name: str) -> WideColumn:
         feature = self.spec.by_name[name]
         column = self._column(feature)
-        variable = self._one_of(feature, f"{_LINEAR}/{column}/weights")
+        variable = self._one_of(feature, f"{_LINEAR}/{_scope(column)}/weights")
         if isinstance(feature, Numeric):
             return WideColumn(name=column, column=_number(feature), variable=variable)
         self._check_rows(feature, variable)
@@ -238,6 +258,11 @@ class CheckpointEstimator:
     def _ids(self, feature: Feature) -> IdColumn:
         buckets = getattr(feature, "oov_buckets", 0)
         return IdColumn(kind="vocabulary", buckets=buckets) if buckets else IdColumn(kind="hashed")
+
+
+def _scope(column: str) -> str:
+    """Return a column's name as TensorFlow has it in the names of variables."""
+    return re.sub(r"[^A-Za-z0-9_.\-]", "_", column)
 
 
 def _number(feature: Numeric) -> NumberColumn:

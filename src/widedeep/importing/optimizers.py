@@ -189,7 +189,9 @@ def read_optimizers(
         tables=tables,
         slots=state,
         is_older=scopes == {""},
-        others=frozenset(t for t in bundle if t.rpartition("/")[0] in scopes - {""})
+        others=frozenset(
+            t for t in bundle if _is_option(t) or t.rpartition("/")[0] in scopes - {""}
+        )
         | frozenset(t for slots in found.values() for _, _, t in slots),
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -218,6 +220,13 @@ def _slots(
                 found.setdefault(variable, []).append(("/".join(parts[:cut]), slot, tensor))
                 break
     return found
+
+
+def _is_option(tensor: str) -> bool:
+    """Tell whether a tensor is an option of Keras's optimizer, which may have no state: SGD's."""
+    scope, _, name = tensor.rpartition("/")
+    kind = _kind_of(scope, ()) if scope.startswith("training") else None
+    return kind is not None and (name in kind.options or name == "decay")
 
 
 def _kind_of(scope: str, slots: Collection[str]) -> _Kind | None:
