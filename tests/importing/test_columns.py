@@ -147,7 +147,8 @@ def test_only_momentum_of_a_training_graph_has_nesterovs(kind: str, expected: se
 @pytest.mark.parametrize(("beta", "l2"), [(0.0, 0.02), (0.1, 0.12)])
 def test_the_l2_of_ftrl_is_what_its_graph_computes(beta: float, l2: float) -> None:
     step = real("l2", 0.02) + real("beta", beta) + real("two", 2.0)
-    step += node("twice", "Mul", ["two", "rate"]) + node("more", "RealDiv", ["beta", "twice"])
+    step += real("tiny", 1e-36) + node("least", "Maximum", ["rate", "tiny"])
+    step += node("twice", "Mul", ["two", "least"]) + node("more", "RealDiv", ["beta", "twice"])
     step += node("sum", "AddV2", ["l2", "more"])
     step += node("step", "ResourceApplyFtrl", ["w", "n", "z", "g", "rate", "l2", "sum", "rate"])
     assert _applied(training_graph(step))["w"] == {"lr": 0.5, "l1": 0.02, "l2": l2, "lr_power": 0.5}

@@ -97,6 +97,7 @@ _ARITHMETIC: Mapping[str, Callable[[float, float], float]] = {
     "AddV2": operator.add,
     "Mul": operator.mul,
     "RealDiv": operator.truediv,
+    "Maximum": max,
 }
 _APPLIES: Mapping[str, tuple[str, ...]] = {
     "ApplyFtrl": ("", "", "", "", "*lr", "l1", "l2", "lr_power"),
@@ -266,7 +267,7 @@ def _constants(graph: Graph, op: Op, places: Sequence[str], *, is_sparse: bool) 
 
 
 def _value(graph: Graph, tensor: str) -> float | None:
-    """Return a number of a graph, or what it computes of such: Ftrl's l2 + beta / (2 lr)."""
+    """Return a number of a graph, or computed of such: Ftrl's l2 + beta / (2 max(lr, 1e-36))."""
     op, _ = graph.source(tensor)
     if op.kind in _ARITHMETIC:
         left, right = (_value(graph, tensor) for tensor in op.inputs)
