@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from widedeep.data.protobuf import UNREADABLE
 from widedeep.errors import CheckpointError
 from widedeep.importing.columns import (
     ColumnReader,
@@ -16,7 +17,6 @@ from widedeep.importing.columns import (
     TableColumn,
 )
 from widedeep.importing.saved_model import Graph, Op, SavedModel
-from widedeep.importing.wire import UNREADABLE
 
 HeadKind = Literal["binary", "multiclass", "multilabel", "regression", "poisson"]
 _PREDICT = "tensorflow/serving/predict"

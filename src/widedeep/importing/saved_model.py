@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.errors import CheckpointError
-from widedeep.importing.tensor_bundle import TensorBundle
-from widedeep.importing.wire import (
+from widedeep.data.protobuf import (
     UNREADABLE,
     Message,
     WireError,
@@ -26,6 +24,8 @@ from widedeep.importing.wire import (
     signed,
     text,
 )
+from widedeep.errors import CheckpointError
+from widedeep.importing.tensor_bundle import TensorBundle
 
 SERVE = "serve"  # the tag of the graph that a server loads
 _PASS = ("Identity", "ReadVariableOp", "IdentityN", "StopGradient", "Snapshot")

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.errors import CheckpointError, nearest
-from widedeep.importing.wire import (
+from widedeep.data.protobuf import (
     UNREADABLE,
     Message,
     WireError,
@@ -30,6 +29,7 @@ from widedeep.importing.wire import (
     read_varint,
     signed,
 )
+from widedeep.errors import CheckpointError, nearest
 from widedeep.kernels.transform import crc32c
 
 _MAGIC = 0xDB4775248B80FB57

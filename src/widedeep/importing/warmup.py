@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.errors import CheckpointError
-from widedeep.importing.saved_model import tensor_value
-from widedeep.importing.tensor_bundle import masked_checksum
-from widedeep.importing.wire import (
+from widedeep.data.protobuf import (
     UNREADABLE,
     Message,
     WireError,
+    map_entry,
     messages,
     numbers,
+    read_example,
     read_message,
-    text,
 )
+from widedeep.errors import CheckpointError
+from widedeep.importing.saved_model import tensor_value
+from widedeep.importing.tensor_bundle import masked_checksum
 
 Row = dict[str, list[Any]]
 _CLASSIFY, _REGRESS, _PREDICT = 2, 3, 6  # kinds of a PredictionLog
@@ -89,7 +90,7 @@ def _request_rows(request: Message, kind: int) -> list[Row]:
         listed = messages(read_message(messages(request, 2)[-1]), 1)
         examples = messages(read_message(listed[-1]), 1) if listed else []
         return [_example(bytes(example)) for example in examples]
-    tensors = dict(_pair(entry) for entry in messages(request, 2))
+    tensors = dict(map_entry(entry) for entry in messages(request, 2))
     values = {name: tensor_value(read_message(raw)) for name, raw in tensors.items()}
     if len(values) == 1:
         (serialized,) = values.values()
@@ -106,20 +107,8 @@ def _request_rows(request: Message, kind: int) -> list[Row]:
 
 def _example(serialized: bytes) -> Row:
     """Read a ``tf.train.Example``."""
-    row: Row = {}
-    for features in messages(read_message(serialized), 1):
-        for entry in messages(read_message(features), 1):
-            name, raw = _pair(entry)
-            feature = read_message(raw)
-            values: list[Any] = []
-            for one in messages(feature, 1):
-                values += [_plain(bytes(value)) for value in messages(read_message(one), 1)]
-            for one in messages(feature, 2):
-                values += numbers(read_message(one), 1, "f")
-            for one in messages(feature, 3):
-                values += numbers(read_message(one), 1)
-            row[name] = values
-    return row
+    example = read_example(serialized)
+    return {name: [_plain(value) for value in values] for name, values in example.items()}
 
 
 def _answers(parts: Message, kind: int) -> dict[str, NDArray[Any] | list[Any]]:
@@ -128,7 +117,7 @@ def _answers(parts: Message, kind: int) -> dict[str, NDArray[Any] | list[Any]]:
         return {}
     response = read_message(responses[-1])
     if kind == _PREDICT:
-        outputs = dict(_pair(entry) for entry in messages(response, 1))
+        outputs = dict(map_entry(entry) for entry in messages(response, 1))
         return {name: tensor_value(read_message(raw)) for name, raw in outputs.items()}
     results = messages(response, 1)
     entries = messages(read_message(results[-1]), 1) if results else []
@@ -139,11 +128,6 @@ def _answers(parts: Message, kind: int) -> dict[str, NDArray[Any] | list[Any]]:
         for entry in entries
     ]
     return {"probabilities": scores}
-
-
-def _pair(entry: memoryview) -> tuple[str, memoryview]:
-    pair = read_message(entry)
-    return text(pair, 1), messages(pair, 2)[-1]
 
 
 def _plain(value: Any) -> Any:

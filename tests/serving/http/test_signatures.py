@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -146,3 +148,57 @@ def test_metadata_lists_the_signatures(local: Local) -> None:
     assert sizes == ["-1", "2"]
     assert signatures("number")["serving_default"]["method_name"] == "tensorflow/serving/regress"
     assert signatures("ours")["serving_default"]["outputs"].keys() == {"score"}
+
+
+# ---- serialized examples ------------------------------------------------------------------------
+
+
+def field(number: int, body: bytes) -> bytes:
+    """A field of a protocol buffer that has a length."""
+    size, length = len(body), b""
+    while size > 127:
+        length, size = length + bytes([size % 128 + 128]), size // 128
+    return bytes([number * 8 + 2]) + length + bytes([size]) + body
+
+
+def serialize(row: dict[str, Any]) -> dict[str, str]:
+    """A row as TensorFlow's clients send it: a ``tf.train.Example`` in base64."""
+    features = b""
+    for name, value in row.items():
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if isinstance(value, float):
+            kind = field(2, field(1, struct.pack("<f", value)))
+        else:
+            kind = field(1, b"".join(field(1, word.encode()) for word in values))
+        features += field(1, field(1, name.encode()) + field(2, kind))
+    return {"b64": base64.b64encode(field(1, features)).decode()}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"instances": [serialize(row) for row in ROWS]},
+        {"instances": [{"examples": serialize(row)} for row in ROWS]},
+        {"inputs": {"examples": [serialize(row) for row in ROWS]}},
+        {"inputs": [serialize({**row, "not_a_feature": "x"}) for row in ROWS]},
+    ],
+)
+def test_serialized_examples_are_rows(
+    local: Local, bundles: dict[str, Bundle], body: dict[str, Any]
+) -> None:
+    answer = local.post("/v1/models/ours:predict", body)
+    assert answer.status == 200, answer.json
+    (scores,) = answer.json.values()
+    rows = [{**row, "age": float(np.float32(row["age"]))} for row in ROWS]
+    assert scores == bundles["ours"].score(rows).tolist()
+
+
+@pytest.mark.parametrize(
+    "bad", [b"not an example", field(1, b"")[:1], b"\x0a\x04\x0a\x02\x0a\xff", b"\x0a\x02\x0a\x00"]
+)
+def test_bytes_that_are_no_example_are_refused(local: Local, bad: bytes) -> None:
+    body = {"instances": [serialize(ROWS[0]), {"b64": base64.b64encode(bad).decode()}]}
+    answer = local.post("/v1/models/ours:predict", body)
+    assert answer.status == 400
+    assert "no tf.train.Example" in answer.body.decode()
+    assert "/instances/1" in answer.body.decode()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.bundle.bundle import by_head
 from widedeep.bundle.predictions import class_names, head_predictions, named_predictions
+from widedeep.data.protobuf import WireError, read_example
 from widedeep.errors import nearest
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.open_inference import (
@@ -146,10 +147,55 @@ def _outputs(
 def _instances(bundle: Bundle, instances: list[Any]) -> list[Row]:
     rows = []
     for index, instance in enumerate(instances):
+        serialized = _serialized(bundle, instance)
+        if serialized is not None:
+            rows.append(_example(bundle, serialized, f"/instances/{index}"))
+            continue
         row = instance if isinstance(instance, dict) else {_only(bundle, index): instance}
         check_columns(bundle, list(row), partial(_at, f"/instances/{index}"))
         rows.append(_plain_row(bundle, row, f"/instances/{index}"))
     return rows
+
+
+def _serialized(bundle: Bundle, value: Any) -> Any:
+    """Return the ``{"b64": ...}`` of a serialized ``tf.Example``, or None.
+
+    It stands alone, or under the one name that an estimator's serving input gave it.
+    """
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, inner),) = value.items()
+        if name == "b64":
+            return value
+        if isinstance(inner, dict) and inner.keys() == {"b64"} and name not in bundle.input_columns:
+            return inner
+    return None
+
+
+def _serialized_inputs(bundle: Bundle, inputs: dict[str, list[Any]] | list[Any]) -> list[Any]:
+    """Return every row's ``{"b64": ...}``, or none where the inputs are the model's columns."""
+    values: Any = inputs
+    if isinstance(inputs, dict) and len(inputs) == 1:
+        ((name, column),) = inputs.items()
+        values = None if name in bundle.input_columns else column
+    is_serialized = isinstance(values, list) and all(
+        isinstance(value, dict) and value.keys() == {"b64"} for value in values
+    )
+    return values if is_serialized else []
+
+
+def _example(bundle: Bundle, serialized: Any, pointer: str) -> Row:
+    """Read a serialized ``tf.Example``; like TensorFlow's parser, only what the model reads."""
+    try:
+        example = read_example(_plain(serialized, pointer))
+    except WireError as error:
+        raise HttpError(400, f"got b64 that {error}", pointer=pointer) from error
+    columns = bundle.input_columns
+    row = {
+        name: values
+        for name, values in example.items()
+        if name in columns and (values or columns[name].nested)
+    }
+    return _plain_row(bundle, row, pointer)
 
 
 def _at(row: str, name: str) -> str:
@@ -168,6 +214,9 @@ def _only(bundle: Bundle, index: int) -> str:
 
 
 def _inputs(bundle: Bundle, inputs: dict[str, list[Any]] | list[Any]) -> list[Row]:
+    serialized = _serialized_inputs(bundle, inputs)
+    if serialized:
+        return [_example(bundle, each, f"/inputs/{i}") for i, each in enumerate(serialized)]
     columns = inputs if isinstance(inputs, dict) else {_only(bundle, 0): inputs}
     check_columns(bundle, list(columns), lambda name: f"/inputs/{name}")
     n_rows = len(next(iter(columns.values()), []))

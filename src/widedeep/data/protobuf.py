@@ -1,4 +1,4 @@
-"""Protocol buffers' wire format, read without a schema: numbers of fields and their raw values.
+"""Protocol buffers, read without a schema: numbers of fields and raw values; ``tf.Example``.
 
 The format is public (Protocol Buffers, *Encoding*): a message is a row of pairs, a key (field
 number and wire type) and a value. What the fields mean stands with each reader.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 Value = int | memoryview
 Message = dict[int, list[Value]]
@@ -118,3 +119,36 @@ def numbers(message: Message, field: int, form: str = "varint") -> list[int | fl
             raw = list(struct.unpack(f"<{len(value) // struct.calcsize(form)}{form}", value))
         out += [n - 2**64 if form == "varint" and n >= 2**63 else n for n in raw]
     return out
+
+
+def map_entry(entry: bytes | memoryview) -> tuple[str, memoryview]:
+    """Return the key and the value of an entry of a map from text to messages."""
+    pair = read_message(entry)
+    return text(pair, 1), messages(pair, 2)[-1]
+
+
+def read_example(serialized: bytes) -> dict[str, list[Any]]:
+    """Return the features of a serialized ``tf.train.Example``: bytes, or numbers, by name.
+
+    Raises:
+        WireError: If the bytes are none.
+    """
+    try:
+        return {
+            name: _feature_values(read_message(feature))
+            for features in messages(read_message(serialized), 1)
+            for name, feature in map(map_entry, messages(read_message(features), 1))
+        }
+    except UNREADABLE as error:
+        raise WireError(f"is no tf.train.Example ({error})") from error
+
+
+def _feature_values(feature: Message) -> list[Any]:
+    values: list[Any] = []
+    for one in messages(feature, 1):
+        values += [bytes(value) for value in messages(read_message(one), 1)]
+    for one in messages(feature, 2):
+        values += numbers(read_message(one), 1, "f")
+    for one in messages(feature, 3):
+        values += numbers(read_message(one), 1)
+    return values
