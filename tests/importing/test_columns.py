@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
@@ -18,7 +21,7 @@ from widedeep.importing.columns import ColumnReader, IdColumn, ParsedFeature
 from widedeep.importing.optimizers import _applied
 from widedeep.importing.saved_model import Graph
 from widedeep.importing.weights import _rows_writer, _write
-from widedeep.training.config import RunConfig
+from widedeep.training.config import DataConfig, RunConfig
 
 FLOAT, INT32, TEXT, INT64 = 1, 3, 7, 9
 
@@ -159,7 +162,7 @@ def test_a_bias_of_another_length_is_refused() -> None:
         _write(np.zeros(2, np.float32), np.zeros(1, np.float32), False)
 
 
-def test_a_bare_checkpoint_of_odd_names_says_what_it_guesses(tmp_path: Path) -> None:
+def test_a_bare_checkpoint_of_odd_names_needs_the_types_of_crossed_columns(tmp_path: Path) -> None:
     tensors = {
         "global_step": np.int64(3),
         "linear/linear_model/bias_weights": np.zeros(1, np.float32),
@@ -169,7 +172,13 @@ def test_a_bare_checkpoint_of_odd_names_says_what_it_guesses(tmp_path: Path) -> 
     }
     cross = wd.crossed("site/ad", "two words", name="pair", hash_buckets=5)
     config = RunConfig(spec=wd.FeatureSpec(label="y", features=[cross], wide=["pair"], deep=[]))
-    imported = from_estimator(write_bundle(tmp_path / "model.ckpt-3", tensors), spec=config)
+    prefix = write_bundle(tmp_path / "model.ckpt-3", tensors)
+    with pytest.raises(CheckpointError, match="'site/ad', and nothing says whether it holds text"):
+        from_estimator(prefix, spec=config)
+    rows = pa.table({"site/ad": ["a"], "two words": ["b"], "y": [1.0]})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    config = dataclasses.replace(config, data=DataConfig(train=str(tmp_path / "rows.parquet")))
+    imported = from_estimator(prefix, spec=config)
     assert imported.trainer.logits([{"site/ad": "a", "two words": "b"}]).tolist() == [[1.0]]
-    guesses = [note for note in imported.notes if "is taken as text" in note]
-    assert [guess.split(":")[0] for guess in guesses] == ["column 'site/ad'", "column 'two words'"]
+    wide = imported.trainer.config.wide
+    assert (wide["optimizer"], wide["lr"], wide["momentum"]) == ("sgd", 0.1, 0.0)

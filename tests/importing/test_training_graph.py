@@ -90,3 +90,41 @@ def test_the_rates_are_those_of_the_training_graph(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt-7.meta").write_bytes(training_graph()[:100])
     with pytest.raises(CheckpointError, match=r"model\.ckpt-7\.meta: .*damaged"):
         read_optimizers(TensorBundle(prefix), parts)
+
+
+def test_gradient_descent_without_momentum_has_a_rate_and_no_state(tmp_path: Path) -> None:
+    one = np.ones((3, 1), np.float32)
+    tensors = {W: one, "table": one, V: one, f"{V}/Ftrl": one, f"{V}/Ftrl_1": one}
+    parts = {"wide": {V}, "deep": {"table"}, "dense": {W}}
+    graph = field(
+        2,
+        b"".join(
+            [
+                node("w", "VarHandleOp"),
+                texts("save/names", W),
+                texts("save/slices", ""),
+                node("save/restore", "RestoreV2", "file", "save/names", "save/slices"),
+                node("save/w", "Identity", "save/restore:0"),
+                node("save/assign", "AssignVariableOp", "w", "save/w"),
+                number("rate", 0.03),
+                node("train/w", "ResourceApplyGradientDescent", "w", "rate", "g"),
+            ]
+        ),
+    )
+    older = write_bundle(tmp_path / "older.ckpt-7", tensors)
+    (tmp_path / "older.ckpt-7.meta").write_bytes(graph)
+    keras = write_bundle(
+        tmp_path / "keras.ckpt-7",
+        {
+            **{name: one for name in (W, "table", V)},
+            **{f"training/Ftrl/{V}/{slot}": one for slot in ("accumulator", "linear")},
+            "training/Ftrl/learning_rate": np.float32(0.2),
+            "training_2/SGD/learning_rate": np.float32(0.03),
+            "training_2/SGD/momentum": np.float32(0.0),
+        },
+    )
+    for prefix in (older, keras):
+        state = read_optimizers(TensorBundle(prefix), parts)
+        assert state.tables["wide"]["optimizer"] == "ftrl"
+        assert state.tables["deep"] == state.tables["dense"] == {"optimizer": "sgd", "lr": 0.03}
+        assert not [note for note in state.notes if "deep" in note or "dense" in note]

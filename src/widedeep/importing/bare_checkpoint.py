@@ -55,6 +55,7 @@ class CheckpointEstimator:
     def __init__(self, bundle: TensorBundle, config: RunConfig, lists: Collection[str]) -> None:
         self.bundle, self.config = bundle, config
         self.spec = config.spec
+        self._check_crosses()
         self.schema = self._schema(lists)
 
     def source(self) -> EstimatorSource:
@@ -78,7 +79,6 @@ class CheckpointEstimator:
         )
         keys = {name: name for name in self.bundle}
         optimizers = read_optimizers(self.bundle, part_variables(network, keys))
-        notes = (*optimizers.notes, *dict.fromkeys(self._guesses()))
         return EstimatorSource(
             bundle=self.bundle,
             keys=keys,
@@ -88,7 +88,7 @@ class CheckpointEstimator:
             schema=self.schema,
             config=self._run_config(network),
             slots=self.bundle,
-            optimizers=dataclasses.replace(optimizers, notes=notes),
+            optimizers=optimizers,
         )
 
     # ---- schema and configuration ---------------------------------------------------------------
@@ -104,8 +104,8 @@ class CheckpointEstimator:
             fields = dict(_declared_types(spec, lists))
         return schema_without_data(spec, fields)
 
-    def _guesses(self) -> Iterator[str]:
-        """Yield a note on each column of crosses whose type nothing says."""
+    def _check_crosses(self) -> None:
+        """Refuse crosses of columns whose type nothing says: integers have other ids than text."""
         types = _declared_types(self.spec, ())
         crosses = [f for f in self.spec.all_features if isinstance(f, Crossed)]
         for part in [part for cross in crosses for part in cross.part_names]:
@@ -114,10 +114,10 @@ class CheckpointEstimator:
             if isinstance(feature, Categorical) and feature.hash_buckets is not None:
                 column = feature.source
             if self.config.data.train is None and types.get(column or "") == pa.string():
-                yield (
-                    f"column {column!r}: is taken as text, since no data says its type; a cross of "
-                    "integers has other ids: if it holds them, name data that shows it under "
-                    "[data] train"
+                raise CheckpointError(
+                    f"{self.bundle.index}: a cross reads column {column!r}, and nothing says "
+                    "whether it holds text or integers, whose crosses have other ids; name data "
+                    "that shows it: train = FILE under [data], a few rows are enough"
                 )
 
     def _run_config(self, network: Network) -> RunConfig:

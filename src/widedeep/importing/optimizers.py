@@ -105,6 +105,7 @@ _APPLIES: Mapping[str, tuple[str, ...]] = {
     "ApplyAdagrad": ("", "", "lr"),
     "ApplyAdagradV2": ("", "", "lr", "eps"),
     "ApplyAdam": ("", "", "", "", "", "lr", "beta1", "beta2", "eps"),
+    "ApplyGradientDescent": ("", "lr", ""),
     "ApplyMomentum": ("", "", "lr", "", "*momentum"),
     "ApplyKerasMomentum": ("", "", "lr", "", "*momentum"),
     "ApplyRMSProp": ("", "", "", "lr", "decay", "momentum", "eps"),
@@ -158,10 +159,18 @@ def read_optimizers(
     tables: dict[str, dict[str, Any]] = {}
     state: dict[str, dict[str, Slot]] = {}
     notes: list[str] = []
+    # One optimizer moves tables and layers; the operation that moves rows tells no rate.
+    deep = [variable for part in ("deep", "dense") for variable in parts.get(part, ())]
     for part, variables in parts.items():
         scopes = {scope for v in variables for scope, _, _ in found.get(v, [])}
         if not scopes:
-            if variables:
+            if not variables:
+                continue
+            same = variables if part == "wide" else deep
+            plain = _plain_descent(bundle, found, [applied.get(v, {}) for v in same])
+            if plain is not None:
+                tables[part] = plain
+            else:
                 notes.append(
                     f"{part}: the checkpoint has no state of its optimizer, which starts anew with "
                     "TensorFlow's defaults"
@@ -196,6 +205,20 @@ def read_optimizers(
         | frozenset(t for slots in found.values() for _, _, t in slots),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _plain_descent(
+    bundle: TensorBundle,
+    found: Mapping[str, Sequence[tuple[str, str, str]]],
+    applied: Sequence[Mapping[str, Any]],
+) -> dict[str, Any] | None:
+    """Return the options of gradient descent without momentum, which has no state, or None."""
+    rates = {options["lr"] for options in applied if options.get("is_plain") and "lr" in options}
+    scopes = {tensor.rpartition("/")[0] for tensor in bundle if _is_option(tensor)}
+    for scope in scopes - {scope for slots in found.values() for scope, _, _ in slots}:
+        if _kind_of(scope, ()) is _KERAS["SGD"]:
+            rates.add(_short(float(bundle.read(f"{scope}/learning_rate"))))
+    return {"optimizer": "sgd", "lr": rates.pop()} if len(rates) == 1 else None
 
 
 def _slots(
@@ -251,6 +274,8 @@ def _applied(graph: Graph | None) -> dict[str, dict[str, Any]]:
             found = _constants(graph, op, places, is_sparse=is_sparse)
             if kind.endswith("Momentum"):  # Adam's flag is never set
                 found["nesterov"] = op.flag("use_nesterov")
+            if kind.endswith("GradientDescent"):
+                found["is_plain"] = True
             options.setdefault(names[variable][0], {}).update(found)
     return options
 
