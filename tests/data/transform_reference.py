@@ -115,7 +115,13 @@ def _cell_of_cut_points(schema: Schema, feature: Numeric, row: Row) -> list[tupl
         return [(2 + sum(1 for cut in cuts if cut <= number), 1.0)]
     # A hat function of height 1 over each cut point, 0 at its neighbours.
     hats = [float(np.interp(number, cuts, unit)) for unit in np.eye(len(cuts))]
-    return [(2 + k, weight) for k, weight in enumerate(hats) if np.float32(weight) > 0]
+    # A number at a cut point has its id alone; one that float32 does not tell from it does, too.
+    ends = [*(np.float32(weight) == 1 for weight in hats[1:]), False]
+    return [
+        (2 + k, weight)
+        for k, (weight, end) in enumerate(zip(hats, ends, strict=True))
+        if np.float32(weight) > 0 and not end
+    ]
 
 
 class _Part:

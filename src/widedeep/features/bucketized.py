@@ -98,7 +98,7 @@ class Bucketized(Feature):
             "got combiner=None, and buckets are no sequence",
         )
         check(
-            self.size > 1 or self.combiner == "mean",
+            self.size != 1 or self.combiner == "mean",
             self.name,
             f"got combiner={self.combiner!r}, which has no effect on one number; leave it out",
         )

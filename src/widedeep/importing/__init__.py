@@ -6,7 +6,8 @@ Example:
     Traceback (most recent call last):
         ...
     widedeep.errors.CheckpointError: export/1700000000: got no SavedModel (saved_model.pb), expected
-    what estimator.export_saved_model wrote
+    what estimator.export_saved_model wrote; a checkpoint alone does not say what its rows stand
+    for: name a configuration that does (spec=, --spec)
 """
 
 from widedeep.importing.estimator import ImportedModel, from_estimator
