@@ -26,6 +26,7 @@ void bilinear_product_rows(const BilinearProducts& request, int64_t begin, int64
         }
       }
     }
+    if (request.numbers.width == 0) continue;  // whose address may be null
     memcpy(out + plain, request.numbers.data + row * request.numbers.stride,
            static_cast<size_t>(request.numbers.width) * sizeof(float));
   }
