@@ -159,6 +159,14 @@ def test_where_and_when(run: Run, copy: Path) -> None:
     assert (code, "judge_rows" in err) == (2, True)
 
 
+def test_layers_that_cannot_grow_are_told_of_before_training(run: Run, copy: Path) -> None:
+    counts = "features.indicator.job_counts.source=job"
+    code, _, err = run("train", "ads.toml", "--force", *WORDS, "--grow", "--set", counts)
+    assert (code, "source 'job' are learned and grow" in err) == (2, True)
+    assert "epoch" not in err
+    assert (copy / "runs/ads/metrics.json").exists()
+
+
 def test_the_section(copy: Path) -> None:
     assert load_follow_config("ads.toml").publish == "models"
     assert load_follow_config(copy / "ads.toml").publish == str(copy / "models")

@@ -134,6 +134,15 @@ def test_a_search_for_a_metric_that_is_better_the_higher(ads: Path) -> None:
     assert study.best.value == max(trial.value for trial in study.trials if trial.counts)
 
 
+def test_a_search_with_conditions_on_validation_metrics(ads: Path) -> None:
+    conditions = ["train.stop_at={auc=0.5}", 'train.schedule="plateau"', "train.eval_every=20"]
+    study = search(ads, *conditions, trials=1)
+    assert [trial.state for trial in study.trials] == ["finished"]
+    assert len(study.trials[0].curve) == 1  # it stopped at the first
+    with pytest.raises(ConfigError, match="stop_at with the metric 'acu'"):
+        search(ads, "train.stop_at={acu=0.5}", trials=1)
+
+
 def test_a_table_in_memory_is_split(ads: Path) -> None:
     spec = wd.FeatureSpec(label="click", features=[wd.categorical("job", "ad"), wd.numeric("age")])
     study = wd.tune(spec, ads_table(400, 1), trials=2, progress=False)

@@ -29,6 +29,7 @@ from widedeep.training.defaults import at_quality, make_optimizers
 from widedeep.training.early_stopping import configured_stopping
 from widedeep.training.evaluation import bundle_model
 from widedeep.training.export import check_items
+from widedeep.training.grow import check_widths
 from widedeep.training.previous_model import previous_schema
 from widedeep.training.stream import Shard
 from widedeep.training.trainer import Trainer
@@ -78,8 +79,12 @@ def train_run(
     force: bool = False,
     progress: bool = True,
     warm: WarmStartConfig | None = None,
+    grows: bool = False,
 ) -> TrainedRun:
-    """Train as a configuration says, evaluate, and export a bundle."""
+    """Train as a configuration says, evaluate, and export a bundle.
+
+    ``grows``: the model will get rows for new values of shards.
+    """
     train, valid = training_data(config)
     # A mistake there is reported before the long way through the data.
     configured_stopping(config.train, has_valid=valid is not None)
@@ -88,7 +93,9 @@ def train_run(
         directory.check_same_config(config)
     elif not force:
         directory.check_free()
-    schema, inputs = _run_schema(config, directory, resume=resume, progress=progress, warm=warm)
+    schema, inputs = _run_schema(
+        config, directory, resume=resume, progress=progress, warm=warm, grows=grows
+    )
     goes_on = resume and bool(CheckpointDirectory(directory.checkpoints).steps())
     trainer = make_trainer(
         schema,
@@ -134,6 +141,7 @@ def _run_schema(
     resume: bool,
     progress: bool,
     warm: WarmStartConfig | None,
+    grows: bool,
 ) -> tuple[Schema, list[InputRecord] | None]:
     """Return the schema to train with, and the record of its inputs if it was just fitted."""
     latest = CheckpointDirectory(directory.checkpoints).latest() if resume else None
@@ -148,6 +156,8 @@ def _run_schema(
         else:
             schema, inputs = fit_run_schema(config, progress, grow)
             origin = f"fitted on {schema.rows:,} rows"
+    if grows:
+        check_widths(schema)
     if progress:
         if resume and latest is None:
             print(f"nothing to resume in {directory.path}; starting anew", file=sys.stderr)

@@ -120,7 +120,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if not (arguments.follow and arguments.resume and directory.state == "finished"):
             run = train_run(
-                config, directory, resume=arguments.resume, force=arguments.force, warm=warm
+                config,
+                directory,
+                resume=arguments.resume,
+                force=arguments.force,
+                warm=warm,
+                grows=follow.grow,
             )
         followed = _follow(arguments, config, directory, follow)
         if run is not None and followed is not None:

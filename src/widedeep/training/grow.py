@@ -25,7 +25,7 @@ def grow(state: TrainState, evaluator: Evaluator, data: Data, evict_after: int |
     A value that ``evict_after`` shards in a row did not hold is forgotten before this one.
     """
     old = known = state.model.schema
-    _check_widths(old)
+    check_widths(old)
     if evict_after is not None:
         unused = {key: idle_V >= evict_after for key, idle_V in state.idle.items()}
         known = without_values(old, unused)
@@ -46,7 +46,7 @@ def grow(state: TrainState, evaluator: Evaluator, data: Data, evict_after: int |
     use_schema(state.model, evaluator, schema)
 
 
-def _check_widths(schema: Schema) -> None:
+def check_widths(schema: Schema) -> None:
     """Refuse a layer that would have to widen with a vocabulary."""
     for feature in schema.spec.all_features:
         if (source := feature.source_feature) is None:

@@ -26,7 +26,12 @@ from widedeep.options import with_options
 from widedeep.schema import Schema
 from widedeep.training.config import RunConfig, TuneConfig
 from widedeep.training.defaults import at_quality, auto_batch_size
-from widedeep.training.early_stopping import EarlyStopping, configured_stopping, loss_metric
+from widedeep.training.early_stopping import (
+    EarlyStopping,
+    check_conditions,
+    configured_stopping,
+    loss_metric,
+)
 from widedeep.training.evaluation import metric_names
 from widedeep.training.trainer import Trainer
 from widedeep.tuning.page import study_page
@@ -253,10 +258,12 @@ class _Search:
         """Fit the schema, and refuse what cannot be judged or not be done in time."""
         self.schema = fit_schema(self.config.spec, self.data, progress=False)
         probe = _Probe()
-        trainer = self._trainer({}, probe)
+        # What looks at validation metrics costs a step nothing, and has none to look at here.
+        trainer = self._trainer({}, probe, stop_at={}, schedule="constant", schedules={})
         names = metric_names(trainer.model)
         self.monitor = self.config.train.monitor or loss_metric(names)
         EarlyStopping(self.monitor).check_monitor(names)
+        check_conditions(self.config.train, has_valid=True, names=names)
         _check_labels(trainer, self.valid)
         batch_size = self.config.train.batch_size
         rows = self.schema.rows
@@ -390,10 +397,11 @@ class _Search:
             return self.config
         return config_from_tables(apply_settings(self.config.to_table(), settings))
 
-    def _trainer(self, settings: Mapping[str, Any], callback: Any) -> Trainer:
+    def _trainer(self, settings: Mapping[str, Any], callback: Any, **changes: Any) -> Trainer:
         config = at_quality(self._configured(settings))
         model = WideDeep(self.schema, config.model, device=config.train.device)
-        return Trainer(model, config.train, progress=False, callbacks=[callback])
+        train = replace(config.train, **changes)
+        return Trainer(model, train, progress=False, callbacks=[callback])
 
     def _show(self, study: optuna.Study, trial: Trial) -> None:
         best = min(
