@@ -51,6 +51,11 @@ def test_every_activation_is_served_natively(activation: Any) -> None:
         assert describe_towers(model).onnx is None
 
 
+def test_bounds_that_torch_asserts_are_refused() -> None:
+    with pytest.raises(ConfigError, match="max_val"):
+        make_activation({"name": "hardtanh", "min_val": 2.0, "max_val": 1.0})
+
+
 def test_a_table_gives_torchs_options() -> None:
     act = make_activation({"name": "leaky_relu", "negative_slope": 0.25})
     assert isinstance(act, nn.LeakyReLU)

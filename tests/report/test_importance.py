@@ -125,6 +125,14 @@ def test_rows_of_a_group_are_resampled_together(tmp_path: Path) -> None:
     assert widths[1] == pytest.approx(widths[0], rel=0.3)
 
 
+def test_columns_of_features_in_neither_part_are_not_read(tmp_path: Path) -> None:
+    rows = pa.table({"a": ["x", "y"] * 20, "b": ["u", "v"] * 20, "label": [0, 1] * 20})
+    spec = wd.FeatureSpec(label="label", features=wd.categorical("a", "b"), wide=["a"], deep=[])
+    bundle = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, rows))).export(tmp_path / "bundle")
+    (found,) = permutation_importance(bundle, rows, repeats=2).values()
+    assert [one.columns for one in found.columns] == [("a",)]
+
+
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     trainer, held_out = make_trainer()
     bundle = trainer.export(tmp_path / "bundle")

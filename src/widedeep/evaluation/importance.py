@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,8 +112,8 @@ def permutation_importance(
     for option, value in (("rows", rows), ("repeats", repeats)):
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"got {option}={value!r}, expected an integer of at least 1")
-    columns = _shuffled_together(bundle)
     transform = Transform(bundle.schema, threads=threads)
+    columns = _shuffled_together(bundle, transform.columns(targets=True))
     table = _sample(bundle, data, transform, min(rows, _MOST_SCORES // (repeats * len(columns))))
     scorer = _SampleScorer(bundle, transform, table, threads)
     before = scorer.influences(table)
@@ -138,13 +138,16 @@ def permutation_importance(
     }
 
 
-def _shuffled_together(bundle: Bundle) -> list[tuple[str, ...]]:
+def _shuffled_together(bundle: Bundle, read: Collection[str]) -> list[tuple[str, ...]]:
     """Return the columns that the model reads, each with its weights and parallel sequences."""
     spec = bundle.schema.spec
-    together: dict[str, tuple[str, ...]] = {name: (name,) for name in spec.columns()}
+    # Those of features in neither part are not read
+    together: dict[str, tuple[str, ...]] = {
+        name: (name,) for name in spec.columns() if name in read
+    }
     for feature in spec.all_features:
         main, weights = feature.main_column, feature.weight_column
-        if main is not None and weights is not None and weights in together:
+        if main in together and weights is not None and weights in together:
             together[main] = (*together[main], weights)
             del together[weights]
     for feature in spec.all_features:

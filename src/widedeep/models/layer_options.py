@@ -90,7 +90,7 @@ def make_activation(value: Activation, owner: str = "the layers") -> nn.Module:
         module: torch.nn.Module = getattr(torch.nn, kind)(**options)
         with torch.no_grad():
             module(torch.zeros(1, 1))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"{owner}: got activation={show_value(value)}, expected the options of torch.nn.{kind} "
