@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -47,6 +48,12 @@ def test_what_is_left_open_is_as_the_estimator_has_it() -> None:
     assert make_model(batch_norm=True).config.norm == "tensorflow"
     linear = make_trainer(make_model(deep=False))
     assert linear.step.wide.lr == 0.2  # of LinearClassifier
+    table = pa.table({"a": ["x", "y"] * 4, "y": [0, 1] * 4})
+    spec = wd.FeatureSpec(
+        label="y", features=[wd.categorical("a")]
+    )  # in deep, of which no tower is
+    model = wd.WideDeep(wd.fit_schema(spec, table), hidden_units=[], compat="tensorflow")
+    assert wd.Trainer(model).step.wide.lr == 0.2
 
 
 def test_a_table_keeps_its_own_options_and_an_object_is_as_it_is() -> None:

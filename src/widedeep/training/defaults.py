@@ -114,7 +114,7 @@ def with_compat(config: TrainConfig, model: WideDeep) -> TrainConfig:
     if model.config.compat is None:
         return dataclasses.replace(config, schedule="wsd") if config.schedule == "auto" else config
     n_wide = max(1, len(model.schema.spec.wide_names))
-    highest = _JOINT_RATE if model.schema.spec.deep_names else _LINEAR_RATE
+    highest = _JOINT_RATE if model.towers else _LINEAR_RATE
     ftrl = {"lr": min(highest, n_wide**-0.5)}
     given = config.optimizer_tables
     tables = {"wide": given["wide"], "deep": given["deep"] or {"optimizer": "adagrad"}}
