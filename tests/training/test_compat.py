@@ -112,6 +112,7 @@ def test_predictions_have_the_estimators_names(tmp_path: Path) -> None:
     np.testing.assert_allclose(served["logits"], predictions["logits"], atol=1e-6)
     with pytest.raises(ConfigError, match="did you mean 'logits'"):
         bundle.predictions(ROWS, keys=["logit"])
+    assert set(bundle.predictions(ROWS, keys="classes")) == {"classes"}
 
 
 def test_metrics_have_the_estimators_names_too() -> None:

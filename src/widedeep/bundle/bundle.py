@@ -222,14 +222,15 @@ class Bundle:
 
         Args:
             rows: As for :meth:`score`.
-            keys: Names of the predictions wanted (TensorFlow's ``predict_keys``); None: all.
+            keys: Names of the predictions wanted, or one of them (TensorFlow's
+                ``predict_keys``); None: all.
             threads: Threads to use; the scores do not depend on it.
 
         Returns:
             Arrays of B rows by name: ``logits``, ``logistic``, ``probabilities``, ``class_ids``,
             ``classes``, ``all_class_ids`` and ``all_classes`` of a binary head, ``predictions`` of
             a regression; prefixed ``head/`` for several heads. All but the logits are calibrated if
-            the bundle has a calibration.
+            the bundle has a calibration; the logits have what it adds to single values.
 
         Raises:
             ConfigError: If the model has no prediction of such a name.

@@ -101,7 +101,7 @@ def named_predictions(
         for prefix, head in zip(prefixes, heads, strict=True)
         for key in prediction_keys(head)
     ]
-    wanted = names if keys is None else list(keys)
+    wanted = names if keys is None else [keys] if isinstance(keys, str) else list(keys)
     for key in wanted:
         if key not in names:
             raise ConfigError(f"keys: got {key!r}; {nearest(key, names)}")
