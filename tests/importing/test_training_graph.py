@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from tests.importing.write_bundle import field, write_bundle
+from widedeep.data.protobuf import WireError
 from widedeep.errors import CheckpointError
 from widedeep.importing.optimizers import Slot, read_optimizers
+from widedeep.importing.saved_model import Graph
 from widedeep.importing.tensor_bundle import TensorBundle
 
 W, V = "dnn/logits/kernel", "linear/linear_model/job/weights"
@@ -128,3 +130,10 @@ def test_gradient_descent_without_momentum_has_a_rate_and_no_state(tmp_path: Pat
         assert state.tables["wide"]["optimizer"] == "ftrl"
         assert state.tables["deep"] == state.tables["dense"] == {"optimizer": "sgd", "lr": 0.03}
         assert not [note for note in state.notes if "deep" in note or "dense" in note]
+
+
+@pytest.mark.parametrize("kind", ["Cast", "Identity"])
+def test_a_circle_in_a_graph_is_an_error(kind: str) -> None:
+    graph = Graph(memoryview(node("a", kind, "b") + node("b", "Cast", "a")), "graph")
+    with pytest.raises(WireError, match="holds a circle of operations"):
+        graph.uncast("a")

@@ -101,8 +101,8 @@ def named_predictions(
         for prefix, head in zip(prefixes, heads, strict=True)
         for key in prediction_keys(head)
     ]
-    wanted = names if keys is None else [keys] if isinstance(keys, str) else list(keys)
-    for key in wanted:
+    selected = names if keys is None else [keys] if isinstance(keys, str) else list(keys)
+    for key in selected:
         if key not in names:
             raise ConfigError(f"keys: got {key!r}; {nearest(key, names)}")
     values = {
@@ -110,4 +110,4 @@ def named_predictions(
         for prefix, head in zip(prefixes, heads, strict=True)
         for key, value in head_predictions(head, logits_BC, scores[head.name]).items()
     }
-    return {key: values[key] for key in wanted}
+    return {key: values[key] for key in selected}

@@ -19,7 +19,10 @@ class WireError(ValueError):
     """Bytes that are no message: cut off, or of another kind."""
 
 
-UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error)
+UNREADABLE = (
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+    struct.error,
+)
 """What a reader of a damaged message meets: text that is none, a field that is not there."""
 
 

@@ -92,11 +92,11 @@ class DriftCounts:
             if feature.drift_form == "numbers" and feature.number_input is not None
         }
         # Features without a slot that an indicator counts: its dense columns, the rows of each
-        placed = {slot.name for slot in schema.slots}
+        slot_names = {slot.name for slot in schema.slots}
         self._counts = {
             feature.source_feature: (columns, np.zeros(columns.stop - columns.start, np.int64))
             for feature in schema.spec.all_features
-            if feature.source_feature is not None and feature.source_feature not in placed
+            if feature.source_feature is not None and feature.source_feature not in slot_names
             for columns in [schema.dense_layout[feature.name]]
         }
         self._numbers = {

@@ -325,18 +325,18 @@ class Categorical(Feature):
             return None if value is None else int(value)
         values = schema.vocabularies[self.table_name].values
         if isinstance(values, np.ndarray):
-            places = np.flatnonzero(values == value) if isinstance(value, int) else np.empty(0)
-            place = int(places[0]) if len(places) else -1
+            matches = np.flatnonzero(values == value) if isinstance(value, int) else np.empty(0)
+            index = int(matches[0]) if len(matches) else -1
         else:
             text = pa.scalar(str(value).encode(), pa.large_binary())
-            place = pc.index(values, text).as_py()
+            index = pc.index(values, text).as_py()
         check(
-            place >= 0,
+            index >= 0,
             self.name,
             f"got default_value={show_value(value)}, which is not in the vocabulary that was "
             "learned; give a value that it holds, or the vocabulary",
         )
-        return place
+        return index
 
     def encoding(self, schema: Learned) -> Encoding:
         return ValueEncoding(

@@ -369,8 +369,8 @@ class Numeric(Feature):
 
     def _shift_and_scale(self, summary: NumberSummary, component: int) -> tuple[float, float]:
         if self.shift is not None and self.scale is not None:
-            given = (self.shift, self.scale)
-            shift, scale = (v[component] if isinstance(v, tuple) else v for v in given)
+            constants = (self.shift, self.scale)
+            shift, scale = (v[component] if isinstance(v, tuple) else v for v in constants)
             return float(shift), float(scale)
         if self.transform in ("quantile", "none") or not summary.count:
             return 0.0, 1.0

@@ -333,7 +333,7 @@ class ColumnReader:
     def _number(self, tensor: str) -> NumberColumn:
         """Read a number with a normaliser made of sums and products by constants."""
         steps: list[tuple[str, np.ndarray[Any, Any]]] = []
-        while True:
+        for _ in range(len(self.graph.ops) + 1):  # no more, where a damaged graph has a circle
             op, output = self.graph.source(tensor)
             types = [op.type_number(name) in _INTEGERS for name in ("SrcT", "DstT")]
             if op.kind == "Cast" and types == [False, True]:
@@ -453,10 +453,7 @@ class ColumnReader:
             self._refuse(table)
         fill = fills[0]
         if fill.kind == "LookupTableImportV2":
-            tensor = fill.inputs[1]
-            while self.graph.source(tensor)[0].kind == "Cast":  # of integers of 32 bits
-                tensor = self.graph.source(tensor)[0].inputs[0]
-            keys = self.graph.constant(tensor)
+            keys = self.graph.constant(self.graph.uncast(fill.inputs[1]).name)
             if keys is None or not self._counts_up(fill.inputs[2], len(keys)):
                 self._refuse(fill)
             values = keys.tolist()
@@ -466,9 +463,7 @@ class ColumnReader:
 
     def _counts_up(self, tensor: str, n: int) -> bool:
         """Tell whether a tensor is 0, 1, ..., n - 1."""
-        op, _ = self.graph.source(tensor)
-        while op.kind == "Cast":
-            op, _ = self.graph.source(op.inputs[0])
+        op = self.graph.uncast(tensor)
         if op.kind == "Const":
             values = self.graph.constant(op.name)
             return values is not None and np.array_equal(values, np.arange(n))
@@ -506,26 +501,22 @@ class ColumnReader:
         """Read ids with buckets for unseen values, or with a default for those out of range."""
         condition, _ = self.graph.source(op.inputs[0])
         if condition.kind == "NotEqual":
-            known = self._id_column(op.inputs[1])
+            vocabulary = self._id_column(op.inputs[1])
             add, _ = self.graph.source(op.inputs[2])
             self._expect(add, "AddV2", "Add")
             hashed = self._id_column(add.inputs[0])
-            offset, _ = self.graph.source(add.inputs[1])
-            while offset.kind == "Cast":
-                offset, _ = self.graph.source(offset.inputs[0])
+            offset = self.graph.uncast(add.inputs[1])
             size = self.graph.constant(offset.name)
             fits = offset.kind == "LookupTableSizeV2" or (
-                size is not None and int(size) == len(known.values)
+                size is not None and int(size) == len(vocabulary.values)
             )
-            if known.kind != "vocabulary" or hashed.kind != "hashed" or not fits:
+            if vocabulary.kind != "vocabulary" or hashed.kind != "hashed" or not fits:
                 self._refuse(op)
-            return replace(known, buckets=hashed.buckets, default=None)
+            return replace(vocabulary, buckets=hashed.buckets, default=None)
         self._expect(condition, "LogicalOr")
         fill, _ = self.graph.source(op.inputs[1])
         self._expect(fill, "Fill")
-        value, _ = self.graph.source(fill.inputs[1])
-        while value.kind == "Cast":
-            value, _ = self.graph.source(value.inputs[0])
+        value = self.graph.uncast(fill.inputs[1])
         default = self.graph.constant(value.name)
         if default is None:
             self._refuse(fill)
@@ -536,9 +527,7 @@ class ColumnReader:
         """Return the number of values from 0 on, of what says that a value lies outside."""
         above, _ = self.graph.source(outside.inputs[1])
         self._expect(above, "GreaterEqual")
-        bound, _ = self.graph.source(above.inputs[1])
-        while bound.kind == "Cast":
-            bound, _ = self.graph.source(bound.inputs[0])
+        bound = self.graph.uncast(above.inputs[1])
         size = self.graph.constant(bound.name)
         if size is None:
             self._refuse(bound)

@@ -127,6 +127,15 @@ class Graph:
             tensor = op.inputs[output if op.kind == "IdentityN" else 0]
         raise WireError(f"holds a circle of operations, {tensor!r} among them")
 
+    def uncast(self, tensor: str) -> Op:
+        """Return the operation that gives a tensor's values, past changes of their type."""
+        for _ in range(len(self.ops) + 1):
+            op, _ = self.source(tensor)
+            if op.kind != "Cast":
+                return op
+            tensor = op.inputs[0]
+        raise WireError(f"holds a circle of operations, {tensor!r} among them")
+
     def inputs(self, op: Op) -> list[Op]:
         """Return the operations that give an operation's inputs, past those that change nothing."""
         return [self.source(tensor)[0] for tensor in op.inputs]
