@@ -1,0 +1,1 @@
+"""One model over several processes: lanes, row shards and what the ranks exchange."""
