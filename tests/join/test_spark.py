@@ -20,6 +20,7 @@ import widedeep as wd
 from tests.join.small_log import START, Row, actions, config, impressions
 from tests.join.test_inputs import from_files
 from tests.join.test_times import NO_TIMES, TEXTS
+from widedeep.errors import ConfigError, DataError
 from widedeep.join import (
     ActionLog,
     ImpressionLog,
@@ -54,22 +55,29 @@ SMALL = {
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.log.level": "ERROR",
 }
+# A user's settings, under which the join's SQL would read other times and forgive other errors.
+USERS = {"spark.sql.session.timeZone": "Europe/Berlin", "spark.sql.ansi.enabled": "false"}
 # Nothing here runs long enough to pay for the second compiler: half the processor's time.
 JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_session() -> Iterator[None]:
-    """Start one JVM for all tests; the engine uses the session that is there."""
+    """Start one JVM for all tests, with a user's session whose settings are not the join's."""
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master("local[2]")
     for name, value in {**SMALL, "spark.ui.enabled": "false"}.items():
         builder = builder.config(name, value)
-    builder = builder.config("spark.sql.session.timeZone", "UTC")
+    for name, value in USERS.items():
+        builder = builder.config(name, value)
     builder = builder.config("spark.driver.extraJavaOptions", JAVA)
     session = builder.getOrCreate()
+    session.range(3).createOrReplaceTempView("wd_impressions")
+    before = session.conf.getAll
     yield
+    assert SparkSession.active().conf.getAll == before
+    assert session.table("wd_impressions").columns == ["id"]
     session.stop()
 
 
@@ -144,11 +152,38 @@ def test_both_engines_read_the_same_texts_as_times(tmp_path: Path) -> None:
     sql = (
         f"SELECT wd_text, CASE WHEN {matched} THEN WD_TEXT_MICROS(wd_text) END AS us FROM ({rows})"
     )
-    engines = (DuckDBEngine(tmp_path / "spill"), SparkEngine("local[2]", SMALL))
+    engines = (DuckDBEngine(tmp_path / "spill"), SparkEngine(None, SMALL))
     one, other = ({row["wd_text"]: row["us"] for row in some.rows(sql)} for some in engines)
     assert one == other
     assert {text: one[text] for text in TEXTS} == {text: moment_us(text) for text in TEXTS}
     assert not any(one[text] for text in NO_TIMES)
+
+
+def test_a_running_session_keeps_its_settings(tmp_path: Path) -> None:
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.active()
+    before = session.conf.getAll
+    log = ActionLog(path=actions(), kind="sort", value="price")
+    with pytest.raises(DataError, match="kind = 'sort', but there is no such column"):
+        run_join(config(tmp_path / "out", engine="spark", actions=log))
+    assert session.conf.getAll == before
+    assert session.conf.get("spark.sql.session.timeZone") == "Europe/Berlin"
+    assert session.sql("SELECT COUNT(*) FROM wd_impressions").collect()[0][0] == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spark_master": "local[7]"}, r"got 'local\[7\]', but Spark runs .* on 'local\[2\]'"),
+        ({"spark_options": {"spark.driver.memory": "9g"}}, "spark.driver.memory = '9g' is set"),
+    ],
+)
+def test_a_running_session_is_not_another(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_join(config(tmp_path / "out", engine="spark", **settings))
 
 
 @pytest.mark.slow

@@ -553,7 +553,9 @@ class JoinConfig:
         memory_limit: DuckDB's memory limit, such as ``"1GB"``; it spills beyond. None: 80 % of RAM.
         spill_folder: Folder that DuckDB spills to; None: beside the output.
         threads: DuckDB's threads; None: one per core.
-        spark_master: Where Spark runs: ``"local[2]"`` or a cluster's URL.
+        spark_master: Where Spark runs: ``"local[2]"`` or a cluster's URL; None: the session's that
+            runs in this process, else ``spark-submit``'s or ``spark-defaults.conf``'s, else all
+            cores of this machine. A session that runs keeps its settings: the join has its own.
         spark_options: Further settings of the Spark session.
         partition_rows: Impressions a pass over a partition of the users, about. Examples are in the
             order of these partitions, then of time, on either engine.
@@ -579,7 +581,7 @@ class JoinConfig:
     memory_limit: str | None = None
     spill_folder: str | None = None
     threads: int | None = None
-    spark_master: str = "local[*]"
+    spark_master: str | None = None
     spark_options: Mapping[str, str] = field(default_factory=dict)
     partition_rows: int = 1_000_000
     shard_rows: int = 1_000_000

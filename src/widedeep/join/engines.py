@@ -8,7 +8,6 @@ import importlib.util
 import os
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -285,15 +284,16 @@ def explained(doing: str, message: str) -> str:
     return f"{doing}: {text}; {advice}"
 
 
-_DEFAULTS = {
+_SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "true",
-    "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
     "spark.sql.parquet.compression.codec": "snappy",
     # Staged results name their columns with care; files of one table share one schema.
     "spark.sql.parquet.mergeSchema": "false",
 }
+"""Settings of the join's own session, whatever those of other sessions are."""
+_DEFAULTS = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
+"""Settings of a Spark that the join itself starts."""
 
 
 def check_spark() -> None:
@@ -304,30 +304,92 @@ def check_spark() -> None:
         raise DataError("Spark needs Java 17, and there is no 'java' here; install a JDK 17")
 
 
+def _cause(error: Exception) -> str:
+    """Return the first line of Spark's message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("An error occurred while calling"):
+        return lines[1].removeprefix(": ")
+    return lines[0] if lines else type(error).__name__
+
+
+def _running_session() -> Any:
+    """Return a session of the Spark that runs in this process, or None."""
+    from pyspark.errors import PySparkRuntimeError
+    from pyspark.sql import SparkSession
+
+    try:
+        return SparkSession.active()
+    except PySparkRuntimeError:
+        return None
+
+
+def _own_session(active: Any, master: str | None, options: Mapping[str, str]) -> Any:
+    """Return a session beside one that runs, which keeps its settings, views and catalogue."""
+    running = active.sparkContext.master
+    if master not in (None, running):
+        raise ConfigError(
+            f"spark_master: got {master!r}, but Spark runs in this process on {running!r}; leave "
+            "spark_master out to use it, or stop its session before the join"
+        )
+    session = active.newSession()
+    for name, value in active.conf.getAll.items():
+        if session.conf.isModifiable(name):
+            session.conf.set(name, value)
+    for name, value in {**_SETTINGS, **options}.items():
+        if session.conf.isModifiable(name):
+            session.conf.set(name, value)
+        elif session.conf.get(name, None) != value:
+            raise ConfigError(
+                f"spark_options: {name} = {value!r} is set when Spark starts, and Spark runs in "
+                f"this process with {session.conf.get(name, None)!r}; leave it out, or stop the "
+                "session before the join"
+            )
+    session.catalog.setCurrentCatalog(active.catalog.currentCatalog())
+    session.catalog.setCurrentDatabase(active.catalog.currentDatabase())
+    return session
+
+
 class SparkEngine:
     """Runs the join on Spark; workers must be able to read the files and the output's folder."""
 
     name = "spark"
     parallel = True
 
-    def __init__(self, master: str, options: Mapping[str, str]) -> None:
+    def __init__(self, master: str | None, options: Mapping[str, str]) -> None:
         check_spark()
         import pyspark
         from py4j.protocol import Py4JJavaError
         from pyspark.errors import PySparkException
-        from pyspark.sql import SparkSession
 
         self.version = pyspark.__version__
         self._errors = (PySparkException, Py4JJavaError)
-        self._owned = SparkSession.getActiveSession() is None
-        builder = SparkSession.builder.master(master).appName("widedeep join")
-        for name, value in {**_DEFAULTS, **dict(options)}.items():
-            builder = builder.config(name, value)
-        # Workers run the same Python; nothing here does, but PySpark checks it.
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        self._owned = False
+        try:
+            self._session = self._start(master, options)
+        except self._errors as error:
+            where = "" if master is None else f" on {master}"
+            raise DataError(
+                f"starting Spark{where}: {_cause(error)}; check spark_master and spark_options, "
+                "and that the cluster runs and is reached from here"
+            ) from error
+
+    def _start(self, master: str | None, options: Mapping[str, str]) -> Any:
+        """Return a session of the join's own, in the Spark that runs here or in a new one."""
+        from pyspark.sql import SparkSession
+
+        active = _running_session()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._session = builder.getOrCreate()
+            if active is not None:
+                return _own_session(active, master, options)
+            builder = SparkSession.builder.appName("widedeep join")
+            # Without one, the master is that of spark-submit or spark-defaults.conf, or local[*].
+            if master is not None:
+                builder = builder.master(master)
+            for name, value in {**_DEFAULTS, **_SETTINGS, **dict(options)}.items():
+                builder = builder.config(name, value)
+            self._owned = True
+            return builder.getOrCreate()
 
     def open_parquet(self, view: str, files: Sequence[Path]) -> None:
         """Make Parquet files readable as the relation ``view``."""
@@ -379,8 +441,7 @@ class SparkEngine:
         try:
             return action()
         except self._errors as error:
-            lines = str(error).strip().splitlines()
-            raise EngineError(explained(doing, lines[0] if lines else str(error))) from error
+            raise EngineError(explained(doing, _cause(error))) from error
 
     def close(self) -> None:
         """Stop the session if this engine started it."""
