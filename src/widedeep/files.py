@@ -1,4 +1,4 @@
-"""Atomic writes (temporary name, fsync, rename), and arrays in one mapped safetensors file."""
+"""Atomic writes (temporary name, fsync, rename), and arrays in mapped safetensors files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import fcntl
 import hashlib
 import json
 import math
+import mmap
 import os
+import re
 import shutil
 import struct
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +142,130 @@ _METADATA = "__metadata__"
 _PADDING = "__pad."
 _SMALL_ALIGNMENT = 64
 _PAGE = 4096
+_CUT = 1 << 16  # a page of any system: where a tensor may go on in another file
+_COPY_BYTES = 1 << 26
+_MAP_FIXED = 0x10  # of Linux and of macOS
 _HEADER_LIMIT = 100_000_000
 
 
-def _alignment(nbytes: int) -> int:
-    return _PAGE if nbytes >= _PAGE else _SMALL_ALIGNMENT
+@dataclass(frozen=True, slots=True)
+class TensorSpan:
+    """Rows of a tensor that lie side by side in one file."""
+
+    file: int  # Number of the file, from 0
+    offset: int  # Bytes from the start of the file's tensors
+    first: int  # First row
+    stop: int  # One past the last row
+
+
+class TensorFiles:
+    """Where each tensor's rows lie in one safetensors file, or in parts of a limited size.
+
+    The places are a function of shapes and ``part_bytes`` alone, so several processes may each
+    write their own rows. A tensor too large for what is left of a part goes on in the next one; it
+    is cut where a page begins, and :func:`map_tensors` maps its pieces one after the other.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        shapes: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        part_bytes: int | None = None,
+    ) -> None:
+        """Lay out tensors; ``part_bytes``: most bytes of tensors in a file, None for no limit."""
+        self.spans: dict[str, list[TensorSpan]] = {}
+        self._row_bytes: dict[str, int] = {}
+        self._headers: list[dict[str, Any]] = [{_METADATA: dict(metadata or {})}]
+        self._ends = [0]
+        for name, (dtype, shape) in shapes.items():
+            if name == _METADATA or name.startswith(_PADDING):
+                raise DataError(f"tensor {name!r}: the name is reserved; choose another")
+            if dtype not in _NAMES:
+                raise DataError(
+                    f"tensor {name!r}: got dtype {dtype}, expected one of {sorted(_DTYPES)}"
+                )
+            self._place(name, dtype, shape, math.inf if part_bytes is None else part_bytes)
+        self.paths = part_paths(Path(path), len(self._headers))
+        # Pages of a piece are mapped behind those of the piece before: all start on one.
+        boundary = _PAGE if len(self.paths) == 1 else _CUT
+        self._texts = [_header_text(header, boundary) for header in self._headers]
+
+    def _place(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], limit: float) -> None:
+        rows, first = (shape[0] if shape else 1), 0
+        row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        unit = _CUT // math.gcd(_CUT, row_bytes) if row_bytes else max(1, rows)  # fills pages
+        self._row_bytes[name] = row_bytes
+        self.spans[name] = []
+        while first < rows or not self.spans[name]:
+            whole = (rows - first) * row_bytes
+            boundary = _CUT if first else _PAGE if whole >= _PAGE else _SMALL_ALIGNMENT
+            room = limit - self._ends[-1] - -self._ends[-1] % boundary
+            count = rows - first
+            if whole > room:
+                room = limit - self._ends[-1] - -self._ends[-1] % _CUT
+                count, boundary = int(room // (unit * row_bytes)) * unit, _CUT
+                if count <= 0 and self._ends[-1]:
+                    self._new_file()
+                    continue
+                count = min(max(count, unit), rows - first)
+            span = TensorSpan(len(self._ends) - 1, self._pad(boundary), first, first + count)
+            self.spans[name].append(span)
+            cut = shape if count == rows else (count, *shape[1:])
+            self._headers[-1][name] = _entry(dtype, cut, span.offset)
+            self._ends[-1] += count * row_bytes
+            first += count
+
+    def _new_file(self) -> None:
+        self._headers.append({_METADATA: self._headers[0][_METADATA]})
+        self._ends.append(0)
+
+    def _pad(self, boundary: int) -> int:
+        """Fill up to a multiple of ``boundary`` bytes, and return where the next tensor begins."""
+        header, at = self._headers[-1], self._ends[-1]
+        if gap := -at % boundary:
+            header[f"{_PADDING}{len(header) - 1}"] = _entry(np.dtype("u1"), (gap,), at)
+            self._ends[-1] += gap
+        return self._ends[-1]
+
+    def create(self) -> None:
+        """Write the headers, and give each file its size."""
+        for path, text, end in zip(self.paths, self._texts, self._ends, strict=True):
+            with open(path, "wb") as file:
+                file.write(text)
+                file.truncate(len(text) + end)
+
+    def write(self, name: str, rows: NDArray[Any], first: int = 0) -> None:
+        """Write rows ``first``, ... of a tensor into files that were created."""
+        row_bytes = self._row_bytes[name]
+        rows = np.atleast_1d(rows)
+        at_once = max(1, _COPY_BYTES // max(1, row_bytes))
+        for span in self.spans[name]:
+            begin, stop = max(span.first, first), min(span.stop, first + len(rows))
+            if begin >= stop:
+                continue
+            start = len(self._texts[span.file]) + span.offset - span.first * row_bytes
+            with open(self.paths[span.file], "r+b", buffering=0) as file:
+                for row in range(begin, stop, at_once):
+                    # Rows of a table with its state are no block: one copy at a time.
+                    block = _bytes_of(rows[row - first : min(row + at_once, stop) - first])
+                    _write_at(file.fileno(), block, start + row * row_bytes)
+
+
+def part_paths(path: Path, parts: int) -> list[Path]:
+    """Return the names of a file that is cut into parts: ``NAME-00001-of-00008.SUFFIX``."""
+    if parts == 1:
+        return [path]
+    numbers = range(1, parts + 1)
+    return [path.with_name(f"{path.stem}-{i:05}-of-{parts:05}{path.suffix}") for i in numbers]
+
+
+def is_part_of(path: Path, name: str) -> bool:
+    """Whether ``path`` is named like a part of a file called ``name``."""
+    whole = Path(name)
+    pattern = rf"{re.escape(whole.stem)}-\d{{5}}-of-\d{{5}}{re.escape(whole.suffix)}"
+    return re.fullmatch(pattern, path.name) is not None
 
 
 def write_tensors(
@@ -152,44 +274,35 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write arrays to ``path`` and force them to the disk."""
-    header: dict[str, Any] = {_METADATA: dict(metadata or {})}
-    parts: list[NDArray[Any]] = []
-    at = 0
-    for name, tensor in tensors.items():
-        if name == _METADATA or name.startswith(_PADDING):
-            raise DataError(f"tensor {name!r}: the name is reserved; choose another")
-        array = np.asarray(tensor)
-        if array.dtype not in _NAMES:
-            raise DataError(
-                f"tensor {name!r}: got dtype {array.dtype}, expected one of {sorted(_DTYPES)}"
-            )
-        gap = -at % _alignment(array.nbytes)
-        if gap:
-            pad = np.zeros(gap, np.uint8)
-            header[f"{_PADDING}{len(parts)}"] = _entry(pad, at)
-            parts.append(pad)
-            at += gap
-        header[name] = _entry(array, at)
-        parts.append(array)
-        at += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % _PAGE)
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:
-        file.writelines([struct.pack("<Q", len(text)), text])
-        for part in parts:  # rows of a table with its state are no block: one copy at a time
-            file.write(_bytes_of(part))
+    arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    shapes = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    TensorFiles(path, shapes, metadata=metadata)  # says what cannot be written before it begins
+    with atomic_file(path) as temporary:
+        files = TensorFiles(temporary, shapes, metadata=metadata)
+        files.create()
+        for name, array in arrays.items():
+            files.write(name, array)
+
+
+def _write_at(descriptor: int, block: memoryview, offset: int) -> None:
+    while block:
+        written = os.pwrite(descriptor, block, offset)
+        block, offset = block[written:], offset + written
 
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _entry(array: NDArray[Any], at: int) -> dict[str, Any]:
-    return {
-        "dtype": _NAMES[array.dtype],
-        "shape": list(array.shape),
-        "data_offsets": [at, at + array.nbytes],
-    }
+def _entry(dtype: np.dtype[Any], shape: tuple[int, ...], at: int) -> dict[str, Any]:
+    end = at + math.prod(shape) * dtype.itemsize
+    return {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+
+
+def _header_text(header: Mapping[str, Any], boundary: int) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % boundary)
+    return struct.pack("<Q", len(text)) + text
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -241,23 +354,66 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     return dict(_read_header(Path(path))[0].get(_METADATA, {}))
 
 
-def map_tensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Map a file's arrays read-only; nothing is copied."""
-    header, start = _read_header(Path(path))
-    raw = np.memmap(path, dtype=np.uint8, mode="r")
+def map_tensors(*paths: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """Map arrays of a file, or of all its parts in order, read-only; nothing is copied."""
     tensors: dict[str, NDArray[Any]] = {}
-    for name, entry in header.items():
-        if name == _METADATA or name.startswith(_PADDING):
-            continue
-        if entry["dtype"] not in _DTYPES:
-            raise DataError(
-                f"{path}: tensor {name!r} has dtype {entry['dtype']}, which is not known"
+    pieces: dict[str, list[tuple[Path, int, NDArray[Any]]]] = {}
+    for path in map(Path, paths):
+        header, start = _read_header(path)
+        raw = np.memmap(path, dtype=np.uint8, mode="r")
+        for name, entry in header.items():
+            if name == _METADATA or name.startswith(_PADDING):
+                continue
+            if entry["dtype"] not in _DTYPES:
+                raise DataError(
+                    f"{path}: tensor {name!r} has dtype {entry['dtype']}, which is not known"
+                )
+            first, last = (start + offset for offset in entry["data_offsets"])
+            view = (
+                np.frombuffer(raw, np.uint8, last - first, first)
+                if last > first
+                else np.empty(0, np.uint8)
             )
-        first, last = (start + offset for offset in entry["data_offsets"])
-        view = (
-            np.frombuffer(raw, np.uint8, last - first, first)
-            if last > first
-            else np.empty(0, np.uint8)
-        )
-        tensors[name] = view.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    return tensors
+            tensor = view.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            tensors[name] = tensor
+            pieces.setdefault(name, []).append((path, first, tensor))
+    cut = {name: several for name, several in pieces.items() if len(several) > 1}
+    return {**tensors, **{name: _map_one_after_the_other(name, cut[name]) for name in cut}}
+
+
+def _map_one_after_the_other(
+    name: str, pieces: list[tuple[Path, int, NDArray[Any]]]
+) -> NDArray[Any]:
+    """Map the pieces of a tensor, that lie in several files, into one stretch of addresses."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (
+        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
+        ctypes.c_int64,
+    )
+    arrays = [array for _, _, array in pieces]
+    (first, *others), page = arrays, mmap.ALLOCATIONGRANULARITY
+    for (path, offset, array), is_last in zip(
+        pieces, [*(False for _ in others), True], strict=True
+    ):
+        same = array.ndim and (array.dtype, array.shape[1:]) == (first.dtype, first.shape[1:])
+        if not same or not array.nbytes or offset % page or (array.nbytes % page and not is_last):
+            raise DataError(
+                f"{path}: tensor {name!r} is cut where it cannot go on in the next part (rows of "
+                f"{array.dtype} {array.shape[1:]}, pages of {page:,} bytes); write the parts again"
+            )
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    # Unmapped, with what is mapped over it, when the last view of it is gone.
+    space = mmap.mmap(-1, sum(array.nbytes for array in arrays), flags, mmap.PROT_READ)
+    bytes_N = np.frombuffer(space, np.uint8)
+    address = bytes_N.ctypes.data
+    for path, offset, array in pieces:
+        with open(path, "rb") as file:
+            over = mmap.MAP_SHARED | _MAP_FIXED
+            place = libc.mmap(address, array.nbytes, mmap.PROT_READ, over, file.fileno(), offset)
+        if place != address:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), os.fspath(path))
+        address += array.nbytes
+    rows = sum(len(array) for array in arrays)
+    return bytes_N.view(first.dtype).reshape(rows, *first.shape[1:])

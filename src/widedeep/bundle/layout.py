@@ -18,7 +18,7 @@ from widedeep.bundle.plain_json import read_json, write_json
 from widedeep.bundle.program import Program
 from widedeep.errors import BundleError
 from widedeep.features import Combiner
-from widedeep.files import map_tensors, write_tensors
+from widedeep.files import TensorFiles, is_part_of, map_tensors
 from widedeep.kernels.score import ACTIVATIONS, sigmoid
 from widedeep.options import check_types, check_value
 from widedeep.schema import Schema, Slot
@@ -433,11 +433,27 @@ class BundleContents:
     items: ItemVectors | None = None  # Vectors of items, for retrieval
 
 
-def write_contents(path: Path, contents: BundleContents) -> None:
+def write_weights(
+    path: Path, weights: Mapping[str, NDArray[np.float32]], part_bytes: int | None
+) -> None:
+    """Write the weights into a directory: in one file, or in parts of ``part_bytes`` at most."""
+    shapes = {name: (array.dtype, array.shape) for name, array in weights.items()}
+    files = TensorFiles(path / WEIGHTS, shapes, part_bytes=part_bytes)
+    files.create()
+    for name, array in weights.items():
+        files.write(name, array)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files of a bundle's weights, in order."""
+    return sorted(f for f in path.iterdir() if f.name == WEIGHTS or is_part_of(f, WEIGHTS))
+
+
+def write_contents(path: Path, contents: BundleContents, part_bytes: int | None = None) -> None:
     """Write the files into a directory, but for the warm-up rows."""
     # A served model has no use for values that its vocabularies leave out.
     contents.schema.without_tails().write(path / SCHEMA)
-    write_tensors(path / WEIGHTS, contents.weights)
+    write_weights(path, contents.weights, part_bytes)
     config = {"run": contents.config, "model": contents.model.to_json()}
     if contents.program is not None:
         config["program"] = contents.program.to_json()
@@ -473,7 +489,7 @@ def read_contents(path: Path, manifest: Manifest) -> BundleContents:
     contents = BundleContents(
         schema=schema,
         model=BundleModel.from_json(config["model"]),
-        weights=map_tensors(path / WEIGHTS),
+        weights=map_tensors(*weight_files(path)),
         config=config["run"],
         metrics=metrics,
         calibration=_read_calibration(path / CALIBRATION),

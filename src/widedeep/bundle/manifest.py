@@ -16,7 +16,8 @@ __all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "check_files",
 
 Engine = Literal["native", "graph", "onnx"]
 FORMAT_VERSION = 1
-READABLE_FORMATS = (1,)
+PARTS_FORMAT = 2  # of bundles whose weights are cut into parts
+READABLE_FORMATS = (1, 2)
 MANIFEST = "manifest.json"
 _AGAIN = "copy the bundle again, or export it again"
 
@@ -39,7 +40,8 @@ class Manifest:
     """Format, origin and files of a bundle.
 
     Args:
-        format_version: Version of the directory's layout.
+        format_version: Version of the directory's layout: 1, or 2 where the weights are cut into
+            parts.
         engine: What computes the deep part: ``"native"`` for the standard tower, ``"graph"`` for a
             program of native operations, ``"onnx"`` for ONNX Runtime.
         created_by: Version of widedeep that wrote it.

@@ -21,17 +21,25 @@ from widedeep.bundle.layout import (
     GRAPH,
     POSTERIOR,
     WARMUP,
-    WEIGHTS,
     BundleContents,
     BundleModel,
     Warmup,
     check_finite,
     check_weights,
+    weight_files,
     write_calibration,
     write_contents,
     write_warmup,
+    write_weights,
 )
-from widedeep.bundle.manifest import FORMAT_VERSION, MANIFEST, Engine, Manifest, file_entries
+from widedeep.bundle.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    PARTS_FORMAT,
+    Engine,
+    Manifest,
+    file_entries,
+)
 from widedeep.bundle.plain_json import plain
 from widedeep.bundle.posterior import fit_posterior
 from widedeep.bundle.program import Program
@@ -42,6 +50,7 @@ from widedeep.schema import Schema
 __all__ = ["write_bundle"]
 
 Weights = Mapping[str, NDArray[Any]]
+_LEAST_PART = 1 << 20
 
 
 def write_bundle(
@@ -61,6 +70,7 @@ def write_bundle(
     items: pa.Table | None = None,
     item_id: str | None = None,
     overwrite: bool = False,
+    part_bytes: int | None = None,
     check: Callable[[Bundle], None] = lambda bundle: None,
 ) -> Bundle:
     """Write a model as a bundle: under a temporary name first, renamed when all is on disk.
@@ -86,6 +96,9 @@ def write_bundle(
         items: Items whose vectors are kept in the bundle, for a program with two towers.
         item_id: Column of the items' ids.
         overwrite: Replace an existing bundle, in one step.
+        part_bytes: Most bytes of weights in a file, at least 1 MiB (1 << 20): what has more is
+            written as ``weights-00001-of-00008.safetensors`` and so on; None: in one file. A bundle
+            in parts is mapped and scored like any other.
         check: Called with the bundle as it reads from disk, before it is renamed to ``path``; an
             exception leaves ``path`` as it was.
 
@@ -118,6 +131,8 @@ def write_bundle(
     """
     path = Path(path)
     _check_path(path, overwrite)
+    if part_bytes is not None and part_bytes < _LEAST_PART:
+        raise BundleError(f"got part_bytes={part_bytes}, expected at least {_LEAST_PART:,} (1 MiB)")
     if engine == "native" and "head/weight" not in weights:
         model, weights = _without_deep(model, weights)
     check_weights(schema, model, weights, engine, program)
@@ -136,7 +151,7 @@ def write_bundle(
     existed = path.exists()
     try:
         with atomic_directory(path) as directory:
-            write_contents(directory, contents)
+            write_contents(directory, contents, part_bytes)
             if onnx is not None:
                 (directory / GRAPH).write_bytes(onnx)
             if items is not None and item_id is not None:
@@ -191,7 +206,11 @@ def rewrite_bundle(
                 shutil.copyfile(bundle.path / name, directory / name)
             for name in (WARMUP, POSTERIOR):
                 (directory / name).unlink(missing_ok=True)
-            write_tensors(directory / WEIGHTS, weights)
+            parts = weight_files(directory)
+            part_bytes = max(part.stat().st_size for part in parts) if len(parts) > 1 else None
+            for part in parts:
+                part.unlink()
+            write_weights(directory, weights, part_bytes)
             write_calibration(directory, curves)
             _write_warmup(directory, schema, engine, bundle.warmup.rows)
             _write_posterior(directory, schema, engine, posterior_rows)
@@ -287,7 +306,7 @@ def _write_warmup(
 
 def _manifest(path: Path, schema: Schema, engine: Engine) -> Manifest:
     return Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT_VERSION if len(weight_files(path)) == 1 else PARTS_FORMAT,
         engine=engine,
         created_by=__version__,
         schema_fingerprint=schema.fingerprint,

@@ -536,6 +536,7 @@ def export_bundle(
     posterior: object | None,
     items: Data | None,
     overwrite: bool,
+    part_bytes: int | None = None,
     on_message: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
     """Write a trained model as a bundle; see :meth:`widedeep.Trainer.export`."""
@@ -573,6 +574,7 @@ def export_bundle(
         items=item_table,
         item_id=item_id,
         overwrite=overwrite,
+        part_bytes=part_bytes,
         check=lambda bundle: check_agreement(state, evaluator, bundle, curves, rows, Path(path)),
     )
 

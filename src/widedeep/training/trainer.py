@@ -680,6 +680,7 @@ class Trainer:
         posterior: object | None = None,
         items: Data | None = None,
         overwrite: bool = False,
+        part_bytes: int | None = None,
     ) -> Bundle:
         """Write the model as a bundle that scores without torch.
 
@@ -703,6 +704,8 @@ class Trainer:
             items: Items whose vectors the bundle keeps, one row per item with the columns of the
                 item, for a model with two towers (:class:`widedeep.models.TwoTower`).
             overwrite: Replace a bundle that is already there.
+            part_bytes: Most bytes of weights in one file, at least 1 MiB; larger weights are
+                written in parts, which are mapped and scored like one. None: one file.
 
         Returns:
             The bundle, loaded from ``path``.
@@ -722,6 +725,7 @@ class Trainer:
             posterior=posterior,
             items=items,
             overwrite=overwrite,
+            part_bytes=part_bytes,
             on_message=self._say,
         )
 
