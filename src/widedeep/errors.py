@@ -19,6 +19,7 @@ __all__ = [
     "FeatureError",
     "LimitError",
     "MissingPackageError",
+    "RanksError",
     "RequestError",
     "RowError",
     "SchemaError",
@@ -129,6 +130,14 @@ class ConfigError(WideDeepError):
 
 class CheckpointError(WideDeepError):
     """A checkpoint cannot be written, read or continued.
+
+    Args:
+        message: What was got, where, what is allowed, what to do.
+    """
+
+
+class RanksError(WideDeepError):
+    """Another process of a run over several did not answer: it ended, or took too long.
 
     Args:
         message: What was got, where, what is allowed, what to do.

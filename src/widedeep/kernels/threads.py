@@ -21,6 +21,11 @@ from pathlib import Path
 from widedeep import _native
 
 
+def instruction_set() -> str:
+    """Return the instruction set of the kernels: machines of another one sum in another order."""
+    return _native.isa()
+
+
 @contextmanager
 def spin_wait() -> Iterator[None]:
     """Let threads that run out of work look for more, a tenth of a millisecond, before they sleep.

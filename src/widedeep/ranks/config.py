@@ -1,0 +1,52 @@
+"""Options of a run over several processes: ``[distributed]`` in a TOML file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from widedeep.options import COUNT, COUNTS, check_range, check_types
+
+__all__ = ["DistributedConfig"]
+
+Wire = Literal["fp32", "bf16"]
+_TIMEOUT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistributedConfig:
+    """How one model is trained by several processes, its ranks.
+
+    Args:
+        lanes: Parts into which each batch is cut, at least 1. Sums over a batch add lane after
+            lane, so that a result depends on ``lanes`` and never on the number of ranks; each rank
+            computes some of them. Set it once, to the most ranks that will ever be used, such as
+            24. ``batch_size`` is a multiple of it.
+        wire: Numbers in which rows and gradients travel: ``"fp32"``, or ``"bf16"`` for half the
+            bytes, which changes results by its rounding.
+        timeout: How long a rank waits for the others before it gives up: a number with a unit
+            (s, m, h), at least 1 s.
+
+    Example:
+        >>> DistributedConfig(lanes=6, timeout="2m").timeout_seconds
+        120.0
+    """
+
+    lanes: int = 1
+    wire: Wire = "fp32"
+    timeout: str = "120s"
+
+    def __post_init__(self) -> None:
+        owner = "[distributed]"
+        check_types(self, owner)
+        check_range(owner, "lanes", self.lanes, self.lanes in COUNTS, COUNT)
+        allowed = "a number with a unit (s, m, h) such as '120s', at least 1 s"
+        check_range(owner, "timeout", self.timeout, self.timeout_seconds >= 1, allowed)
+
+    @property
+    def timeout_seconds(self) -> float:
+        """The timeout in seconds; NaN if it cannot be read."""
+        match = _TIMEOUT.fullmatch(self.timeout.strip())
+        return float(match[1]) * _SECONDS[match[2]] if match else float("nan")

@@ -1,0 +1,338 @@
+"""Ranks: the processes that train one model, and what they say to each other."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import datetime
+import json
+import math
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep import __version__
+from widedeep.errors import ConfigError, RanksError
+from widedeep.kernels.threads import instruction_set
+from widedeep.ranks.config import DistributedConfig
+
+_SILENCE_SECONDS = 3.0
+"""How long a rank whose exchange failed waits for the others to say that theirs failed too."""
+
+_joined: dict[str, Any] = {}
+"""The key-value store of the ranks that this process joined, by which failed ones are named."""
+
+
+class Ranks:
+    """The process's place among those that train one model; by itself: the only one of them.
+
+    Every method is collective: all ranks call it, in the same order. In a lone process all of them
+    work and none needs ``torch.distributed``.
+
+    Args:
+        rank: This process, 0 <= rank < size.
+        size: How many processes there are.
+        lanes: Parts of a batch, at least ``size``.
+        group: A gloo process group of ``torch.distributed``; None for a lone process.
+
+    Raises:
+        ConfigError: If there are more ranks than lanes.
+
+    Example:
+        >>> ranks = Ranks(lanes=6)
+        >>> ranks.rank, ranks.size, list(ranks.lanes_of())
+        (0, 1, [0, 1, 2, 3, 4, 5])
+        >>> ranks.gather(np.arange(3))
+        [array([0, 1, 2])]
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, lanes: int = 1, group: Any = None) -> None:
+        if lanes < size:
+            raise ConfigError(
+                f"[distributed]: got lanes = {lanes} with {size} ranks, expected at least as many "
+                "lanes as ranks; set distributed.lanes once to the most ranks that you will ever "
+                "use, such as 24: results depend on it, and not on the number of ranks"
+            )
+        self.rank, self.size, self.lanes = rank, size, lanes
+        self.sent_bytes = 0
+        """Payload that this rank sent to others since it began."""
+        self.hosts: list[str] = [socket.gethostname()] * size
+        self._group = group
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone logs, calls back, writes and decides."""
+        return self.rank == 0
+
+    def lanes_of(self, rank: int | None = None) -> range:
+        """Return the lanes that a rank computes; None: this one."""
+        rank = self.rank if rank is None else rank
+        return range(self.lanes * rank // self.size, self.lanes * (rank + 1) // self.size)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.any(False)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        import torch
+        import torch.distributed as dist
+
+        total = torch.tensor([int(flag)], dtype=torch.int32)
+        with self._failures("a flag"):
+            dist.all_reduce(total, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(total.item())
+
+    def broadcast(self, value: Any, what: str = "") -> Any:
+        """Return rank 0's value on every rank.
+
+        Args:
+            value: Bytes, or what JSON holds; of the other ranks it is not looked at.
+            what: Its name in errors.
+        """
+        if self.size == 1:
+            return value
+        import torch
+        import torch.distributed as dist
+
+        is_bytes = isinstance(value, bytes)
+        payload = b""
+        if self.is_first:
+            payload = value if is_bytes else json.dumps(value).encode()
+        header = torch.tensor([len(payload), int(is_bytes)], dtype=torch.int64)
+        with self._failures(what or "a value"):
+            dist.broadcast(header, 0, group=self._group)
+            length = int(header[0])
+            buffer = torch.frombuffer(
+                bytearray(payload or bytes(max(length, 1))), dtype=torch.uint8
+            )
+            dist.broadcast(buffer, 0, group=self._group)
+        self.sent_bytes += len(payload) * (self.size - 1)
+        received = buffer.numpy()[:length].tobytes()
+        return received if header[1] else json.loads(received)
+
+    def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return every rank's array, in rank order, on every rank.
+
+        Args:
+            array: (rows, ...); the ranks' rows may differ, type and further axes may not.
+        """
+        if self.size == 1:
+            return [array]
+        lengths = self._lengths([len(array)] * self.size)
+        return self._gather(array, lengths)
+
+    def gather_to_first(self, array: NDArray[Any]) -> list[NDArray[Any]] | None:
+        """Return every rank's array, in rank order, on rank 0; None on the others."""
+        parts = [array if rank == 0 else array[:0] for rank in range(self.size)]
+        arrays = self.all_to_all(parts)
+        return arrays if self.is_first else None
+
+    def all_to_all(
+        self, parts: Sequence[NDArray[Any]], lengths: Sequence[int] | None = None
+    ) -> list[NDArray[Any]]:
+        """Send ``parts[r]`` to rank r; return what each rank sent here, in rank order.
+
+        Args:
+            parts: One (rows, ...) array for each rank; rows may differ, type and further axes may
+                not.
+            lengths: Rows that come from each rank, where they are known: saves an exchange.
+        """
+        if self.size == 1:
+            return [parts[0]]
+        import torch
+        import torch.distributed as dist
+
+        first = np.asarray(parts[0])
+        tail = first.shape[1:]
+        width = first.dtype.itemsize * math.prod(tail)
+        sent = [len(part) for part in parts]
+        received = self._lengths(sent) if lengths is None else list(lengths)
+        outgoing = np.concatenate([_as_bytes(part) for part in parts])
+        incoming = np.empty(sum(received) * width, np.uint8)
+        with self._failures("rows"):
+            dist.all_to_all_single(
+                torch.from_numpy(incoming),
+                torch.from_numpy(outgoing),
+                [n * width for n in received],
+                [n * width for n in sent],
+                group=self._group,
+            )
+        self.sent_bytes += len(outgoing) - sent[self.rank] * width
+        ends = np.cumsum([n * width for n in received])[:-1]
+        arrays = np.split(incoming, ends)
+        return [array.view(first.dtype).reshape(-1, *tail) for array in arrays]
+
+    def lane_sums(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the sums of every lane, (lanes, K): the caller adds them in lane order.
+
+        Args:
+            own: (own lanes, K).
+        """
+        if self.size == 1:
+            return own
+        lengths = [len(self.lanes_of(rank)) for rank in range(self.size)]
+        return np.concatenate(self._gather(own, lengths))
+
+    def _lengths(self, sent: Sequence[int]) -> list[int]:
+        import torch
+        import torch.distributed as dist
+
+        received = torch.empty(self.size, dtype=torch.int64)
+        with self._failures("lengths"):
+            outgoing = torch.tensor(list(sent), dtype=torch.int64)
+            dist.all_to_all_single(received, outgoing, group=self._group)
+        return [int(n) for n in received]
+
+    def _gather(self, array: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
+        """Gather arrays whose lengths every rank knows."""
+        import torch
+        import torch.distributed as dist
+
+        tail = array.shape[1:]
+        width = array.dtype.itemsize * math.prod(tail)
+        own = np.zeros(max(lengths) * width, np.uint8)
+        own[: len(array) * width] = _as_bytes(array)
+        buffers = [torch.empty(len(own), dtype=torch.uint8) for _ in range(self.size)]
+        if len(own):
+            with self._failures("arrays"):
+                dist.all_gather(buffers, torch.from_numpy(own), group=self._group)
+        self.sent_bytes += len(array) * width * (self.size - 1)
+        return [
+            buffer.numpy()[: n * width].view(array.dtype).reshape(-1, *tail)
+            for buffer, n in zip(buffers, lengths, strict=True)
+        ]
+
+    @contextlib.contextmanager
+    def _failures(self, what: str) -> Iterator[None]:
+        """Say which rank did not answer where an exchange fails."""
+        try:
+            yield
+        except RuntimeError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the connections
+            reason = str(error).strip().splitlines()[0]
+            raise RanksError(
+                f"rank {self.rank} of {self.size} ({self.hosts[self.rank]}): exchanging {what} "
+                f"failed: {self._silent_ranks()}; start the run again with --resume: it goes on "
+                f"from the last checkpoint, on as many ranks as there are ({reason})"
+            ) from error
+
+    def _silent_ranks(self) -> str:
+        """Name the ranks that do not say that their exchange failed too."""
+        unknown = "another rank ended, or did not answer in time"
+        store = _joined.get("store")
+        if store is None:
+            return unknown
+        self._group = None
+        _leave()  # closes the connections: who waits for this rank learns of it now
+        silent = [rank for rank in range(self.size) if rank != self.rank]
+        with contextlib.suppress(RuntimeError):
+            store.set(f"widedeep/failed/{self.rank}", "1")
+            ends = time.monotonic() + _SILENCE_SECONDS
+            while silent and time.monotonic() < ends:
+                silent = [r for r in silent if not store.check([f"widedeep/failed/{r}"])]
+                time.sleep(0.05)
+            if silent:
+                names = ", ".join(f"{rank} ({self.hosts[rank]})" for rank in silent)
+                return f"rank {names} ended, or did not answer in time"
+        return unknown
+
+
+def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def launched_size() -> int:
+    """Return how many ranks there are: of ``torch.distributed``, or as torchrun says; else 1."""
+    import sys
+
+    dist = sys.modules.get("torch.distributed")  # without it nobody has initialised it
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        return int(dist.get_world_size())
+    size = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    if not size.isdecimal() or int(size) < 1:
+        raise ConfigError(f"WORLD_SIZE: got {size!r}, expected the number of ranks")
+    return int(size)
+
+
+def ranks_of(config: DistributedConfig) -> Ranks:
+    """Join the ranks of this run: those of ``torch.distributed`` or torchrun, else none.
+
+    Args:
+        config: Lanes, and how long to wait for others.
+
+    Returns:
+        The ranks: a lone process where nobody launched several.
+
+    Raises:
+        ConfigError: If there are more ranks than lanes, or ranks differ in version, instruction set
+            or lanes.
+        RanksError: If a rank does not come.
+    """
+    size = launched_size()
+    if size == 1:
+        return Ranks(lanes=config.lanes)
+    Ranks(size=size, lanes=config.lanes)  # refuses more ranks than lanes before anybody waits
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    timeout = datetime.timedelta(seconds=config.timeout_seconds)
+    if not dist.is_initialized():
+        try:
+            store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+            dist.init_process_group(
+                "gloo", store=store, rank=rank, world_size=size, timeout=timeout
+            )
+        except (RuntimeError, ValueError) as error:
+            raise RanksError(
+                f"rank {os.environ['RANK']} of {size}: the others cannot be joined at "
+                f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({error}); "
+                "launch all of them by torchrun, within distributed.timeout"
+            ) from error
+        _joined["store"] = store
+        atexit.register(_leave)
+    group = dist.group.WORLD
+    if dist.get_backend() != "gloo":
+        group = dist.new_group(backend="gloo", timeout=timeout)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), config.lanes, group)
+    _check_alike(ranks)
+    return ranks
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _check_alike(ranks: Ranks) -> None:
+    """Refuse ranks that would compute other bits than the first."""
+    import torch
+
+    facts = {
+        "host": socket.gethostname(),
+        "widedeep": __version__,
+        "torch": torch.__version__,
+        "instruction set": f"{instruction_set()} ({torch.backends.cpu.get_cpu_capability()})",
+        "lanes": ranks.lanes,
+    }
+    texts = ranks.gather(np.frombuffer(json.dumps(facts).encode(), np.uint8))
+    every: list[dict[str, Any]] = [json.loads(text.tobytes()) for text in texts]
+    ranks.hosts = [str(one["host"]) for one in every]
+    for name in ("widedeep", "torch", "instruction set", "lanes"):
+        for rank, one in enumerate(every):
+            if one[name] != every[0][name]:
+                raise ConfigError(
+                    f"rank {rank} ({one['host']}): got {name} {one[name]}, but {every[0][name]} on "
+                    f"rank 0 ({every[0]['host']}), whose bits it would not compute; run the same "
+                    "on all of them"
+                )

@@ -1,0 +1,114 @@
+"""Ranks: collectives between processes, a lone process, and what is refused."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.ranks.processes import run_ranks
+from widedeep.errors import ConfigError, RanksError
+from widedeep.ranks.config import DistributedConfig
+from widedeep.ranks.ranks import Ranks, ranks_of
+
+
+def exchange_all() -> dict[str, Any]:
+    """Join with other lanes (refused), with the same; exchange; rank 2 ends before the last one."""
+    with pytest.raises(ConfigError) as refused:
+        ranks_of(DistributedConfig(lanes=4 + int(os.environ["RANK"]), timeout="30s"))
+    ranks = ranks_of(DistributedConfig(lanes=5, timeout="30s"))
+    rank, size = ranks.rank, ranks.size
+    own = np.arange(rank * 3, dtype=np.int32).reshape(-1, 3) + 100 * rank
+    parts = [np.full(rank + 2 * other, 10 * rank + other, np.float32) for other in range(size)]
+    sums = np.array([[float(lane), 0.5] for lane in ranks.lanes_of()])
+    ranks.barrier()
+    answers = {
+        "refused": str(refused.value),
+        "lanes": list(ranks.lanes_of()),
+        "json": ranks.broadcast({"a": [1, rank]}, "a table"),
+        "bytes": ranks.broadcast(bytes([rank, 7]), "bytes"),
+        "none": ranks.broadcast(b""),
+        "gathered": ranks.gather(own),
+        "first": ranks.gather_to_first(own),
+        "parts": ranks.all_to_all(parts),
+        "known": ranks.all_to_all(parts, [other + 2 * rank for other in range(size)]),
+        "sums": ranks.lane_sums(sums),
+        "any": (ranks.any(False), ranks.any(rank == 1)),
+        "sent": ranks.sent_bytes,
+    }
+    if rank < 2:
+        with pytest.raises(RanksError) as lost:
+            ranks.barrier()
+        answers["lost"] = str(lost.value)
+    return answers
+
+
+@pytest.fixture(scope="module")
+def results() -> list[dict[str, Any]]:
+    return run_ranks(3, exchange_all)
+
+
+def test_collectives_between_three_processes(results: list[dict[str, Any]]) -> None:
+    assert [result["lanes"] for result in results] == [[0], [1, 2], [3, 4]]
+    for rank, result in enumerate(results):
+        assert result["json"] == {"a": [1, 0]}
+        assert (result["bytes"], result["none"]) == (b"\x00\x07", b"")
+        assert [len(array) for array in result["gathered"]] == [0, 1, 2]
+        assert result["gathered"][2].dtype == np.int32
+        np.testing.assert_array_equal(result["gathered"][2], [[200, 201, 202], [203, 204, 205]])
+        for parts in (result["parts"], result["known"]):
+            for other, part in enumerate(parts):
+                np.testing.assert_array_equal(
+                    part, np.full(other + 2 * rank, 10 * other + rank, np.float32)
+                )
+        np.testing.assert_array_equal(result["sums"], [[lane, 0.5] for lane in range(5)])
+        assert result["any"] == (False, True)
+        assert result["sent"] > 0
+    assert [len(array) for array in results[0]["first"]] == [0, 1, 2]
+    assert results[1]["first"] is results[2]["first"] is None
+
+
+def test_a_rank_that_ended_is_named(results: list[dict[str, Any]]) -> None:
+    assert "rank 2 (" in results[0]["lost"] and "rank 1 (" not in results[0]["lost"]
+    for result in results[:2]:
+        assert "ended, or did not answer" in result["lost"] and "--resume" in result["lost"]
+
+
+def test_ranks_with_other_lanes_are_refused(results: list[dict[str, Any]]) -> None:
+    assert all("got lanes 5, but 4 on rank 0" in result["refused"] for result in results)
+
+
+def test_a_lone_process_needs_no_group() -> None:
+    ranks = ranks_of(DistributedConfig(lanes=3))
+    array = np.arange(6).reshape(3, 2)
+    assert (ranks.rank, ranks.size, ranks.is_first, ranks.sent_bytes) == (0, 1, True, 0)
+    assert list(ranks.lanes_of()) == [0, 1, 2]
+    assert ranks.broadcast({"a": 1}) == {"a": 1}
+    assert ranks.gather(array)[0] is array
+    assert ranks.all_to_all([array])[0] is array
+    assert ranks.lane_sums(array.astype(float)).shape == (3, 2)
+    assert ranks.any(True) and not ranks.any(False)
+    ranks.barrier()
+
+
+def test_more_ranks_than_lanes_are_refused_before_anybody_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(ConfigError, match="lanes = 6 with 8 ranks, expected at least as many"):
+        ranks_of(DistributedConfig(lanes=6))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6])
+def test_lanes_are_contiguous_and_complete(size: int) -> None:
+    lanes = [lane for r in range(size) for lane in Ranks(r, size, 6).lanes_of()]
+    assert lanes == list(range(6))
+
+
+@pytest.mark.parametrize("timeout", ["0s", "2 days", "", "nan"])
+def test_timeouts_have_a_unit(timeout: str) -> None:
+    with pytest.raises(ConfigError, match=r"timeout=.*expected a number with a unit"):
+        DistributedConfig(timeout=timeout)
