@@ -29,6 +29,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "_native": (),
     "_version": (),
     "files": ("errors", "_version"),
+    "remote": ("errors",),
     "page": ("errors",),
     "metrics": ("errors",),
     "options": ("errors",),
@@ -37,7 +38,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "schema": ("features", "options", "kernels", "files"),
     "optim": ("options", "kernels"),
     "ranks": ("options", "kernels"),
-    "data": ("schema", "page", "metrics", "ranks"),
+    "data": ("schema", "page", "metrics", "ranks", "remote"),
     "join": ("data",),
     "bundle": ("data",),
     "tables": ("data", "optim"),
@@ -60,9 +61,9 @@ BEFORE: dict[str, tuple[str, ...]] = {
 # Where `import torch` raises, a bundle loads, scores and is served. Kernels that run
 # by torch say so by name.
 WITHOUT_TORCH = {
-    *("__init__", "errors", "files", "features", "options", "config", "kernels", "schema", "data"),
-    *("join", "bundle", "metrics", "serving", "page", "evaluation", "gate", "publish", "report"),
-    "cli",
+    *("__init__", "errors", "files", "remote", "features", "options", "config", "kernels"),
+    *("schema", "data", "join", "bundle", "metrics", "serving", "page", "evaluation", "gate"),
+    *("publish", "report", "cli"),
 }
 TORCH_MODULES = "torch_"
 

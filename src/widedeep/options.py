@@ -421,5 +421,5 @@ def _value(text: str) -> Any:
 def resolve_paths(value: Any, folder: Path) -> Any:
     """Return a path, or a list of paths, relative to a folder; other values as they are."""
     if isinstance(value, str):
-        return value if os.path.isabs(value) else str(folder / value)
+        return value if os.path.isabs(value) or "://" in value else str(folder / value)
     return [resolve_paths(item, folder) for item in value] if isinstance(value, list) else value

@@ -20,15 +20,15 @@ UNFINISHED = (
     "_temporary/0/part.parquet",
     ".staging/part.parquet",
     "_tmp.part/part.parquet",
-    "day=1/.hidden/part.parquet",
-    "day=1/_part.parquet",
+    "day-1/.hidden/part.parquet",
+    "day-1/_part.parquet",
     ".part.parquet",
     ".part.parquet.crc",
     "_SUCCESS",
     "part.parquet.tmp",
     "part.parquet.inprogress",
 )
-GOOD = ("part-0.parquet", "day=1/part-1.parquet", "day=1/deep/PART-2.PQ")
+GOOD = ("part-0.parquet", "day-1/part-1.parquet", "day-1/deep/PART-2.PQ")
 
 
 def write(folder: Path, name: str, rows: pa.Table = ROWS) -> Path:
@@ -66,10 +66,10 @@ def test_a_folder_and_a_follower_and_the_join_leave_out_the_same(tmp_path: Path)
     ("pattern", "found"),
     [
         ("*.parquet", ["part-0.parquet"]),
-        ("**/*.parquet", ["part-0.parquet", "day=1/part-1.parquet"]),
-        ("*/*.parquet", ["day=1/part-1.parquet"]),
+        ("**/*.parquet", ["part-0.parquet", "day-1/part-1.parquet"]),
+        ("*/*.parquet", ["day-1/part-1.parquet"]),
         ("part*", ["part-0.parquet"]),
-        ("day=*", ["day=1/part-1.parquet", "day=1/deep/PART-2.PQ"]),
+        ("day-*", ["day-1/part-1.parquet", "day-1/deep/PART-2.PQ"]),
         ("*", list(GOOD)),
         ("_tmp*/*.parquet", ["_tmp.part/part.parquet"]),
         (".part.parq*t", [".part.parquet"]),
@@ -138,7 +138,7 @@ def test_the_folder_of_a_table_format_is_refused(
     tmp_path: Path, mark: str, owner: str, door: Callable[[str], object]
 ) -> None:
     table = tmp_path / "table"
-    path = write(table, "data/day=1/part-0.parquet", pa.Table.from_pylist(actions()))
+    path = write(table, "data/day-1/part-0.parquet", pa.Table.from_pylist(actions()))
     (table / mark).parent.mkdir(parents=True)
     (table / mark).touch()
     for place in (table, table / "data", tmp_path):
@@ -147,10 +147,10 @@ def test_the_folder_of_a_table_format_is_refused(
     assert input_paths([path]) == [path]
 
 
-@pytest.mark.parametrize("pattern", ["*.parquet", "day=1/*.parquet", "**/*.parquet", "day=*"])
+@pytest.mark.parametrize("pattern", ["*.parquet", "day-1/*.parquet", "**/*.parquet", "day-*"])
 def test_a_glob_into_a_table_format_is_refused(tmp_path: Path, pattern: str) -> None:
     write(tmp_path, "part-0.parquet")
-    write(tmp_path, "day=1/part-0.parquet")
+    write(tmp_path, "day-1/part-0.parquet")
     (tmp_path / "_delta_log").mkdir()
     with pytest.raises(DataError, match=r"Delta Lake.*deltalake\.DeltaTable"):
         input_paths(f"{tmp_path}/{pattern}")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
 from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, selected_columns
 from widedeep.data.parquet_input import spooled_input
 from widedeep.errors import DataError
+from widedeep.remote import InputPath, RemoteFile
 
 
 def _open(
-    paths: Sequence[Path],
+    paths: Sequence[InputPath],
     columns: Sequence[str] | None,
     spool: Spool,
     declared: Mapping[str, ColumnKind],
@@ -21,9 +21,9 @@ def _open(
     return [_arrow_file_input(path, columns, spool) for path in paths]
 
 
-def _arrow_file_input(path: Path, columns: Sequence[str] | None, spool: Spool) -> Input:
+def _arrow_file_input(path: InputPath, columns: Sequence[str] | None, spool: Spool) -> Input:
     try:
-        with pa.memory_map(str(path)) as file:
+        with _opened(path) as file:
             reader = _arrow_reader(file)
             return spooled_input(
                 selected_columns(reader, columns, str(path)), str(path), spool, path=path
@@ -33,6 +33,14 @@ def _arrow_file_input(path: Path, columns: Sequence[str] | None, spool: Spool) -
             f"{path}: not a complete Arrow file ({error}); it is truncated or of another format: "
             "write it again, or name the right file"
         ) from error
+
+
+def _opened(path: InputPath) -> pa.NativeFile:
+    return (
+        pa.PythonFile(path.open(), "r")
+        if isinstance(path, RemoteFile)
+        else pa.memory_map(str(path))
+    )
 
 
 def _arrow_reader(file: pa.NativeFile) -> pa.RecordBatchReader:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -22,6 +21,7 @@ from widedeep.data.arrow_types import logical_type
 from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, cast_blocks
 from widedeep.data.parquet_input import spooled_input
 from widedeep.errors import DataError, nearest
+from widedeep.remote import InputPath, RemoteFile, readable
 
 _EXACT = float(2**53)
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
@@ -45,7 +45,7 @@ class _CsvColumns:
         self._declared = dict(declared)
         self._observed: dict[str, _Observed] = {}
 
-    def spooled_type(self, path: Path, name: str) -> pa.DataType:
+    def spooled_type(self, path: InputPath, name: str) -> pa.DataType:
         """Return the type in which a column's values are kept until all are seen."""
         kind = self._declared.get(name, "")
         if isinstance(kind, str) or pa.types.is_null(kind):
@@ -295,7 +295,7 @@ _AFTER_CLOSING = np.isin(np.arange(256), (_NEWLINE, _RETURN, _COMMA, _QUOTE))
 
 
 def _open(
-    paths: Sequence[Path],
+    paths: Sequence[InputPath],
     columns: Sequence[str] | None,
     spool: Spool,
     declared: Mapping[str, ColumnKind],
@@ -312,7 +312,7 @@ def _open(
 
 
 def _csv_batches(
-    path: Path, columns: Sequence[str] | None, types: _CsvColumns
+    path: InputPath, columns: Sequence[str] | None, types: _CsvColumns
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Return the columns of a CSV file as they are spooled, and its rows."""
     blocks = _blocks(path)
@@ -325,7 +325,7 @@ def _csv_batches(
     return schema, _batches(path, header, schema, types, first, blocks)
 
 
-def _locate(path: Path, column: str, value: object) -> str | None:
+def _locate(path: InputPath, column: str, value: object) -> str | None:
     blocks = _blocks(path)
     header, first = _header(path, next(blocks, None))
     for block in chain([first] if first.text else [], blocks):
@@ -344,7 +344,7 @@ def _other_separator(header: Sequence[str], name: str) -> str:
 
 
 def _batches(
-    path: Path,
+    path: InputPath,
     header: Sequence[str],
     schema: pa.Schema,
     types: _CsvColumns,
@@ -368,7 +368,9 @@ def _shown(text: str) -> str:
     return repr(text) if len(text) <= 80 else f"{text[:77]!r}..."
 
 
-def _parsed(path: Path, block: _Block, header: Sequence[str], names: Sequence[str]) -> pa.Table:
+def _parsed(
+    path: InputPath, block: _Block, header: Sequence[str], names: Sequence[str]
+) -> pa.Table:
     """Return the named columns of a block as text."""
     # Positions stand for names: Arrow would match the names of a header that says one twice.
     positions = [str(header.index(name)) for name in names]
@@ -394,7 +396,7 @@ def _parsed(path: Path, block: _Block, header: Sequence[str], names: Sequence[st
         raise _fault(path, block, header, str(error)) from error
 
 
-def _fault(path: Path, block: _Block, header: Sequence[str], message: str) -> DataError:
+def _fault(path: InputPath, block: _Block, header: Sequence[str], message: str) -> DataError:
     """Return what is wrong with a block that Arrow refused."""
     try:
         block.text.decode()
@@ -416,7 +418,7 @@ def _fault(path: Path, block: _Block, header: Sequence[str], message: str) -> Da
     return DataError(f"{path}, after line {block.first_line}: cannot be read ({message})")
 
 
-def _header(path: Path, block: _Block | None) -> tuple[list[str], _Block]:
+def _header(path: InputPath, block: _Block | None) -> tuple[list[str], _Block]:
     """Return the names of the first line, and the block without it."""
     if block is None:
         raise DataError(
@@ -520,7 +522,7 @@ class _Block:
         record = int(wrong[0])
         return self._line_at(self._start(record)), int(fields[record])
 
-    def check(self, path: Path) -> None:
+    def check(self, path: InputPath) -> None:
         """Refuse what the grammar has no meaning for."""
         if b"\0" in self.text:
             line = self._line_at(self.text.index(b"\0"))
@@ -533,7 +535,7 @@ class _Block:
         if b'"' in self.text:
             self._check_quotes(path)
 
-    def _check_returns(self, path: Path) -> None:
+    def _check_returns(self, path: InputPath) -> None:
         returns = self._outside(_RETURN)
         following = np.append(self._bytes, np.uint8(_NEWLINE))[returns + 1]
         lone = returns[following != _NEWLINE]
@@ -544,7 +546,7 @@ class _Block:
                 "holds a carriage return"
             )
 
-    def _check_quotes(self, path: Path) -> None:
+    def _check_quotes(self, path: InputPath) -> None:
         quotes = self._quotes
         opening, closing = quotes[0::2], quotes[1::2]
         before = np.append(np.uint8(_NEWLINE), self._bytes)[opening]
@@ -563,7 +565,7 @@ class _Block:
             )
 
 
-def _blocks(path: Path) -> Iterator[_Block]:
+def _blocks(path: InputPath) -> Iterator[_Block]:
     """Cut a file where records end, about every 4 MiB."""
     line, remainder, first = 1, b"", True
     with _opened(path) as file:
@@ -591,16 +593,16 @@ def _blocks(path: Path) -> Iterator[_Block]:
             remainder = text[end:]
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: InputPath) -> IO[bytes]:
     try:
         if path.name.lower().endswith(".gz"):
-            return io.BufferedReader(gzip.open(path))
-        return open(path, "rb")
+            return io.BufferedReader(gzip.open(readable(path)))
+        return path.open() if isinstance(path, RemoteFile) else open(path, "rb")
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error}); check the path") from error
 
 
-def _read(path: Path, file: IO[bytes]) -> bytes:
+def _read(path: InputPath, file: IO[bytes]) -> bytes:
     try:
         return file.read(BLOCK_BYTES)
     except (OSError, EOFError, zlib.error) as error:
@@ -610,7 +612,7 @@ def _read(path: Path, file: IO[bytes]) -> bytes:
         ) from error
 
 
-def _checked_start(path: Path, text: bytes) -> bytes:
+def _checked_start(path: InputPath, text: bytes) -> bytes:
     """Return the text without a byte order mark."""
     if text.startswith(_GZIP):
         twice = path.name.lower().endswith(".gz")

@@ -20,6 +20,7 @@ from widedeep.data.fragments import Fragment, Source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
 from widedeep.files import atomic_directory, write_text_whole
+from widedeep.remote import modified
 
 ENCODED_FORMAT = 1
 _KEY = "key.json"
@@ -116,7 +117,7 @@ def _key(transform: Transform, source: Source) -> dict[str, Any]:
         "labels": list(transform.schema.spec.labels),
         "inputs": [{k: v for k, v in r.items() if k != "path"} for r in source.describe()],
         # A file written again may keep its size, so its time counts too.
-        "modified_ns": [file.stat().st_mtime_ns for file in source.files],
+        "modified_ns": [modified(file) for file in source.files],
         "fragments": [fragment.num_rows for fragment in source.fragments],
     }
 

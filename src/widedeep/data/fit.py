@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +41,7 @@ from widedeep.errors import ConfigError, DataError, FeatureError
 from widedeep.features import Feature, FeatureSpec
 from widedeep.features.learned import ColumnType
 from widedeep.features.numbers import NumberSummary
+from widedeep.remote import InputPath
 from widedeep.schema import Schema
 
 _KIND = "widedeep examples"
@@ -53,7 +53,7 @@ def history_columns(data: Data, columns: Collection[str]) -> dict[str, dict[str,
     rows = data.data if isinstance(data, RowShare) else data
     manifests = {path.parent.parent / "manifest.json" for path in input_paths(rows) or ()}
     definitions: dict[str, dict[str, Any]] = {}
-    for manifest in sorted(manifests):
+    for manifest in sorted(manifests, key=str):
         for name, definition in _definitions(manifest).items():
             if name not in columns:
                 continue
@@ -65,7 +65,7 @@ def history_columns(data: Data, columns: Collection[str]) -> dict[str, dict[str,
     return definitions
 
 
-def _definitions(manifest: Path) -> dict[str, dict[str, Any]]:
+def _definitions(manifest: InputPath) -> dict[str, dict[str, Any]]:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):

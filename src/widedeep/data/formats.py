@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from widedeep.data.arrow_input import ARROW_FILE
 from widedeep.data.csv_input import CSV
 from widedeep.data.fragments import InputFormat
 from widedeep.data.parquet_input import PARQUET
 from widedeep.errors import DataError
+from widedeep.remote import InputPath
 
 FORMATS: tuple[InputFormat, ...] = (PARQUET, CSV, ARROW_FILE)
 
 
-def find_format(path: Path) -> InputFormat | None:
+def find_format(path: InputPath) -> InputFormat | None:
     """Return the format that a file's name states, None for any other file."""
     name = path.name.lower()
     return next(
@@ -21,7 +20,7 @@ def find_format(path: Path) -> InputFormat | None:
     )
 
 
-def format_of(path: Path) -> InputFormat:
+def format_of(path: InputPath) -> InputFormat:
     """Return the format that a file's name states."""
     file_format = find_format(path)
     if file_format is None:

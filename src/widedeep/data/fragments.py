@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from widedeep.data.arrow_types import conform, logical_schema, logical_type, unified_schema
 from widedeep.errors import DataError, nearest
+from widedeep.remote import InputPath
 
 SAMPLED_ROWS = 4096
 """Rows of each fragment that enter a checksum: all, or an even sample."""
@@ -302,12 +303,12 @@ class InputFormat:
     suffixes: tuple[str, ...]  # Ends of file names, in lower case and with their dots
     # Opens all files of one input: paths, columns to read (None: all), spool, declared types
     open: Callable[
-        [Sequence[Path], Sequence[str] | None, Spool, Mapping[str, ColumnKind]], list[Input]
+        [Sequence[InputPath], Sequence[str] | None, Spool, Mapping[str, ColumnKind]], list[Input]
     ]
     # True if files state their columns' types; else columns take declared and other files' types
     typed: bool = True
     # Says where a column first holds a value, such as ``"row 7"``; None if nowhere
-    locate: Callable[[Path, str, object], str | None] | None = None
+    locate: Callable[[InputPath, str, object], str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +396,7 @@ class Source:
         *,
         columns: Sequence[str] | None = None,
         spool: Spool | None = None,
-        files: Sequence[Path] = (),
+        files: Sequence[InputPath] = (),
     ) -> None:
         self._spool = spool
         self.files = tuple(files)

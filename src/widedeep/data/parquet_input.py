@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,30 +14,84 @@ import pyarrow.parquet as pq
 from widedeep.data.arrow_types import logical_schema
 from widedeep.data.fragments import ColumnKind, Input, InputFormat, InputRecord, Spool
 from widedeep.errors import DataError
+from widedeep.remote import FileRanges, InputPath, RemoteFile, file_size, readable
 
 MAX_ROW_GROUP_ROWS = 1 << 20
 MAX_ROW_GROUP_BYTES = 1 << 30
 STREAMED_ROWS = 16_384
+_FOOTER_BYTES = 64 << 10  # Fetched at once from the end of a remote file
+_GAP_BYTES = 256 << 10  # Columns of a remote file this close are fetched as one range
 
 
 @dataclass(frozen=True, slots=True)
 class _FileVersion:
     """A file as it was when it was opened; another size or time means that it was written since."""
 
-    path: str
+    path: InputPath
     size: int
-    modified_ns: int
+    modified: int | str  # In nanoseconds; of a file behind a URL its tag
 
     @classmethod
-    def now(cls, path: str) -> _FileVersion:
+    def now(cls, path: InputPath) -> _FileVersion:
+        if isinstance(path, RemoteFile):
+            path = path.look()
+            return cls(path, path.size, path.tag)
         status = os.stat(path)
         return cls(path, status.st_size, status.st_mtime_ns)
+
+    @property
+    def tag(self) -> str:
+        """What a record holds of a file behind a URL beside its size."""
+        return self.modified if isinstance(self.modified, str) else ""
+
+    def open(self, metadata: pq.FileMetaData, row_group: int, columns: Sequence[str]) -> object:
+        """Return what Parquet's reader takes; of a remote file only what it will read is there."""
+        if not isinstance(self.path, RemoteFile):
+            return self.path
+        spans = _spans(metadata, row_group, set(columns))
+        blocks = self.path.read_ranges(spans)
+        starts = [start for start, _ in spans]
+        return FileRanges(self.size, zip(starts, blocks, strict=True))
 
 
 @lru_cache(maxsize=64)
 def _metadata(version: _FileVersion) -> pq.FileMetaData:
-    with pq.ParquetFile(version.path) as file:
+    path = version.path
+    source = _footer(path, version.size) if isinstance(path, RemoteFile) else path
+    with pq.ParquetFile(source) as file:
         return file.metadata
+
+
+def _footer(file: RemoteFile, size: int) -> FileRanges:
+    """Return the end of a remote Parquet file that holds its metadata."""
+    start = max(0, size - _FOOTER_BYTES)
+    (tail,) = file.read_ranges([(start, size)])
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail.endswith(b"PAR1") and len(tail) < length <= size:
+        start = size - length
+        (tail,) = file.read_ranges([(start, size)])
+    return FileRanges(size, [(start, tail)])
+
+
+def _spans(
+    metadata: pq.FileMetaData, row_group: int, columns: Collection[str]
+) -> list[tuple[int, int]]:
+    """Return the byte ranges of columns of a row group; those that lie close become one."""
+    group, spans = metadata.row_group(row_group), []
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        if chunk.path_in_schema in columns or chunk.path_in_schema.split(".")[0] in columns:
+            start = chunk.data_page_offset
+            if chunk.has_dictionary_page:
+                start = min(start, chunk.dictionary_page_offset)
+            spans.append((start, start + chunk.total_compressed_size))
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if merged and start - merged[-1][1] < _GAP_BYTES:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +112,8 @@ class RowGroup:
                 )
             metadata = _metadata(self.version)
             dictionaries = _dictionary_paths(metadata, self.row_group, columns)
-            with pq.ParquetFile(path, metadata=metadata, read_dictionary=dictionaries) as file:
+            source = self.version.open(metadata, self.row_group, columns)
+            with pq.ParquetFile(source, metadata=metadata, read_dictionary=dictionaries) as file:
                 table = file.read_row_group(
                     self.row_group, columns=list(columns), use_threads=False
                 )
@@ -88,7 +142,7 @@ def _dictionary_paths(
 
 
 def _open(
-    paths: Sequence[Path],
+    paths: Sequence[InputPath],
     columns: Sequence[str] | None,
     spool: Spool,
     declared: Mapping[str, ColumnKind],
@@ -96,11 +150,15 @@ def _open(
     return [_parquet_input(path, spool, columns) for path in paths]
 
 
-def _parquet_input(path: Path, spool: Spool, columns: Sequence[str] | None) -> Input:
+def _parquet_input(path: InputPath, spool: Spool, columns: Sequence[str] | None) -> Input:
     """Open a Parquet file; row groups too large to hold are first written again as smaller ones."""
     version, metadata, logical = _opened(path)
     record = InputRecord(
-        name=path.name, path=str(path), rows=metadata.num_rows, bytes=version.size, checksum=""
+        name=path.name,
+        path=str(path),
+        rows=metadata.num_rows,
+        bytes=version.size,
+        checksum=version.tag,
     )
     if _too_large(metadata, columns):
         blocks = _rewritten(path, spool, columns, logical)
@@ -109,14 +167,19 @@ def _parquet_input(path: Path, spool: Spool, columns: Sequence[str] | None) -> I
     return Input(record=record, schema=logical, blocks=blocks)
 
 
-def parquet_schema(path: Path) -> pa.Schema:
+def parquet_metadata(path: InputPath) -> pq.FileMetaData:
+    """Return what the end of a Parquet file holds; raise what pyarrow does if it has none yet."""
+    return _metadata(_FileVersion.now(path))
+
+
+def parquet_schema(path: InputPath) -> pa.Schema:
     """Return the logical types of a Parquet file's columns."""
     return _opened(path)[2]
 
 
-def _opened(path: Path) -> tuple[_FileVersion, pq.FileMetaData, pa.Schema]:
+def _opened(path: InputPath) -> tuple[_FileVersion, pq.FileMetaData, pa.Schema]:
     try:
-        version = _FileVersion.now(str(path))
+        version = _FileVersion.now(path)
         metadata = _metadata(version)
         schema = metadata.schema.to_arrow_schema()
     except FileNotFoundError:
@@ -151,10 +214,10 @@ def _too_large(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> bool
 
 
 def _rewritten(
-    path: Path, spool: Spool, columns: Sequence[str] | None, schema: pa.Schema
+    path: InputPath, spool: Spool, columns: Sequence[str] | None, schema: pa.Schema
 ) -> Sequence[RowGroup]:
     names = [name for name in schema.names if columns is None or name in columns]
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with pq.ParquetFile(readable(path), pre_buffer=False) as file:
         physical = pa.schema([file.schema_arrow.field(name) for name in names])
         batches = (
             batch.select(names).cast(physical)
@@ -162,31 +225,31 @@ def _rewritten(
         )
         reader = pa.RecordBatchReader.from_batches(physical, batches)
         rewritten, _ = spool.write(str(path), reader)
-    version = _FileVersion.now(str(rewritten))
+    version = _FileVersion.now(rewritten)
     return _blocks(version, _metadata(version))
 
 
 def spooled_input(
-    reader: pa.RecordBatchReader, origin: str, spool: Spool, *, path: Path | None = None
+    reader: pa.RecordBatchReader, origin: str, spool: Spool, *, path: InputPath | None = None
 ) -> Input:
     """Write a reader's rows to the spool and return them as an input."""
     spooled, checksum = spool.write(origin, reader)
-    version = _FileVersion.now(str(spooled))
+    version = _FileVersion.now(spooled)
     metadata = _metadata(version)
     record = InputRecord(
         name=path.name if path else origin,
         path=origin,
         rows=metadata.num_rows,
-        bytes=path.stat().st_size if path else -1,
-        checksum="" if path else checksum,
+        bytes=file_size(path) if path else -1,
+        checksum=checksum if path is None else path.tag if isinstance(path, RemoteFile) else "",
     )
     schema = logical_schema(metadata.schema.to_arrow_schema(), origin)
     return Input(record=record, schema=schema, blocks=_blocks(version, metadata))
 
 
-def _locate(path: Path, column: str, value: object) -> str | None:
+def _locate(path: InputPath, column: str, value: object) -> str | None:
     first_row = 1
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(readable(path)) as file:
         for batch in file.iter_batches(columns=[column]):
             index = pc.index(batch.column(0), value).as_py()
             if index >= 0:

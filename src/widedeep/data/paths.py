@@ -2,45 +2,160 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from widedeep.data.formats import find_format
-from widedeep.data.parquet_input import PARQUET
+from widedeep.data.parquet_input import PARQUET, parquet_metadata
 from widedeep.errors import DataError
+from widedeep.remote import (
+    InputPath,
+    RemoteFile,
+    RemoteUnavailable,
+    is_url,
+    local_path,
+    open_filesystem,
+    remote_errors,
+)
 
 _GLOB_CHARACTERS = frozenset("*?[")
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _UNFINISHED = (".tmp", ".crc", ".inprogress", "._COPYING_")
+_ICEBERG = "metadata/*.metadata.json"
 _TABLE_FORMATS = (
     ("_delta_log", "Delta Lake", "deltalake.DeltaTable(PATH).to_pyarrow_dataset()"),
     (".hoodie", "Hudi", "hudi.HudiTable(PATH).read_snapshot()"),
-    ("metadata/*.metadata.json", "Iceberg", "a pyiceberg table's scan().to_arrow()"),
+    (_ICEBERG, "Iceberg", "a pyiceberg table's scan().to_arrow()"),
 )
 
 
-def input_paths(data: Any) -> list[Path] | None:
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file of an input, and what the folders above it say of its rows (``day=7``)."""
+
+    path: InputPath
+    partitions: tuple[tuple[str, str | None], ...] = ()  # Column and value of each such folder
+
+
+def is_gone(data: object) -> bool:
+    """Tell whether data is one local file that no longer exists."""
+    path = data.path if isinstance(data, InputFile) else data
+    if not isinstance(path, str | os.PathLike) or is_url(path):
+        return False
+    return not os.path.lexists(local_path(os.fspath(path)))
+
+
+def input_paths(data: Any) -> list[InputPath] | None:
     """Return the files that a path, glob, folder or list of them names; None for other data."""
-    if isinstance(data, str | os.PathLike):
-        return _expanded(os.fspath(data))
-    if isinstance(data, Sequence) and data and isinstance(data[0], str | os.PathLike):
+    files = input_files(data)
+    return None if files is None else [file.path for file in files]
+
+
+def input_files(data: Any) -> list[InputFile] | None:
+    """Return the files of :func:`input_paths` with the partitions that they lie in.
+
+    A folder ``NAME=VALUE`` below a folder that is named, or from the first wildcard of a pattern
+    on, is a partition: its rows have the column ``NAME``.
+    """
+    kinds = (str, os.PathLike, InputFile)
+    if isinstance(data, kinds):
+        return _expanded(data)
+    if isinstance(data, Sequence) and data and isinstance(data[0], kinds):
         for number, item in enumerate(data):
-            if not isinstance(item, str | os.PathLike):
+            if not isinstance(item, kinds):
                 raise DataError(
                     f"data[{number}]: got a {type(item).__name__} in a list of paths; expected "
                     "paths alone"
                 )
-        return [path for item in data for path in _expanded(os.fspath(item))]
+        return [file for item in data for file in _expanded(item)]
     return None
 
 
-def folder_files(folder: Path) -> list[Path]:
+def _expanded(item: str | os.PathLike[str] | InputFile) -> list[InputFile]:
+    if isinstance(item, InputFile):
+        return [item]
+    text = local_path(os.fspath(item))
+    if is_url(text):
+        return _behind_url(text)
+    path = Path(text)
+    if path.is_dir():
+        return _whole_folder(text, [_partitioned(file, path) for file in _walk(path)])
+    if path.exists():
+        return [InputFile(path)]
+    if _GLOB_CHARACTERS & set(text):
+        return _matches(text)
+    raise DataError(f"{text}: no such file; check the path (the working folder is {Path.cwd()})")
+
+
+def _partitioned(file: Path, folder: Path) -> InputFile:
+    return InputFile(file, _partitions(file.relative_to(folder).parts[:-1], str(file)))
+
+
+def _partitions(folders: Sequence[str], origin: str) -> tuple[tuple[str, str | None], ...]:
+    """Return the partitions that names of folders state, as Hive, Spark and DuckDB write them."""
+    pairs = [unquote(name).partition("=") for name in folders if name.find("=") > 0]
+    partitions = [(key, None if value == _NULL_PARTITION else value) for key, _, value in pairs]
+    if len(dict(partitions)) < len(partitions):
+        raise DataError(f"{origin}: two folders above it state the same column; rename one of them")
+    return tuple(partitions)
+
+
+def _whole_folder(folder: str, files: Sequence[InputFile]) -> list[InputFile]:
+    formats = [(file, find_format(file.path)) for file in files]
+    rows = [file for file, file_format in formats if file_format is PARQUET]
+    others = [file for file, file_format in formats if file_format not in (None, PARQUET)]
+    if not rows:
+        raise DataError(
+            f"{folder}: a folder without .parquet files; "
+            "name its files by a glob such as 'folder/*.csv'"
+        )
+    if others:
+        raise DataError(
+            f"{folder}: a folder of .parquet files that holds {others[0].path} too; move it away, "
+            "or name the files by a glob such as 'folder/*.parquet'"
+        )
+    return rows
+
+
+def _matches(text: str) -> list[InputFile]:
+    path = Path(text)
+    anchor = Path(path.anchor)
+    pattern = str(path.relative_to(anchor)) if path.anchor else text
+    matches = sorted(set(anchor.glob(pattern)))
+    visible = [file for file in matches if not _is_left_out(file, path.parts)]
+    files = [file for file in visible if file.is_file()]
+    # A folder that is matched stands for its files, unless they are matched themselves.
+    holders = {parent for file in files for parent in file.parents}
+    folders = [folder for folder in visible if folder.is_dir() and folder not in holders]
+    for directory in {directory for file in files for directory in file.absolute().parents}:
+        _refuse_table_format(directory)
+    files = sorted({*files, *(file for folder in folders for file in _parquet_files(folder))})
+    if not files:
+        raise _nothing_matches(text, len(matches) - len(visible))
+    fixed = anchor.joinpath(*_fixed_parts(Path(pattern).parts))
+    return [_partitioned(file, fixed) for file in files]
+
+
+def _nothing_matches(text: str, n_left_out: int) -> DataError:
+    hint = f" ({n_left_out} hidden or unfinished are left out)" if n_left_out else ""
+    return DataError(f"{text}: no file matches{hint}; check the pattern")
+
+
+def _fixed_parts(parts: Sequence[str]) -> list[str]:
+    """Return the parts of a pattern before its first wildcard."""
+    return list(itertools.takewhile(lambda part: not _GLOB_CHARACTERS & set(part), parts))
+
+
+def _parquet_files(folder: Path) -> list[Path]:
     """Return the Parquet files of a folder and those below it, in the order of their names."""
     return [file for file in _walk(folder) if find_format(file) is PARQUET]
 
@@ -63,64 +178,11 @@ def _walk(folder: Path) -> list[Path]:
     return sorted(file for file in files if not file.name.endswith(_UNFINISHED))
 
 
-def _expanded(text: str) -> list[Path]:
-    path = Path(text)
-    if path.is_dir():
-        return _whole_folder(path)
-    if path.exists():
-        return [path]
-    if "://" in text:
-        raise DataError(
-            f"{text}: only local files are opened by path; copy it here, or pass a reader "
-            "(pyarrow.dataset.dataset(...).scanner().to_reader())"
-        )
-    if _GLOB_CHARACTERS & set(text):
-        return _matches(text)
-    raise DataError(f"{text}: no such file; check the path (the working folder is {Path.cwd()})")
-
-
-def _whole_folder(folder: Path) -> list[Path]:
-    formats = {file: find_format(file) for file in _walk(folder)}
-    files = [file for file, file_format in formats.items() if file_format is PARQUET]
-    others = [file for file, file_format in formats.items() if file_format not in (None, PARQUET)]
-    if not files:
-        raise DataError(
-            f"{folder}: a folder without .parquet files; "
-            "name its files by a glob such as 'folder/*.csv'"
-        )
-    if others:
-        raise DataError(
-            f"{folder}: a folder of .parquet files that holds {others[0]} too; move it away, or "
-            "name the files by a glob such as 'folder/*.parquet'"
-        )
-    return files
-
-
-def _matches(text: str) -> list[Path]:
-    path = Path(text)
-    anchor = Path(path.anchor)
-    pattern = str(path.relative_to(anchor)) if path.anchor else text
-    matches = sorted(set(anchor.glob(pattern)))
-    visible = [file for file in matches if not _is_left_out(file, path.parts)]
-    files = [file for file in visible if file.is_file()]
-    # A folder that is matched stands for its files, unless they are matched themselves.
-    holders = {parent for file in files for parent in file.parents}
-    folders = [folder for folder in visible if folder.is_dir() and folder not in holders]
-    for directory in {directory for file in files for directory in file.absolute().parents}:
-        _refuse_table_format(directory)
-    files = sorted({*files, *(file for folder in folders for file in folder_files(folder))})
-    if not files:
-        left_out = len(matches) - len(visible)
-        hint = f" ({left_out} hidden or unfinished are left out)" if left_out else ""
-        raise DataError(f"{text}: no file matches{hint}; check the pattern")
-    return files
-
-
 def _is_hidden(name: str) -> bool:
     return name.startswith((".", "_")) and name not in (".", "..")
 
 
-def _is_left_out(file: Path, pattern: Sequence[str]) -> bool:
+def _is_left_out(file: PurePath, pattern: Sequence[str]) -> bool:
     """Tell whether a match is hidden or unfinished, and the pattern does not spell it so."""
     spelt = [component for component in pattern if _is_hidden(component)]
     hidden = [component for component in file.parts if _is_hidden(component)]
@@ -133,11 +195,86 @@ def _refuse_table_format(folder: Path) -> None:
     """Refuse a folder in which a table format keeps the log that says which files count."""
     for mark, name, reader in _TABLE_FORMATS:
         if next(folder.glob(mark), None) is not None:
-            raise DataError(
-                f"{folder}: the folder of a {name} table, whose log says which of its files "
-                "count; pass what its own library reads "
-                f"({reader.replace('PATH', repr(str(folder)))}), or list the files by name"
-            )
+            raise _table_format_error(str(folder), name, reader)
+
+
+def _table_format_error(folder: str, name: str, reader: str) -> DataError:
+    return DataError(
+        f"{folder}: the folder of a {name} table, whose log says which of its files "
+        "count; pass what its own library reads "
+        f"({reader.replace('PATH', repr(folder))}), or list the files by name"
+    )
+
+
+# ---- behind URLs ---------------------------------------------------------------------------------
+
+
+def _behind_url(url: str) -> list[InputFile]:
+    """Return the files that a URL, or a pattern of them, names."""
+    fs, path = open_filesystem(url)
+    if _GLOB_CHARACTERS & set(path) and not url.startswith("http"):
+        return _remote_matches(fs, url.rstrip("/"), path)
+    with remote_errors(url):
+        info = fs.info(path)
+    if info["type"] == "file":
+        return [InputFile(RemoteFile.of(fs, url, info))]
+    return _whole_folder(url, _remote_walk(fs, url.rstrip("/"), path))
+
+
+def _remote_walk(fs: Any, url: str, path: str) -> list[InputFile]:
+    """Return the files of a remote folder that are neither hidden nor unfinished."""
+    with remote_errors(url):
+        infos = fs.find(path, detail=True)
+    names = {str(name)[len(path) :].strip("/"): info for name, info in infos.items()}
+    _refuse_remote_table(fs, url, path, names)
+    return [
+        _remote_file(fs, url, name, info)
+        for name, info in sorted(names.items())
+        if name and not _is_left_out(PurePosixPath(name), ("",))
+    ]
+
+
+def _remote_file(fs: Any, url: str, name: str, info: Mapping[str, Any]) -> InputFile:
+    file = RemoteFile.of(fs, f"{url}/{name}", info)
+    return InputFile(file, _partitions(name.split("/")[:-1], str(file)))
+
+
+def _remote_matches(fs: Any, url: str, pattern: str) -> list[InputFile]:
+    parts = pattern.split("/")
+    n_fixed = len(_fixed_parts(parts))
+    root, base = "/".join(parts[:n_fixed]), url.rsplit("/", len(parts) - n_fixed)[0]
+    with remote_errors(url):
+        infos = fs.glob(pattern, detail=True)
+    names = {str(path)[len(root) :].strip("/"): info for path, info in infos.items()}
+    spelt = tuple(parts[n_fixed:])
+    visible = {n: i for n, i in names.items() if not _is_left_out(PurePosixPath(n), spelt)}
+    _refuse_remote_table(fs, base, root, visible)
+    found = {n: _remote_file(fs, base, n, i) for n, i in visible.items() if i["type"] == "file"}
+    holders = {str(parent) for name in found for parent in PurePosixPath(name).parents}
+    for folder in visible.keys() - found.keys() - holders:
+        for file in _remote_walk(fs, f"{base}/{folder}", f"{root}/{folder}"):
+            if find_format(file.path) is PARQUET:
+                above = _partitions(folder.split("/"), str(file.path))
+                found[str(file.path)] = InputFile(file.path, (*above, *file.partitions))
+    if not found:
+        raise _nothing_matches(url, len(names) - len(visible))
+    return sorted(found.values(), key=lambda file: str(file.path))
+
+
+def _refuse_remote_table(fs: Any, url: str, path: str, names: Iterable[str]) -> None:
+    """Refuse files of a table format: of the folder, of those below it, and of those above."""
+    folders = [path, *(str(parent) for parent in PurePosixPath(path).parents)][:-1]
+    for mark, name, reader in _TABLE_FORMATS:
+        pattern = f"*/{mark}/*" if mark != _ICEBERG else f"*/{mark}"
+        if any(fnmatch(f"/{file}", pattern) for file in names):
+            raise _table_format_error(url, name, reader)
+        with remote_errors(url):
+            tables = [folder for folder in folders if fs.glob(f"{folder}/{mark}")]
+        if tables:
+            raise _table_format_error(tables[0], name, reader)
+
+
+# ---- files that come later -----------------------------------------------------------------------
 
 
 def follow_folder(
@@ -147,55 +284,71 @@ def follow_folder(
     poll_s: float = 1.0,
     idle_s: float | None = None,
     notify: Callable[[str], None] = lambda line: None,
-) -> Iterator[tuple[str, Path]]:
+) -> Iterator[tuple[str, InputPath | InputFile]]:
     """Yield each new Parquet file of a folder and those below it, as soon as it is whole."""
-    directory, seen = Path(folder), set(done)
-    if directory.is_file():
-        raise DataError(f"{directory}: got a file, expected the folder that new files come to")
-    broken: dict[str, tuple[int, int]] = {}
-    last = time.monotonic()
+    text, seen = local_path(os.fspath(folder)), set(done)
+    if not is_url(text) and os.path.isfile(text):
+        raise DataError(f"{text}: got a file, expected the folder that new files come to")
+    broken: dict[str, object] = {}
+    last, problem = time.monotonic(), ""
     while True:
-        names = _names(directory)
-        for name in sorted(broken.keys() - set(names)):
-            notify(f"{directory / name}: vanished before it could be read")
+        try:
+            files, problem = _listing(text), ""
+        except RemoteUnavailable as error:
+            if not problem:
+                notify(f"{error}; trying again")
+            files, problem = {}, str(error)
+        for name in sorted(broken.keys() - set(files)) if not problem else ():
+            notify(f"{text}/{name}: vanished before it could be read")
             del broken[name]
-        for name in names:
-            if name in seen or not _whole(directory, name, broken, notify):
+        for name, file in files.items():
+            if name in seen or not _whole(name, file.path, broken, notify):
                 continue
             seen.add(name)
-            yield name, directory / name
+            yield name, file if file.partitions else file.path
             last = time.monotonic()
         if idle_s is not None and time.monotonic() - last >= idle_s:
             return
         time.sleep(poll_s)
 
 
-def _names(directory: Path) -> list[str]:
-    return ["/".join(file.relative_to(directory).parts) for file in folder_files(directory)]
+def _listing(folder: str) -> dict[str, InputFile]:
+    """Return the Parquet files of a folder and those below it, by their names from there."""
+    if is_url(folder):
+        fs, path = open_filesystem(folder)
+        url = folder.rstrip("/")
+        files = [file for file in _remote_walk(fs, url, path) if find_format(file.path) is PARQUET]
+        return {str(file.path)[len(url) + 1 :]: file for file in files}
+    directory = Path(folder)
+    return {
+        file.relative_to(directory).as_posix(): _partitioned(file, directory)
+        for file in _parquet_files(directory)
+    }
 
 
 def _whole(
-    directory: Path,
-    name: str,
-    broken: dict[str, tuple[int, int]],
-    notify: Callable[[str], None],
+    name: str, file: InputPath, broken: dict[str, object], notify: Callable[[str], None]
 ) -> bool:
-    file, now = directory / name, (-1, -1)
+    now: object = None
     try:
-        status = file.stat()
-        now = (status.st_size, status.st_mtime_ns)
+        now = (file.size, file.tag) if isinstance(file, RemoteFile) else _size_and_time(file)
         if broken.get(name) == now:
             return False
-        pq.read_metadata(file)
+        parquet_metadata(file)
     except FileNotFoundError:
         return False  # reported at the next poll, if it was listed before
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, RemoteUnavailable) as error:
         if name not in broken:
             notify(f"{file}: cannot be read yet ({_brief(error)}); waiting for it to change")
         broken[name] = now
         return False
     broken.pop(name, None)
     return True
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _brief(error: Exception) -> str:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from widedeep.data.paths import input_paths
@@ -130,7 +131,10 @@ def no_label(columns: Sequence[ColumnProfile]) -> ConfigError:
 def joined_roles(data: Any) -> dict[str, str]:
     """Return what each column is to the join that wrote the data; empty for other data."""
     files = input_paths(data)
-    for folder in files[0].absolute().parents[:2] if files else ():
+    if not files:
+        return {}
+    first = files[0].absolute() if isinstance(files[0], Path) else files[0]
+    for folder in (first.parent, first.parent.parent):
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -29,7 +29,8 @@ from widedeep.data.fragments import (
     table_input,
 )
 from widedeep.data.parquet_input import spooled_input
-from widedeep.data.paths import input_paths
+from widedeep.data.partitions import partition_columns, with_partitions
+from widedeep.data.paths import input_files
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.kernels.transform import fingerprint64
 from widedeep.options import is_unicode
@@ -236,7 +237,8 @@ def open_source(
         inputs = _inputs(rows, needed, column_types or {}, spool)
         if row_share is not None:
             inputs = select_rows(inputs, row_share)
-        return Source(inputs, columns=names, spool=spool, files=input_paths(rows) or ())
+        files = [file.path for file in input_files(rows) or ()]
+        return Source(inputs, columns=names, spool=spool, files=files)
     except BaseException:
         spool.close()
         raise
@@ -245,23 +247,28 @@ def open_source(
 def _inputs(
     data: Data, columns: list[str] | None, types: Mapping[str, ColumnKind], spool: Spool
 ) -> list[Input]:
-    paths = input_paths(data)
-    if paths is None:
+    files = input_files(data)
+    if files is None:
         return [_object_input(data, columns, spool)]
+    partitions = partition_columns(files, types)
+    stored = columns if columns is None else [name for name in columns if name not in partitions]
     indices_of: dict[InputFormat, list[int]] = {}
-    for index, path in enumerate(paths):
-        indices_of.setdefault(format_of(path), []).append(index)
+    for index, file in enumerate(files):
+        indices_of.setdefault(format_of(file.path), []).append(index)
     inputs: dict[int, Input] = {}
     types = dict(types)
     # Files that state their types come first: columns of the others take these.
     for file_format in sorted(indices_of, key=lambda file_format: not file_format.typed):
         indices = indices_of[file_format]
-        opened = file_format.open([paths[index] for index in indices], columns, spool, types)
+        opened = file_format.open([files[index].path for index in indices], stored, spool, types)
         inputs |= zip(indices, opened, strict=True)
         for field in (field for one in opened for field in one.schema if file_format.typed):
             if isinstance(types.get(field.name, ""), str):
                 types[field.name] = field.type
-    return [inputs[index] for index in range(len(paths))]
+    return [
+        with_partitions(inputs[index], file, partitions, columns)
+        for index, file in enumerate(files)
+    ]
 
 
 def _object_input(data: Data, columns: list[str] | None, spool: Spool) -> Input:

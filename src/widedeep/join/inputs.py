@@ -15,7 +15,7 @@ from widedeep.data.arrow_types import is_text, unified_schema
 from widedeep.data.formats import find_format, format_of
 from widedeep.data.fragments import ColumnKind, Source, column_stream
 from widedeep.data.parquet_input import PARQUET, parquet_schema
-from widedeep.data.paths import input_paths
+from widedeep.data.paths import InputFile, input_files, input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.join.config import ActionLog, Attributes, ImpressionLog
@@ -29,6 +29,7 @@ from widedeep.join.times import (
     offset_us,
     unit_of_epochs,
 )
+from widedeep.remote import RemoteFile
 
 AnySource = ImpressionLog | ActionLog | Attributes
 
@@ -41,7 +42,8 @@ class OpenedInput:
     view: str  # The relation in the engine
     schema: Mapping[str, pa.DataType]  # Arrow type of each column
     files: tuple[Path, ...]  # Where the rows are
-    spooled: bool = False  # True if ``files`` is a copy of a table that was in memory
+    spooled: bool = False  # True if ``files`` is a copy of what is not here in files
+    remote: tuple[RemoteFile, ...] = ()  # What was copied from behind URLs
     untyped: bool = False  # True if all rows are in files without types, such as CSV
 
     def type_of(self, column: str, role: str) -> pa.DataType:
@@ -60,9 +62,10 @@ def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Ope
     if source.table is not None:
         return _open_table(engine, name, view, source)
     try:
-        files = [file.absolute() for file in input_paths(source.path) or ()]
+        listed = input_files(source.path) or ()
+        files = [file.path.absolute() for file in listed if isinstance(file.path, Path)]
         copies = _Copies(spool / name)
-        if files and all(find_format(file) is PARQUET for file in files):
+        if files and all(_is_read_in_place(file) for file in listed):
             schema, readable = _parquet_files(files, copies)
         else:
             schema, readable = copies.write(source.path, _column_kinds(source))
@@ -76,12 +79,17 @@ def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Ope
         schema={field.name: field.type for field in schema},
         files=tuple(files or readable),
         spooled=not files,
-        untyped=bool(files) and not any(format_of(file).typed for file in files),
+        remote=tuple(file.path for file in listed if isinstance(file.path, RemoteFile)),
+        untyped=bool(listed) and not any(format_of(file.path).typed for file in listed),
     )
 
 
+def _is_read_in_place(file: InputFile) -> bool:
+    return isinstance(file.path, Path) and not file.partitions and find_format(file.path) is PARQUET
+
+
 def _open_table(engine: Engine, name: str, view: str, source: AnySource) -> OpenedInput:
-    files = [file.absolute() for file in input_paths(source.path) or ()]
+    files = [p.absolute() for p in input_paths(source.path) or () if isinstance(p, Path)]
     if len(files) != 1:
         raise ConfigError(f"{name}: table = {source.table!r} needs one DuckDB file as its path")
     schema = engine.open_table(view, files[0], str(source.table))

@@ -430,7 +430,12 @@ class JoinRun:
 
 
 def _input_records(inputs: Sequence[OpenedInput]) -> list[dict[str, Any]]:
-    return [
+    remote = [
+        {"input": opened.name, "path": file.url, "bytes": file.size, "tag": file.tag}
+        for opened in inputs
+        for file in opened.remote
+    ]
+    return remote + [
         {
             "input": opened.name,
             "path": "(in memory)" if opened.spooled else str(file),
@@ -438,6 +443,7 @@ def _input_records(inputs: Sequence[OpenedInput]) -> list[dict[str, Any]]:
             "sha256": file_sha256(file),
         }
         for opened in inputs
+        if not (opened.spooled and opened.remote)
         for file in opened.files
     ]
 

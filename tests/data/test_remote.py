@@ -1,0 +1,245 @@
+"""Files behind URLs, and partitions: what is read is what lies here, and faults are named."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+
+import widedeep as wd
+from tests.object_store import bucket, s3_endpoint  # noqa: F401
+from widedeep.data.paths import follow_folder, input_paths
+from widedeep.data.sources import open_source
+from widedeep.errors import DataError, MissingPackageError
+
+_NUMBERS = itertools.count()
+ROWS = pa.table(
+    {
+        "job": [f"job {n % 7}" for n in range(3000)],
+        "age": list(range(3000)),
+        "click": [n % 3 == 0 for n in range(3000)],
+        "text": [f"{n}" * 50 for n in range(3000)],
+    }
+)
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """Return the URL of an empty folder in fsspec's memory."""
+    name = f"logs-{next(_NUMBERS)}"
+    yield f"memory://{name}"
+    fs = fsspec.filesystem("memory")
+    if fs.exists(name):
+        fs.rm(name, recursive=True)
+
+
+def upload(url: str, table: pa.Table = ROWS, **options: Any) -> str:
+    with fsspec.open(url, "wb") as file:
+        pq.write_table(table, file, row_group_size=1000, **options)
+    return url
+
+
+def rows_of(data: Any, columns: list[str] | None = None, **options: Any) -> list[dict[str, Any]]:
+    with open_source(data, columns=columns, **options) as source:
+        return [row for part in source.fragments for row in source.read(part).to_pylist()]
+
+
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the sizes of ranges that are read from now on."""
+    fs, sizes = type(fsspec.filesystem("memory")), []
+    cat_file = fs.cat_file
+
+    def counted(self: Any, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        block = cat_file(self, path, start, end, **options)
+        sizes.append(len(block))
+        return bytes(block)
+
+    monkeypatch.setattr(fs, "cat_file", counted)
+    return sizes
+
+
+def test_parquet_behind_a_url_is_read_by_the_columns_that_are_asked_for(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = upload(f"{memory}/rows.parquet", compression="none", use_dictionary=["job"])
+    assert rows_of(url) == ROWS.to_pylist()
+    sizes = fetched(monkeypatch)
+    expected = ROWS.select(["click", "job"]).to_pylist()
+    assert rows_of(url, ["click", "job"]) == expected
+    size = fsspec.filesystem("memory").size(url)
+    # The footer is in the cache; "text" is nine tenths of the file.
+    assert sum(sizes) < size / 5
+    with open_source(url) as source:
+        (record,) = source.describe()
+    assert record["bytes"] == size
+    assert record["checksum"]
+
+
+def test_a_long_footer_is_fetched_whole(memory: str) -> None:
+    wide = pa.table({f"column {n:05}": [n] for n in range(900)})
+    url = upload(f"{memory}/wide.parquet", wide)
+    assert rows_of(url) == wide.to_pylist()
+
+
+def test_formats_behind_urls(memory: str) -> None:
+    small = ROWS.slice(0, 40).select(["job", "age"])
+    with fsspec.open(f"{memory}/a.csv", "wb") as file:
+        pa.csv.write_csv(small, file)
+    with fsspec.open(f"{memory}/b.csv.gz", "wb", compression="gzip") as file:
+        pa.csv.write_csv(small, file)
+    with fsspec.open(f"{memory}/c.arrow", "wb") as file:
+        pa.feather.write_feather(small, file)
+    assert rows_of(f"{memory}/*.*") == small.to_pylist() * 3
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, memory: str) -> str:
+    return str(tmp_path / "logs") if request.param == "local" else f"{memory}/logs"
+
+
+def put(folder: str, name: str, first: int = 0, n: int = 10) -> None:
+    rows = ROWS.slice(first, n).select(["job", "age"])
+    with fsspec.open(f"{folder}/{name}", "wb", auto_mkdir=True) as file:
+        pq.write_table(rows, file)
+
+
+def test_folders_and_patterns_here_and_there_open_the_same_files(folder: str) -> None:
+    for number, name in enumerate(("part-0.parquet", "deep/part-1.parquet", "deep/er/2.PQ")):
+        put(folder, name, number * 10)
+    for name in ("_temporary/0/a.parquet", ".b.parquet", "c.parquet.tmp", "deep/_d.parquet"):
+        put(folder, name)
+    assert [row["age"] for row in rows_of(folder)] == [*range(20, 30), *range(10, 20), *range(10)]
+
+    def names(pattern: str) -> list[str]:
+        files = input_paths(f"{folder}/{pattern}") or []
+        return [str(file)[len(folder) + 1 :] for file in files]
+
+    assert names("*.parquet") == ["part-0.parquet"]
+    assert names("*/*.parquet") == ["deep/part-1.parquet"]
+    assert names("**/*.parquet") == ["deep/part-1.parquet", "part-0.parquet"]
+    assert names("d*") == ["deep/er/2.PQ", "deep/part-1.parquet"]
+    assert names("_temp*/*/*.parquet") == ["_temporary/0/a.parquet"]
+    with pytest.raises(DataError, match=r"no file matches \(1 hidden or unfinished are left out"):
+        input_paths(f"{folder}/*b.parquet")
+    followed = dict(follow_folder(folder, idle_s=0, poll_s=0.01))
+    assert sorted(followed) == ["deep/er/2.PQ", "deep/part-1.parquet", "part-0.parquet"]
+    put(folder, "_delta_log/0.json")
+    for data in (folder, f"{folder}/*.parquet", f"{folder}/deep"):
+        with pytest.raises(DataError, match="Delta Lake table, whose log says which"):
+            input_paths(data)
+
+
+def test_partitions_are_columns(folder: str) -> None:
+    put(folder, "day=7/lang=de%2FAT/part.parquet", 0)
+    put(folder, "day=-8/lang=__HIVE_DEFAULT_PARTITION__/part.parquet", 10)
+    rows = rows_of(folder)
+    assert {row["age"]: (row["day"], row["lang"]) for row in rows} == {
+        **dict.fromkeys(range(10), (7, "de/AT")),
+        **dict.fromkeys(range(10, 20), (-8, None)),
+    }
+    assert rows_of(f"{folder}/day=7/*/*.parquet", ["lang"]) == [{"lang": "de/AT"}] * 10
+    assert rows_of(f"{folder}/d*", ["lang", "age", "day"])[-1] == {
+        "lang": "de/AT", "age": 9, "day": 7
+    }  # fmt: skip
+    assert "day" not in rows_of(f"{folder}/day=7/lang=de%2FAT")[0]
+    assert rows_of(folder, ["day"], column_types={"day": pa.string()})[0] == {"day": "-8"}
+    put(folder, "day=08/lang=fr/part.parquet", 20)
+    assert {row["day"] for row in rows_of(folder)} == {"7", "-8", "08"}
+    with pytest.raises(DataError, match=r"got day=-8.*expected a value of type bool"):
+        rows_of(folder, ["day"], column_types={"day": pa.bool_()})
+    theirs = pa.dataset.dataset(
+        folder.replace("memory://", "/"),
+        filesystem=fsspec.filesystem("memory") if "://" in folder else None,
+        partitioning=pa.dataset.HivePartitioning(
+            pa.schema([("day", "string"), ("lang", "string")])
+        ),
+    )
+    key = "age"
+    assert sorted(rows_of(folder), key=lambda row: row[key]) == sorted(
+        theirs.to_table().to_pylist(), key=lambda row: row[key]
+    )
+
+
+def test_a_partition_that_is_a_column_too_is_refused(folder: str) -> None:
+    put(folder, "age=7/part.parquet")
+    with pytest.raises(DataError, match=r"the column 'age' is in the file, and the folder age=7"):
+        rows_of(folder)
+    assert rows_of(folder, ["job"])  # nobody asked for it
+    put(folder, "age=7/age=8/part.parquet")
+    with pytest.raises(DataError, match="two folders above it state the same column"):
+        rows_of(folder)
+
+
+def test_a_schema_and_a_follower_take_partitions(folder: str) -> None:
+    for day in range(4):
+        rows = pa.table({"click": [day % 2, day % 2], "job": ["a", "b"]})
+        with fsspec.open(f"{folder}/day={day}/part.parquet", "wb", auto_mkdir=True) as file:
+            pq.write_table(rows, file)
+    spec = wd.FeatureSpec(label="click", features=wd.categorical("day", "job", min_count=1))
+    assert wd.fit_schema(spec, folder).rows == 8
+    shards = list(follow_folder(folder, idle_s=0, poll_s=0.01))
+    assert [rows_of(data, ["day"])[0]["day"] for _, data in shards] == [0, 1, 2, 3]
+
+
+def test_a_file_that_changes_behind_a_url_is_an_error(memory: str) -> None:
+    url = upload(f"{memory}/rows.parquet")
+    with open_source(url) as source:
+        source.read(source.fragments[0])
+        upload(url, ROWS.slice(1))
+        with pytest.raises(DataError, match="changed while being read"):
+            source.read(source.fragments[1])
+        fsspec.filesystem("memory").rm(url)
+        with pytest.raises(DataError, match="no such file, folder or bucket"):
+            source.read(source.fragments[1])
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "message"),
+    [
+        ("memory://nothing/rows.parquet", DataError, "no such file, folder or bucket"),
+        ("memory://nothing/*.parquet", DataError, "no file matches; check the pattern"),
+        ("hdf5://rows.parquet", DataError, "got the protocol 'hdf5', which nothing opens"),
+        ("gs://rows/a.parquet", MissingPackageError, r"pip install 'widedeep\[gs\]'"),
+    ],
+)
+def test_urls_that_do_not_open(url: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        open_source(url)
+
+
+def test_file_urls_are_paths(tmp_path: Path) -> None:
+    put(str(tmp_path), "a b.parquet")
+    assert input_paths(f"file://{tmp_path}/a%20b.parquet") == [tmp_path / "a b.parquet"]
+
+
+def test_an_object_store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    import s3fs
+
+    upload(f"{bucket}/logs/day=1/a.parquet")
+    upload(f"{bucket}/logs/day=2/b.parquet")
+    rows = rows_of(f"{bucket}/logs", ["age", "day"])
+    assert rows == [{"age": row["age"], "day": day} for day in (1, 2) for row in ROWS.to_pylist()]
+    with open_source(f"{bucket}/logs/*/b.parquet") as source:
+        (record,) = source.describe()
+        assert record["checksum"] == s3fs.S3FileSystem().info(record["path"])["ETag"].strip('"')
+        upload(f"{bucket}/logs/day=2/b.parquet", ROWS.slice(5))
+        with pytest.raises(DataError, match="changed while being read"):
+            source.read(source.fragments[0])
+    with pytest.raises(DataError, match="no such file, folder or bucket"):
+        open_source("s3://no-such-bucket/logs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(DataError, match=r"access is refused.*give credentials: AWS_ACCESS_KEY_ID"):
+        open_source(f"{bucket}/logs")
