@@ -21,6 +21,7 @@ FRONT = (
         "training.schedules",
         "training.early_stopping",
         "training.checkpoint",
+        "callbacks",
     ),
     *("metrics", "bundle", "estimators", "importing", "tuning", "serving.ranker"),
     *(

@@ -42,8 +42,9 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "join": ("data",),
     "bundle": ("data",),
     "tables": ("data", "optim"),
+    "callbacks": ("bundle",),
     "models": ("bundle", "tables"),
-    "training": ("models",),
+    "training": ("models", "callbacks"),
     "estimators": ("training",),
     "importing": ("training",),
     "serving": ("bundle",),
@@ -63,7 +64,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
 WITHOUT_TORCH = {
     *("__init__", "errors", "files", "remote", "features", "options", "config", "kernels"),
     *("schema", "data", "join", "bundle", "metrics", "serving", "page", "evaluation", "gate"),
-    *("publish", "report", "cli"),
+    *("publish", "report", "cli", "callbacks"),
 }
 TORCH_MODULES = "torch_"
 

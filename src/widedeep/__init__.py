@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from widedeep._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from widedeep import callbacks as callbacks
     from widedeep.bundle import Bundle
     from widedeep.config import load_config
     from widedeep.data.fit import fit_schema
@@ -101,10 +102,13 @@ _MODULE_OF = {
     "numeric": "features",
     "tune": "tuning",
 }
+_MODULES = ("callbacks",)  # Modules that need no import of their own
 
 
 def __getattr__(name: str) -> object:
     """Load a public name from its module, on first use (PEP 562)."""
+    if name in _MODULES:
+        return importlib.import_module(f"widedeep.{name}")
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module 'widedeep' has no attribute {name!r}")

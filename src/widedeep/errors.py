@@ -38,6 +38,7 @@ _EXTRA_OF = {
     "google": "grpc",
     "grpc": "grpc",
     "httptools": "serve",
+    "mlflow": "mlflow",
     "msgspec": "serve",
     "onnx": "onnx",
     "onnxruntime": "onnx",
@@ -47,8 +48,10 @@ _EXTRA_OF = {
     "sklearn": "sklearn",
     "sqlglot": "spark",
     "starlette": "serve",
+    "tensorboard": "tensorboard",
     "uvicorn": "serve",
     "uvloop": "serve",
+    "wandb": "wandb",
 }
 """The extra that brings each package which a plain install lacks."""
 

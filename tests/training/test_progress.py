@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import widedeep as wd
+from widedeep.callbacks.base import Callbacks
 from widedeep.errors import ConfigError
-from widedeep.training.progress import Callbacks, Progress, RecentScores
+from widedeep.training.progress import Progress, RecentScores
 
 FIGURES = {"epoch": 2, "step": 30, "rows": 1000, "loss": 0.5, "auc": 0.75, "nonzero_wide": 1234}
 
@@ -114,7 +115,10 @@ class NoMethod:
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        ([object()], "callback object: got none of the methods on_step, on_evaluate, on_end"),
+        (
+            [object()],
+            "callback object: got none of the methods on_begin, on_step,",
+        ),
         ([Misspelt()], "callback Misspelt: got the method 'on_evaluation'.*on_evaluate"),
         ([NoMethod()], "callback NoMethod: got on_step=3"),
         ([Steps], "got the class Steps as a callback"),

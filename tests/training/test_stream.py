@@ -75,7 +75,7 @@ def test_interrupted_within_a_shard(tmp_path: Path) -> None:
 
     class Stop:
         def on_step(self, figures: dict[str, Any]) -> None:
-            if trainer.shards == ["0.parquet", "1.parquet"] and figures["step"] == 3:
+            if figures["step"] == 2 * 6 + 3:
                 raise KeyboardInterrupt
 
         def on_evaluate(self, figures: dict[str, Any]) -> None: ...

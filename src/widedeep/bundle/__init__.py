@@ -9,6 +9,7 @@ from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorre
 from widedeep.bundle.explain import Explanation, WideTerm
 from widedeep.bundle.layout import BundleHead, BundleModel, BundleSequence, DeepColumn
 from widedeep.bundle.manifest import FORMAT_VERSION, Engine, FileEntry, Manifest
+from widedeep.bundle.mlflow_model import load_mlflow_model, log_mlflow_model, save_mlflow_model
 from widedeep.bundle.write import write_bundle
 
 __all__ = [
@@ -27,5 +28,8 @@ __all__ = [
     "Platt",
     "PriorCorrection",
     "WideTerm",
+    "load_mlflow_model",
+    "log_mlflow_model",
+    "save_mlflow_model",
     "write_bundle",
 ]

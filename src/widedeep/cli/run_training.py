@@ -14,6 +14,7 @@ from typing import Any, Literal
 from widedeep._version import __version__
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.bundle.posterior import ranked_head
+from widedeep.callbacks.loggers import make_loggers
 from widedeep.cli.prepare import fit_run_schema, prepared_schema
 from widedeep.cli.runs import RunDirectory, training_data
 from widedeep.data.fragments import InputRecord
@@ -89,6 +90,7 @@ def train_run(
     # A mistake there is reported before the long way through the data.
     configured_stopping(config.train, has_valid=valid is not None)
     make_optimizers(config.train)
+    make_loggers(config.train.log, directory.path)
     if resume:
         directory.check_same_config(config)
     elif not force:

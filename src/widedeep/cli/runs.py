@@ -44,6 +44,7 @@ _MAY_CHANGE = {
         "checkpoint_every",
         "checkpoint_seconds",
         "metrics",
+        "log",
         "threads",
     },
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from widedeep.callbacks.loggers import log_table
 from widedeep.errors import ConfigError, nearest
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import spec_to_table
@@ -138,6 +139,10 @@ class TrainConfig:
         checkpoint_seconds: Seconds between checkpoints, in the place of ``checkpoint_every``.
         metrics: Modules that register metrics of your own (:func:`widedeep.metrics.register`), as
             import paths such as ``"my_project.metrics"``; the working directory is searched too.
+        log: Where figures go while it trains: ``"csv"``, ``"tensorboard"``, ``"mlflow"``,
+            ``"wandb"``, or tables of ``kind`` and options,
+            ``[{ kind = "tensorboard", dir = "boards" }]`` (:mod:`widedeep.callbacks`). Relative
+            paths are relative to the run's folder.
         threads: Threads of kernels and matrix products; None: all the process may use.
         precision: Precision of the towers' matrix products in training: ``"fp32"``, ``"bf16"``
             (master weights and optimizer state stay float32), or ``"auto"``: bf16 where the
@@ -181,6 +186,7 @@ class TrainConfig:
     checkpoint_every: int | None = None
     checkpoint_seconds: float | None = None
     metrics: list[str] = field(default_factory=list)
+    log: list[str | Mapping[str, Any]] = field(default_factory=list)
     threads: int | None = None
     precision: Precision = "fp32"
     device: str = "cpu"
@@ -228,6 +234,8 @@ class TrainConfig:
         for pattern, factor in self.rates.items():
             check_range(f"{owner} rates", repr(pattern), factor, 0 < factor < 1e30, "a number > 0")
         import_modules(self.metrics, "metrics")
+        for option in self.log:
+            log_table(option)
         self._name_optimizers()
         self.part_schedules()
         object.__setattr__(self, "schedule", describe_schedule(self.schedule))

@@ -6,89 +6,18 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from widedeep.errors import ConfigError, nearest
 from widedeep.metrics import auc
 
 _REFRESH_S = 0.5
 _PLAIN_EVERY_S = 10.0
 _WINDOW = 65_536
-
-
-class Callback(Protocol):
-    """Called by :class:`widedeep.Trainer` while it trains."""
-
-    def on_step(self, metrics: dict[str, Any]) -> bool | None:
-        """After a step: ``step``, ``epoch``, ``rows``, ``loss`` (mean of the step).
-
-        True ends the training after this step, as its last step would: with an evaluation and a
-        checkpoint, and with early stopping the best model comes back. A stream ends after its
-        shard. A run that is resumed goes on.
-        """
-
-    def on_evaluate(self, metrics: dict[str, Any]) -> bool | None:
-        """After an evaluation, with the row added to the history; True ends the training."""
-
-    def on_end(self, metrics: dict[str, Any]) -> None:
-        """After training, with the last row of the history."""
-
-
-_MOMENTS = ("on_step", "on_evaluate", "on_end")
-
-
-class Callbacks:
-    """Tells objects what happens while a model is trained, each what it has a method for."""
-
-    def __init__(self, callbacks: object) -> None:
-        if not isinstance(callbacks, Iterable) or isinstance(callbacks, str):
-            raise ConfigError(
-                f"got callbacks={callbacks!r}, expected a list of objects: callbacks=[...]"
-            )
-        self.objects = list(callbacks)
-        self.stopped = False
-        """True once one has returned True."""
-        for callback in self.objects:
-            _check_callback(callback)
-        self._calls: dict[str, list[Callable[[dict[str, Any]], object]]] = {
-            moment: [getattr(c, moment) for c in self.objects if hasattr(c, moment)]
-            for moment in _MOMENTS
-        }
-
-    @property
-    def see_steps(self) -> bool:
-        """True if one is told of every step, whose loss is then waited for."""
-        return bool(self._calls["on_step"])
-
-    def call(
-        self, moment: Literal["on_step", "on_evaluate", "on_end"], metrics: dict[str, Any]
-    ) -> None:
-        """Call the method of each that has it, and note whether one asks to stop."""
-        for call in self._calls[moment]:
-            if call(metrics) is True:
-                self.stopped = True
-
-
-def _check_callback(callback: object) -> None:
-    what = f"callback {type(callback).__name__}"
-    if isinstance(callback, type):
-        raise ConfigError(f"got the class {callback.__name__} as a callback; give an object of it")
-    methods = [name for name in dir(callback) if name.startswith("on_")]
-    for name in methods:
-        if name not in _MOMENTS:
-            raise ConfigError(
-                f"{what}: got the method {name!r}, which nothing calls; {nearest(name, _MOMENTS)}"
-            )
-        if not callable(getattr(callback, name)):
-            raise ConfigError(f"{what}: got {name}={getattr(callback, name)!r}, expected a method")
-    if not methods:
-        raise ConfigError(f"{what}: got none of the methods {', '.join(_MOMENTS)}; define one")
 
 
 class RecentScores:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from widedeep.callbacks.base import Callbacks
 from widedeep.data.batch import Batch
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fragments import Source
@@ -24,7 +25,7 @@ from widedeep.errors import DataError, RowError
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfitting, reached
 from widedeep.training.evaluation import Evaluator, Metrics
-from widedeep.training.progress import Callbacks, Progress, RecentScores
+from widedeep.training.progress import Progress, RecentScores
 from widedeep.training.state import Position, TrainState
 from widedeep.training.step import DenseResult
 
@@ -273,9 +274,10 @@ class TrainingRun:
         if not others and head.kind == "binary" and head.follows_link:
             assert batch.labels_BL is not None
             self.recent.add(result.logits_BC[:, 0].clone(), batch.labels_BL[:, 0].copy())
-        if self.callbacks.see_steps:
+        step = state.position.step + (self.stream_steps or 0)
+        if self.callbacks.wants_step(step):
             metrics = {
-                "step": state.position.step,
+                "step": step,
                 "epoch": state.position.epoch + 1,
                 "rows": state.position.rows,
                 "loss": float(total) / weight if weight else 0.0,
@@ -357,7 +359,8 @@ class TrainingRun:
             self.progress.message(line)
         if self.valid is not None and not state.history.warnings:
             self._warn_of_overfitting(loss_metric(state.valid_metrics))
-        self.callbacks.call("on_evaluate", row)
+        if self.stream_steps is None:  # of a shard the stream tells more
+            self.callbacks.call("on_evaluate", row)
         self._evaluated = time.perf_counter()
         return improved
 
@@ -409,7 +412,8 @@ class TrainingRun:
             self.progress.message(
                 f"best {stopping.monitor} {stopping.best:.5f} at step {stopping.best_step:,}"
             )
-        self.callbacks.call("on_end", history[-1] if len(history) else {})
+        if self.stream_steps is None:
+            self.callbacks.call("on_end", history[-1] if len(history) else {})
 
     def _restore_best(self) -> None:
         state = self.state

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from widedeep.callbacks.base import Callbacks
 from widedeep.errors import ConfigError, DataError
 from widedeep.metrics import find_metric
 from widedeep.training.checkpoint import CheckpointDirectory
 from widedeep.training.defaults import auto_batch_size
 from widedeep.training.evaluation import Evaluator
 from widedeep.training.grow import grow
-from widedeep.training.progress import Callbacks, Progress
+from widedeep.training.progress import Progress
 from widedeep.training.run import TrainingRun
 from widedeep.training.state import History, Position, TrainState
 
@@ -29,7 +30,7 @@ def fit_stream(
     shards: Iterable[Shard],
     *,
     directory: CheckpointDirectory | None = None,
-    callbacks: Callbacks | None = None,
+    callbacks: Callbacks,
     on_shard: Callable[[dict[str, Any]], None] | None = None,
     show_progress: bool = False,
     grows: bool = False,
@@ -56,18 +57,20 @@ def fit_stream(
         progress.message(_summary(row))
         if directory is not None:
             directory.save(state.checkpoint())
+        callbacks.call("on_evaluate", row)
         if on_shard is not None:
             on_shard(row)
-        if callbacks is not None and callbacks.stopped:
+        if callbacks.stopped:
             progress.message("stopped by a callback")
             break
+    callbacks.call("on_end", state.history[-1] if len(state.history) else {})
     return state.history
 
 
 def _learn(
     state: TrainState,
     evaluator: Evaluator,
-    callbacks: Callbacks | None,
+    callbacks: Callbacks,
     name: str,
     data: object,
     before_learning: Callable[[], None] | None,

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
 from widedeep.bundle.predictions import Predictions, named_predictions
+from widedeep.callbacks.base import Callbacks
+from widedeep.callbacks.loggers import make_loggers
 from widedeep.data.fragments import check_same_inputs
 from widedeep.data.profile import sample_rows
 from widedeep.data.sources import Data
@@ -49,7 +51,6 @@ from widedeep.training.early_stopping import (
 from widedeep.training.evaluation import Evaluator, bundle_model, metric_names
 from widedeep.training.export import export_bundle
 from widedeep.training.grow import use_schema
-from widedeep.training.progress import Callback, Callbacks
 from widedeep.training.run import TrainingRun
 from widedeep.training.schedules import RateSchedules
 from widedeep.training.state import History, Position, TrainState, WarmupSample
@@ -81,8 +82,9 @@ class Trainer:
             a time, and checkpoints keep it.
         checkpoints: Directory for checkpoints; None writes none.
         keep_last: Checkpoints kept besides the best.
-        callbacks: Objects with some of the methods of
-            :class:`widedeep.training.progress.Callback`.
+        callbacks: What is called while it trains: objects with some of the methods of
+            :class:`widedeep.callbacks.Callback`, such as :class:`widedeep.callbacks.TensorBoard`.
+            Those of the configuration's ``log`` come after them.
         progress: False shows nothing.
         options: Fields of :class:`widedeep.training.config.TrainConfig` by keyword, such as
             ``batch_size=64``; they come before those of ``config``.
@@ -108,7 +110,7 @@ class Trainer:
         dense: DenseOptimizer | str | Mapping[str, Any] | None = None,
         checkpoints: str | os.PathLike[str] | None = None,
         keep_last: int = 3,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[object] = (),
         progress: bool = True,
         **options: Any,
     ) -> None:
@@ -128,6 +130,7 @@ class Trainer:
         if checkpoints is not None:
             self.directory = CheckpointDirectory(checkpoints, keep_last=keep_last)
         self.callbacks = Callbacks(callbacks).objects
+        self._loggers: list[object] | None = None  # Of ``log``, made when training begins
         self.show_progress = progress
         resolved = dataclasses.replace(
             self.options,
@@ -177,6 +180,15 @@ class Trainer:
     def shards(self) -> list[str]:
         """The shards of a stream that were learned."""
         return self.state.shards
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run: the one that holds ``checkpoints``, else the working folder."""
+        return Path() if self.directory is None else self.directory.path.parent
+
+    def config_tables(self) -> dict[str, Any]:
+        """Return the resolved configuration as nested tables, as checkpoints record it."""
+        return self.state.config_tables()
 
     @property
     def valid_metrics(self) -> dict[str, float]:
@@ -245,6 +257,7 @@ class Trainer:
             stopping.check_monitor(metric_names(self.model))
         state = self.state
         self._begin_schedules(has_valid=valid is not None)
+        callbacks = self._all_callbacks()
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(self.evaluator.open(data, "training data"))
             valid_source = None
@@ -269,7 +282,7 @@ class Trainer:
                 eval_seconds=eval_seconds,
                 cache=cache,
                 directory=self.directory,
-                callbacks=Callbacks(self.callbacks),
+                callbacks=callbacks,
                 show_progress=self.show_progress,
             )
             if early_stopping == "auto" and not run.evaluates_again:
@@ -283,7 +296,8 @@ class Trainer:
                 patience=None if stopping is None else stopping.patience,
                 monitor=None if stopping is None else stopping.monitor,
             )
-            run.train()
+            with callbacks.around(self):
+                run.train()
         return state.history
 
     def fit_stream(
@@ -342,6 +356,7 @@ class Trainer:
             ('hour 8', 1.0)
         """
         _check_count("evict_after", evict_after)
+        callbacks = self._all_callbacks()
         if evict_after is not None and not grow:
             raise ConfigError(f"got evict_after={evict_after} without grow=True; give both")
         if resume:
@@ -352,17 +367,23 @@ class Trainer:
                 if grow and schema.spec == self.model.schema.spec:
                     use_schema(self.model, self.evaluator, schema)
                 self.load_checkpoint(latest)
-        return fit_stream(
-            self.state,
-            self.evaluator,
-            shards,
-            directory=self.directory,
-            callbacks=Callbacks(self.callbacks),
-            on_shard=on_shard,
-            show_progress=self.show_progress,
-            grows=grow,
-            evict_after=evict_after,
-        )
+        with callbacks.around(self):
+            return fit_stream(
+                self.state,
+                self.evaluator,
+                shards,
+                directory=self.directory,
+                callbacks=callbacks,
+                on_shard=on_shard,
+                show_progress=self.show_progress,
+                grows=grow,
+                evict_after=evict_after,
+            )
+
+    def _all_callbacks(self) -> Callbacks:
+        if self._loggers is None:
+            self._loggers = list(make_loggers(self.options.log, self.folder))
+        return Callbacks([*self.callbacks, *self._loggers])
 
     def warm_start(
         self,
@@ -713,7 +734,7 @@ class Trainer:
         Raises:
             BundleError: If it cannot be written, or something already exists.
         """
-        return export_bundle(
+        bundle = export_bundle(
             self.state,
             self.evaluator,
             path,
@@ -728,6 +749,8 @@ class Trainer:
             part_bytes=part_bytes,
             on_message=self._say,
         )
+        Callbacks([*self.callbacks, *(self._loggers or ())]).call("on_export", bundle)
+        return bundle
 
     def _say(self, message: str) -> None:
         if self.show_progress:

@@ -400,7 +400,7 @@ class _Search:
     def _trainer(self, settings: Mapping[str, Any], callback: Any, **changes: Any) -> Trainer:
         config = at_quality(self._configured(settings))
         model = WideDeep(self.schema, config.model, device=config.train.device)
-        train = replace(config.train, **changes)
+        train = replace(config.train, log=[], **changes)
         return Trainer(model, train, progress=False, callbacks=[callback])
 
     def _show(self, study: optuna.Study, trial: Trial) -> None:
