@@ -14,7 +14,7 @@ REPORT = """
 import json, sys
 from pathlib import Path
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq
-from widedeep.join.report import statistics
+from widedeep.join.report import measure
 
 def kib(name):
     with open("/proc/self/status") as status:
@@ -42,12 +42,12 @@ def write(folder, rows):
 
 folder, rows = Path(sys.argv[1]), int(sys.argv[2])
 small = write(folder / "first", 500_000)
-statistics(folder / "first", small)  # loads what Arrow loads on first use
+measure(folder / "first", small)  # loads what Arrow loads on first use
 manifest = write(folder / "all", rows)
 before = kib("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-told = statistics(folder / "all", manifest, spill_dir=folder)
-assert told["columns"]["time"]["splits"]["train"]["different"] == rows
+measures = measure(folder / "all", manifest, spill_dir=folder)
+assert measures.columns["time"]["train"]["different"] == rows
 print(kib("VmHWM") - before)
 """
 

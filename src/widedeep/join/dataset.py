@@ -22,7 +22,7 @@ from widedeep.files import atomic_directory, file_sha256, write_text_whole
 from widedeep.join.config import SPLITS, JoinConfig
 from widedeep.join.engines import Engine
 from widedeep.join.plan import JoinPlan
-from widedeep.join.report import write_report
+from widedeep.join.report import Measures, measure, write_report
 from widedeep.join.resolve import ResolvedJoin
 from widedeep.join.sql import output_columns
 
@@ -280,7 +280,7 @@ class JoinResult:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedJoin:
-    """The finished parts and what the manifest says of them; no engine is needed from here on."""
+    """The finished parts and what the manifest says of them; no engine is needed any more."""
 
     resolved: ResolvedJoin  # The plan and what the inputs hold
     shards: Sequence[Shard]  # The shards of all scans
@@ -288,6 +288,7 @@ class FinishedJoin:
     inputs: Sequence[Mapping[str, Any]]  # Name, path, size and checksum of each input file
     engine: Mapping[str, str]  # Its name and version
     logged: Mapping[str, int]  # Rows of each history feature that the server had logged
+    measures: Measures | None = None  # What the rows show; None: the shards are yet to be read
 
 
 def write_dataset(finished: FinishedJoin, workdir: Path) -> JoinResult:
@@ -306,7 +307,8 @@ def write_dataset(finished: FinishedJoin, workdir: Path) -> JoinResult:
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         (target / "manifest.json").write_text(text, encoding="utf-8")
         spill_dir = workdir if config.spill_folder is None else Path(config.spill_folder)
-        write_report(target, manifest, spill_dir=spill_dir)
+        measures = finished.measures or measure(target, manifest, spill_dir=spill_dir)
+        write_report(target, manifest, measures)
     return JoinResult(output=output, manifest=manifest)
 
 

@@ -135,9 +135,6 @@ class Engine(Protocol):
     def open_staged(self, view: str, *folders: Path) -> None:
         """Make what :meth:`stage` wrote readable again, as one relation."""
 
-    def stream(self, sql: str, folder: Path) -> Iterator[pa.RecordBatch]:
-        """Yield an ordered result in batches; ``folder`` may be used in between."""
-
     def close(self) -> None:
         """Release all resources."""
 
@@ -241,8 +238,8 @@ class DuckDBEngine:
         listed = f"[{patterns}]{', ' if split else ''}{options}"
         self._create(view, f"SELECT * FROM read_parquet({listed})")
 
-    def stream(self, sql: str, folder: Path) -> Iterator[pa.RecordBatch]:
-        """Yield an ordered result in batches; nothing is written to ``folder``."""
+    def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """Yield an ordered result in batches."""
         with self._translated("joining"):
             yield from self._connection.sql(sql).to_arrow_reader(BATCH_ROWS)
 
@@ -421,21 +418,52 @@ class SparkEngine:
         """Write a result into ``folder`` as Parquet and make it readable as ``view``."""
         shutil.rmtree(folder, ignore_errors=True)
         self._do(f"staging {view}", lambda: self._sql(sql).write.parquet(str(folder)))
+        if not any(folder.glob("part-*")):
+            raise DataError(
+                f"{folder}: the workers wrote no file there that this machine sees; choose an "
+                "output in a folder that all of them share"
+            )
         self.open_staged(view, folder)
 
     def open_staged(self, view: str, *folders: Path) -> None:
         """Make what :meth:`stage` wrote readable again, as one relation."""
         self._session.read.parquet(*map(str, folders)).createOrReplaceTempView(view)
 
-    def stream(self, sql: str, folder: Path) -> Iterator[pa.RecordBatch]:
-        """Yield an ordered result in batches, by way of Parquet files in ``folder``."""
+    def write_ordered(self, sql: str, folder: Path, *, by: str, rows: int, group: int) -> None:
+        """Let the executors write an ordered result: a folder for each value of ``by``.
+
+        The files of a folder are in order by name; ``rows`` is the most of a file, ``group`` of a
+        row group.
+        """
         shutil.rmtree(folder, ignore_errors=True)
-        self._do("joining", lambda: self._sql(sql).write.parquet(str(folder)))
-        # Spark names the files of a sorted result in its order.
-        for file in sorted(folder.glob("part-*.parquet")):
-            with pq.ParquetFile(file) as parquet:
-                yield from parquet.iter_batches(batch_size=BATCH_ROWS)
-        shutil.rmtree(folder)
+        frame = self._do("joining", lambda: self._sql(sql))
+        writer = frame.write.option("maxRecordsPerFile", rows).partitionBy(by)
+        writer = writer.option("parquet.block.row.count.limit", group)
+        self._do("writing the examples", lambda: writer.parquet(str(folder)))
+
+    def query(self, doing: str, sql: str) -> list[dict[str, Any]]:
+        """Return the rows of a small result of SQL that is Spark's own."""
+        records = self._do(doing, lambda: self._session.sql(sql).collect())
+        return [row.asDict() for row in records]
+
+    def column_types(self, view: str) -> dict[str, str]:
+        """Return the type of each column of a relation, as Spark writes it."""
+        return dict(self._session.table(view).dtypes)
+
+    def write(self, doing: str, sql: str, folder: Path, by: Sequence[str]) -> None:
+        """Write a result of SQL that is Spark's own, with a folder for each value of ``by``."""
+        shutil.rmtree(folder, ignore_errors=True)
+        frame = self._do(doing, lambda: self._session.sql(sql))
+        self._do(doing, lambda: frame.write.partitionBy(*by).parquet(str(folder)))
+
+    def checksums(self, folder: Path) -> dict[str, tuple[int, str]]:
+        """Return size and SHA-256 of each Parquet file below a folder, read by the executors."""
+        reader = self._session.read.format("binaryFile").option("pathGlobFilter", "*.parquet")
+        files = reader.option("recursiveFileLookup", "true").load(str(folder))
+        name = "SUBSTRING_INDEX(path, '/', -2) AS file"
+        select = files.selectExpr(name, "length AS bytes", "SHA2(content, 256) AS sha256")
+        records = self._do("checking the examples", select.collect)
+        return {row["file"]: (row["bytes"], row["sha256"]) for row in records}
 
     def _do(self, doing: str, action: Any) -> Any:
         try:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def _number(ordered: int) -> float:
     return float((bits ^ _MAGNITUDE if bits < 0 else bits).view(np.float64))
 
 
-def drift(one: dict[str, Any], other: dict[str, Any]) -> float:
+def drift(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """Return the distance of two splits' shares of their most frequent values, 0 to 1."""
     if not one["rows"] or not other["rows"]:
         return 0.0
@@ -133,7 +134,7 @@ def drift(one: dict[str, Any], other: dict[str, Any]) -> float:
     return min(1.0, float(max((gap + remainder) / 2, missing)))
 
 
-_MOST_GROUPS = 200
+MOST_GROUPS = 200
 
 
 class RateSums:
@@ -163,7 +164,7 @@ class RateSums:
         for name, label_B in labels.items():
             sums = self._labels.setdefault(name, {})
             _add(sums, groups, np.bincount(group_B, weight_B * label_B[present_B]).tolist())
-        for group in sorted(self._rows)[_MOST_GROUPS:]:
+        for group in sorted(self._rows)[MOST_GROUPS:]:
             del self._rows[group], self._weights[group]
             for sums in self._labels.values():
                 del sums[group]
@@ -186,6 +187,13 @@ def _add(totals: dict[int, Any], groups: Sequence[int], values: Sequence[float])
 
 
 _BUCKETS = 24
+
+
+def time_bucket(first_us: int, last_us: int) -> int:
+    """Return the microseconds of each group of a rate over time."""
+    return max(1, math.ceil((last_us - first_us + 1) / _BUCKETS))
+
+
 _COLUMNS_AT_ONCE = 2
 _BATCH_ROWS = 65_536
 
@@ -200,31 +208,48 @@ def _batches(
                 yield batch.select(names)
 
 
-def statistics(
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What the rows of a dataset show."""
+
+    # Of each column the values of each split that has rows, as column_statistics returns them
+    columns: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    rates: Mapping[str, Any]  # The mean of each label by time and by position
+
+
+def measure(
     folder: Path, manifest: Mapping[str, Any], *, spill_dir: Path | None = None
-) -> dict[str, Any]:
-    """Return the statistics of a dataset."""
+) -> Measures:
+    """Read all rows of a dataset."""
     columns = [(column["name"], column["role"]) for column in manifest["columns"]]
     filled = [split for split in SPLITS if manifest["splits"][split]["rows"]]
 
     def of_column(column: tuple[str, str]) -> dict[str, Any]:
-        name, role = column
         by_split = {}
         for split in filled:
-            values = (batch.column(0) for batch in _batches(folder, manifest, split, [name]))
+            values = (batch.column(0) for batch in _batches(folder, manifest, split, column[:1]))
             by_split[split] = column_statistics(values, spill_dir=spill_dir)
-        entry: dict[str, Any] = {"role": role, "splits": by_split}
-        if role not in ("request", "event time", "weight") and len(filled) > 1:
-            entry["drift"] = {
-                split: drift(by_split[filled[0]], by_split[split]) for split in filled[1:]
-            }
-        return entry
+        return by_split
 
     # Reading and counting run outside Python's lock; two columns at a time bound the memory.
     with ThreadPoolExecutor(_COLUMNS_AT_ONCE) as pool:
         rates = pool.submit(_rates, folder, manifest, columns, filled)
         entries = pool.map(of_column, columns)
         by_column = {name: entry for (name, _), entry in zip(columns, entries, strict=True)}
+    return Measures(columns=by_column, rates=rates.result())
+
+
+def statistics(manifest: Mapping[str, Any], measures: Measures) -> dict[str, Any]:
+    """Return the statistics of a dataset."""
+    by_column = {}
+    for column in manifest["columns"]:
+        name, role = column["name"], column["role"]
+        by_split = measures.columns[name]
+        entry: dict[str, Any] = {"role": role, "splits": by_split}
+        if role not in ("request", "event time", "weight") and len(by_split) > 1:
+            first, *others = by_split
+            entry["drift"] = {split: drift(by_split[first], by_split[split]) for split in others}
+        by_column[name] = entry
     return {
         "counts": manifest["counts"],
         "notes": manifest.get("notes", []),
@@ -232,7 +257,7 @@ def statistics(
             name: {key: split[key] for key in ("rows", "labels", "first_us", "last_us")}
             for name, split in manifest["splits"].items()
         },
-        "rates": rates.result(),
+        "rates": measures.rates,
         "columns": by_column,
     }
 
@@ -248,7 +273,7 @@ def _rates(
     first = min(split["first_us"] for split in splits)
     last = max(split["last_us"] for split in splits)
     labels = [name for name, role in columns if role == "label"]
-    sums = {"by_time": RateSums(first, max(1, math.ceil((last - first + 1) / _BUCKETS)))}
+    sums = {"by_time": RateSums(first, time_bucket(first, last))}
     keys = {"by_time": next(name for name, role in columns if role == "event time")}
     for name, role in columns:
         if role == "position":
@@ -268,11 +293,9 @@ def _rates(
 _HIGH_DRIFT = 0.1
 
 
-def write_report(
-    folder: Path, manifest: Mapping[str, Any], *, spill_dir: Path | None = None
-) -> None:
+def write_report(folder: Path, manifest: Mapping[str, Any], measures: Measures) -> None:
     """Write ``report.json`` and ``report.html`` beside the shards."""
-    summary = statistics(folder, manifest, spill_dir=spill_dir)
+    summary = statistics(manifest, measures)
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     (folder / "report.json").write_text(text, encoding="utf-8")
     (folder / "report.html").write_text(page(summary), encoding="utf-8")

@@ -36,7 +36,8 @@ from widedeep.join.dataset import (
     write_dataset,
     write_part,
 )
-from widedeep.join.engines import DuckDBEngine, Engine, explained
+from widedeep.join.distributed import EXAMPLES, measure_staged, write_shards
+from widedeep.join.engines import DuckDBEngine, Engine, SparkEngine, explained
 from widedeep.join.inputs import OpenedInput, damaged_files_named
 from widedeep.join.plan import JoinPlan, SqlInput, id_as_integer, in_partition, sql_hash
 from widedeep.join.resolve import ResolvedJoin, resolve
@@ -276,12 +277,10 @@ def check_output(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def open_engine(config: JoinConfig, workdir: Path) -> Iterator[Engine]:
+def open_engine(config: JoinConfig, workdir: Path) -> Iterator[DuckDBEngine | SparkEngine]:
     """Start the engine that the configuration names; close it at the end."""
-    engine: Engine
+    engine: DuckDBEngine | SparkEngine
     if config.engine == "spark":
-        from widedeep.join.engines import SparkEngine
-
         engine = SparkEngine(config.spark_master, config.spark_options)
     else:
         spill = Path(config.spill_folder) if config.spill_folder else workdir
@@ -298,7 +297,7 @@ def open_engine(config: JoinConfig, workdir: Path) -> Iterator[Engine]:
 class JoinRun:
     """One run of a join, step by step."""
 
-    engine: Engine  # Runs the SQL
+    engine: DuckDBEngine | SparkEngine  # Runs the SQL
     config: JoinConfig  # What to do
     workdir: Path  # Folder for staged inputs and finished parts
     display: ProgressDisplay  # Shows the running step
@@ -312,6 +311,11 @@ class JoinRun:
         with damaged_files_named(resolved.inputs):
             resolved = self.stage(resolved)
             shards, counts = self._parts(resolved)
+            measures = None
+            if isinstance(self.engine, SparkEngine):
+                self.display.start("counting the values")
+                counts_folder = self.workdir / "stage" / "counts"
+                measures = measure_staged(self.engine, resolved.plan, counts_folder)
             notes = (*resolved.notes, *match_notes(self.engine, self.config, counts))
             resolved = dataclasses.replace(resolved, notes=notes)
         return FinishedJoin(
@@ -321,6 +325,7 @@ class JoinRun:
             inputs=inputs,
             engine={"name": self.engine.name, "version": self.engine.version},
             logged=self._logged(resolved),
+            measures=measures,
         )
 
     def _claim(self, inputs: Sequence[Mapping[str, Any]]) -> None:
@@ -403,12 +408,14 @@ class JoinRun:
         part_folder = folder / str(number)
         shutil.rmtree(part_folder, ignore_errors=True)
         part_folder.mkdir()
-        batches = self.engine.stream(
-            examples(plan, partition), self.workdir / "stage" / f"part_{number}"
-        )
-        labels = [label.name for label in plan.config.labels]
-        rows = self.config.shard_rows
-        shards = write_part(batches, part_folder, number, labels=labels, shard_rows=rows)
+        if isinstance(self.engine, DuckDBEngine):
+            labels = [label.name for label in plan.config.labels]
+            batches = self.engine.stream(examples(plan, partition))
+            rows = self.config.shard_rows
+            shards = write_part(batches, part_folder, number, labels=labels, shard_rows=rows)
+        else:
+            self._staged(EXAMPLES, examples(plan, partition), partitioned=False)
+            shards = write_shards(self.engine, plan, self.workdir / "stage", part_folder)
         counts = self.counts(plan, partition)
         record_part(folder / f"{number}.json", shards, counts)
         return shards, counts
@@ -479,7 +486,8 @@ def dry_run(config: JoinConfig, *, rows: int = SAMPLE_IMPRESSIONS) -> DryRun:
                 sample = dataclasses.replace(resolved, plan=_sample(resolved.plan, one_in))
                 run = JoinRun(engine, config, workdir, display)
                 plan = run.stage(sample).plan
-                table = _first_rows(engine.stream(examples(plan, 0), workdir), _MOST * rows)
+                assert isinstance(engine, DuckDBEngine)
+                table = _first_rows(engine.stream(examples(plan, 0)), _MOST * rows)
                 counts = run.counts(plan, 0)
                 notes = (*resolved.notes, *match_notes(engine, config, counts))
     return DryRun(

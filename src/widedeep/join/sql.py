@@ -383,13 +383,29 @@ def examples(plan: JoinPlan, partition: int | None) -> str:
     tables["joined"] = joined
     ctes = ",\n".join(f"{name} AS ({select})" for name, select in tables.items())
     columns = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in _outputs(plan))
-    # One pass after the other makes the same order.
-    order = "wd_part, " if partition is None else ""
+    selected = f"WITH {ctes}\nSELECT CAST(wd_split AS INTEGER) AS wd_split, {columns}"
+    source = f"FROM joined{_where_sampled(plan)}"
+    if partition is None:  # Sorted when they are written: see ordered_examples.
+        return f"{selected}, wd_part {source}"
     return (
-        f"WITH {ctes}\nSELECT CAST(wd_split AS INTEGER) AS wd_split, wd_time AS wd_event_time, "
-        f"{columns} FROM joined{_where_sampled(plan)} "
-        f"ORDER BY {order}wd_time, wd_request, {_position_order(plan)}wd_item"
+        f"{selected}, wd_time AS wd_event_time {source} "
+        f"ORDER BY wd_time, wd_request, {_position_order(plan)}wd_item"
     )
+
+
+def ordered_examples(plan: JoinPlan, view: str) -> str:
+    """Return SQL of staged examples of all partitions, in the order of one pass after the other."""
+    keys = {inner: quoted(name) for name, inner in _outputs(plan) if inner in _ORDER}
+    order = [
+        f"{keys[inner]} NULLS FIRST" if inner == "wd_position" else keys[inner]
+        for inner in _ORDER
+        if inner in keys
+    ]
+    columns = ", ".join(quoted(name) for name in output_columns(plan))
+    return f"SELECT wd_split, {columns} FROM {view} ORDER BY wd_split, wd_part, {', '.join(order)}"
+
+
+_ORDER = ("wd_time", "wd_request", "wd_position", "wd_item")
 
 
 def _position_order(plan: JoinPlan) -> str:
@@ -634,6 +650,11 @@ def _weight(plan: JoinPlan) -> str:
 def output_columns(plan: JoinPlan) -> list[str]:
     """Return the names of the columns of an example, in order."""
     return [name for name, _ in _outputs(plan)]
+
+
+def time_name(plan: JoinPlan) -> str:
+    """Return the name of an example's column of event times."""
+    return next(name for name, inner in _outputs(plan) if inner == "wd_time")
 
 
 def part_counts(plan: JoinPlan, partition: int | None) -> str:
