@@ -14,20 +14,25 @@ from widedeep.config import load_config
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.fragments import InputRecord
+from widedeep.data.peers import LONE, Peers
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError
+from widedeep.ranks.config import DistributedConfig
+from widedeep.ranks.ranks import launched_size, ranks_of
 from widedeep.schema import Schema
 from widedeep.training.config import RunConfig
 
 EXAMPLE = (
     "  widedeep prepare ads.toml\n"
     "  widedeep prepare ads.toml --encode\n"
-    "  widedeep train ads.toml         # uses the saved schema\n\n"
+    "  widedeep train ads.toml         # uses the saved schema\n"
+    "  torchrun --standalone --nproc-per-node 4 -m widedeep prepare ads.toml   # 4 processes\n\n"
     "'train' fits the schema by itself; 'prepare' shows it before hours of training. With\n"
     "encoded rows, no epoch reads and encodes the raw rows again."
 )
 NEXT = "widedeep train ads.toml"
+_TIMEOUT = "1h"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     directory = RunDirectory.of_config(arguments.config, arguments.out)
     directory.check_free()
-    schema = prepare_schema(config, directory, progress=True)
+    # The lanes of training do not matter here, and a rank may read for hours before it answers.
+    ranks = ranks_of(DistributedConfig(lanes=launched_size(), timeout=_TIMEOUT))
+    schema = prepare_schema(config, directory, progress=True, ranks=ranks)
+    if not ranks.is_first:
+        return EXIT_OK
     encoded: dict[str, Any] = {}
     if arguments.encode:
         rows, new = encode_rows(config, directory, schema)
@@ -76,10 +85,13 @@ def _feature_sizes(schema: Any) -> Mapping[str, int]:
     return {feature.name: schema.id_count(feature.name) for feature in schema.spec.all_features}
 
 
-def prepare_schema(config: RunConfig, directory: RunDirectory, *, progress: bool = False) -> Schema:
-    """Fit the schema of a run and keep it in its folder."""
-    schema, inputs = fit_run_schema(config, progress)
-    directory.save_schema(schema, inputs)
+def prepare_schema(
+    config: RunConfig, directory: RunDirectory, *, progress: bool = False, ranks: Peers = LONE
+) -> Schema:
+    """Fit the schema of a run, over all ranks, and keep it in its folder."""
+    schema, inputs = fit_run_schema(config, progress, ranks=ranks)
+    if ranks.rank == 0:
+        directory.save_schema(schema, inputs)
     return schema
 
 
@@ -95,15 +107,15 @@ def encode_rows(
 
 
 def fit_run_schema(
-    config: RunConfig, progress: bool, grow: Schema | None = None
+    config: RunConfig, progress: bool, grow: Schema | None = None, ranks: Peers = LONE
 ) -> tuple[Schema, list[InputRecord]]:
-    """Fit the schema of a run and return it with a record of its inputs."""
+    """Fit the schema of a run over all ranks and return it with a record of its inputs."""
     if not config.spec.labels:  # said before the long way through the data
         raise ConfigError('got no label to learn; write label = "COLUMN" under [data]')
     inputs = _inputs(config)
     train, _ = training_data(config)
-    show_bar = progress and sys.stderr.isatty()
-    return fit_schema(config.spec, train, progress=show_bar, grow=grow), inputs
+    show_bar = progress and sys.stderr.isatty() and ranks.rank == 0
+    return fit_schema(config.spec, train, progress=show_bar, grow=grow, ranks=ranks), inputs
 
 
 def _inputs(config: RunConfig) -> list[InputRecord]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from widedeep.data.fragments import Source, column_stream, origin_of
+from widedeep.data.fragments import Fragment, Source, column_stream, origin_of
 from widedeep.errors import FeatureError
 from widedeep.features.learned import ColumnType, LogicalKind
 
@@ -35,11 +35,14 @@ class Chunk:
 
 
 def column_chunks(
-    source: Source, column: str, on_rows: Callable[[int], None] | None = None
+    source: Source,
+    column: str,
+    on_rows: Callable[[int], None] | None = None,
+    fragments: Sequence[Fragment] | None = None,
 ) -> Iterator[Chunk]:
-    """Yield a column in order, reading one fragment ahead."""
+    """Yield a column of all or some fragments in order, reading one fragment ahead."""
     row = 0
-    for table in column_stream(source, [column]):
+    for table in column_stream(source, [column], fragments):
         origin, origin_row = origin_of(table) or ("the data", row)
         for array in table.column(0).chunks:
             if len(array):

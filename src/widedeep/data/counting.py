@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from widedeep import kernels
 from widedeep.data.arrow_types import logical_type
+from widedeep.data.peers import LONE, Peers
 from widedeep.errors import ConfigError, DataError
 
 Values: TypeAlias = pa.Array | pa.ChunkedArray | NDArray[np.int64]
@@ -25,6 +26,8 @@ PARTITION_BITS = 8
 HASH_BITS = 64
 TAKEN_KEYS = 65_536
 MAX_VALUE_BYTES = 1 << 19
+# Counts that went to disk are exchanged in so many rounds, so that a round fits into memory.
+_EXCHANGE_ROUNDS = 16
 _SIGN = np.uint64(1 << 63)
 
 
@@ -51,7 +54,9 @@ class ValueCounter:
         if memory_limit_bytes < 1:
             raise ConfigError(f"memory_limit_bytes: got {memory_limit_bytes}, expected at least 1")
         self._kind = kind
-        self._table = _SpillingTable(memory_limit_bytes, spill_dir, level=0)
+        self._limits = memory_limit_bytes, spill_dir
+        self._table = _SpillingTable(*self._limits, level=0)
+        self._ranks: Peers = LONE
         self._n_parts = 1
         self._distinct: int | None = 0
         self.total = 0
@@ -65,6 +70,26 @@ class ValueCounter:
                 self._distinct = None
                 n_values = len(keys.offsets) - 1
                 self.total += n_values if keys.counts is None else int(keys.counts.sum())
+
+    def exchange(self, ranks: Peers) -> None:
+        """Add up the counts of all ranks: each comes to own the values whose hashes are its part.
+
+        Afterwards the results, ``total`` and ``distinct`` are those of all ranks' values, on every
+        rank, and asking for them is collective.
+        """
+        if ranks.size == 1:
+            return
+        facts = np.array([[self._table.is_spilled, self.total, self._n_parts]], np.int64)
+        spilled, totals, n_parts = np.concatenate(ranks.gather(facts)).T
+        owned = _SpillingTable(*self._limits, level=0)
+        for partitions in _rounds(ranks.size, _EXCHANGE_ROUNDS if spilled.any() else 1):
+            parts = [self._table.packed(of_rank) for of_rank in partitions]
+            for buffer in ranks.all_to_all(parts):
+                for keys in _unpacked(buffer):
+                    owned.add(keys)
+        self._table.close()
+        self._table, self._ranks, self._distinct = owned, ranks, None
+        self.total, self._n_parts = int(totals.sum()), int(n_parts.max())
 
     def tuples_of(self, n_parts: int) -> None:
         """Say how long tuples are, where none may have been counted."""
@@ -86,9 +111,9 @@ class ValueCounter:
             leaders.add(keys)
             if tail_size and min_count > 1:
                 rare.add(keys)
-        self._distinct = distinct
-        values, counts = leaders.ordered()
-        rare_values, rare_counts = rare.ordered()
+        self._distinct = self._ranks_sum(distinct)
+        values, counts = leaders.merged(self._ranks).ordered()
+        rare_values, rare_counts = rare.merged(self._ranks).ordered()
         n_leaders = len(counts) if max_size is None else min(max_size, len(counts))
         tail = pa.concat_arrays([values[n_leaders:], rare_values])[:tail_size]
         tail_counts = np.concatenate([counts[n_leaders:], rare_counts])[:tail_size]
@@ -107,8 +132,12 @@ class ValueCounter:
     def distinct(self) -> int:
         """The number of different values; once some went to disk, it costs as much as a result."""
         if self._distinct is None:
-            self._distinct = sum(len(keys.offsets) - 1 for keys in self._table.merged())
+            n_keys = sum(len(keys.offsets) - 1 for keys in self._table.merged())
+            self._distinct = self._ranks_sum(n_keys)
         return self._distinct
+
+    def _ranks_sum(self, number: int) -> int:
+        return int(np.sum(self._ranks.gather(np.array([number], np.int64))))
 
     def close(self) -> None:
         """Free the memory and the temporary file."""
@@ -239,15 +268,35 @@ class _SpillingTable:
         if len(self._table):
             self._spill()
         for partition in range(1 << PARTITION_BITS):
-            table = _SpillingTable(self._limit_bytes, self._spill_dir, self._level + 1)
-            try:
-                for run in self._runs:
-                    block = _Block(*run[partition].tolist())
-                    if block.n_keys:
-                        table.add(self._read(block))
-                yield from table.merged()
-            finally:
-                table.close()
+            yield from self._merged_partition(partition)
+
+    def _merged_partition(self, partition: int) -> Iterator[_Keys]:
+        table = _SpillingTable(self._limit_bytes, self._spill_dir, self._level + 1)
+        try:
+            for run in self._runs:
+                block = _Block(*run[partition].tolist())
+                if block.n_keys:
+                    table.add(self._read(block))
+            yield from table.merged()
+        finally:
+            table.close()
+
+    @property
+    def is_spilled(self) -> bool:
+        """Whether any key went to disk."""
+        return bool(self._runs)
+
+    def packed(self, partitions: Sequence[int]) -> NDArray[np.uint8]:
+        """Return the keys of some partitions with their counts, for :func:`_unpacked`."""
+        if self._runs:
+            if len(self._table):
+                self._spill()
+            pieces = [keys for one in partitions for keys in self._merged_partition(one)]
+        else:
+            order, starts = self._table.partitions(0, PARTITION_BITS)
+            taken = [order[starts[one] : starts[one + 1]] for one in partitions]
+            pieces = [_Keys(*self._table.take(keys)) for keys in taken if len(keys)]
+        return _packed(pieces)
 
     def close(self) -> None:
         self._table.clear()
@@ -293,6 +342,38 @@ class _SpillingTable:
         return _Keys(data, words[: block.n_keys + 1], words[block.n_keys + 1 :])
 
 
+def _rounds(n_ranks: int, at_least: int) -> Iterator[list[list[int]]]:
+    """Yield for each round the partitions that each rank receives; partition p goes to p mod W."""
+    step = max(1, (1 << PARTITION_BITS) // (n_ranks * at_least)) if at_least > 1 else 1 << 30
+    owned = [list(range(rank, 1 << PARTITION_BITS, n_ranks)) for rank in range(n_ranks)]
+    for start in range(0, max(map(len, owned)), step):
+        yield [of_rank[start : start + step] for of_rank in owned]
+
+
+def _packed(pieces: Sequence[_Keys]) -> NDArray[np.uint8]:
+    """Write keys one piece after the other: two lengths, offsets, counts, and bytes, padded."""
+    buffers: list[NDArray[np.uint8]] = [np.zeros(0, np.uint8)]
+    for keys in pieces:
+        assert keys.counts is not None
+        n_bytes = int(keys.offsets[-1] - keys.offsets[0])
+        header = np.array([len(keys.counts), n_bytes], np.int64)
+        words = np.concatenate([header, keys.offsets - keys.offsets[0], keys.counts])
+        data = keys.data[keys.offsets[0] : keys.offsets[-1]]
+        buffers += [words.view(np.uint8), data, np.zeros(-n_bytes % 8, np.uint8)]
+    return np.concatenate(buffers)
+
+
+def _unpacked(buffer: NDArray[np.uint8]) -> Iterator[_Keys]:
+    start = 0
+    while start < len(buffer):
+        n_keys, n_bytes = np.frombuffer(buffer, np.int64, 2, start).tolist()
+        words = np.frombuffer(buffer, np.int64, 2 * n_keys + 1, start + 16)
+        start += 16 + words.nbytes
+        data = buffer[start : start + n_bytes]
+        yield _Keys(data, words[: n_keys + 1], words[n_keys + 1 :])
+        start += n_bytes + -n_bytes % 8
+
+
 class _Block(NamedTuple):
     """One partition of one run: its offset in the file, its keys and their bytes."""
 
@@ -313,6 +394,7 @@ class _Leaders:
         *,
         below: int | None = None,
     ) -> None:
+        self._options = (min_count, max_size, tail_size, tail_bytes), below
         self._floor = min_count
         self._below = below
         self._last: pa.Scalar | None = None
@@ -352,6 +434,19 @@ class _Leaders:
         fitting = int(np.searchsorted(sizes, self._tail_bytes, side="right"))
         assert self._max_size is not None
         return min(self._first + fitting, self._max_size)
+
+    def merged(self, ranks: Peers) -> _Leaders:
+        """Return the leaders of all ranks, where each holds those of its own keys."""
+        if ranks.size == 1:
+            return self
+        values, counts = self.ordered()
+        data, offsets = _bytes_of(values)
+        limits, below = self._options
+        leaders = _Leaders(*limits, below=below)
+        for buffer in ranks.gather(_packed([_Keys(data, offsets, counts)])):
+            for keys in _unpacked(buffer):
+                leaders.add(keys)
+        return leaders
 
     def ordered(self) -> tuple[pa.LargeBinaryArray, NDArray[np.int64]]:
         if self._max_size is not None:

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from widedeep.data.column_values import Chunk, read_numbers
 from widedeep.data.counting import ValueCounter
@@ -25,6 +25,7 @@ from widedeep.data.fit_scans import (
     FitPlan,
     FitResult,
     ScanContext,
+    merge_summaries,
     plan_fit,
     scan_cross,
     scan_numbers,
@@ -34,8 +35,9 @@ from widedeep.data.fit_scans import (
     scan_vocabulary,
     scan_weight,
 )
-from widedeep.data.fragments import ColumnKind
+from widedeep.data.fragments import ColumnKind, Source
 from widedeep.data.paths import input_paths
+from widedeep.data.peers import LONE, Peers, Turns, gather_json, sums
 from widedeep.data.sources import Data, RowShare, open_source
 from widedeep.errors import ConfigError, DataError, FeatureError
 from widedeep.features import Feature, FeatureSpec
@@ -129,9 +131,14 @@ def _scan_lists(
         rows, nulls = rows + len(missing), nulls + int(missing.sum())
         counts.update(_rows_by_class(chunk, name, vocabulary))
         if len(counts) > MOST_CLASSES:
-            raise FeatureError(
-                f"{name}: got more than {MOST_CLASSES:,} classes; keep the frequent ones alone"
-            )
+            raise _too_many_classes(name)
+    ranks = scan.ranks()
+    rows, nulls = sums(ranks, rows, nulls)
+    for rank, others in enumerate(gather_json(ranks, counts)):
+        if rank != ranks.rank:
+            counts.update(others)
+    if len(counts) > MOST_CLASSES:
+        raise _too_many_classes(name)
     if not counts.total():
         raise FeatureError(f"{name}: got no class in any list; give rows that have some")
     classes = tuple(vocabulary or sorted(counts))
@@ -141,6 +148,12 @@ def _scan_lists(
     if absent:
         fit.notes.append(f"{name}: no row has {', '.join(map(repr, absent[:_SHOWN_CLASSES]))}")
     return fit
+
+
+def _too_many_classes(name: str) -> FeatureError:
+    return FeatureError(
+        f"{name}: got more than {MOST_CLASSES:,} classes; keep the frequent ones alone"
+    )
 
 
 def _rows_by_class(chunk: Chunk, name: str, vocabulary: Sequence[str] | None) -> dict[str, int]:
@@ -172,7 +185,7 @@ def _rows_by_class(chunk: Chunk, name: str, vocabulary: Sequence[str] | None) ->
 def _scan_mean(
     scan: ScanContext, head: str, column: str, name: str, *, nullable: bool
 ) -> FitResult:
-    summary, sample = NumberSummary(()), _LabelSample()
+    summary, sample = NumberSummary(()), scan.sample(_SAMPLED_LABELS)
     nulls = 0
     for chunk in scan.chunks(column):
         values = read_numbers(chunk, name)
@@ -181,7 +194,8 @@ def _scan_mean(
             if not nullable:
                 raise _missing_label(chunk, name, int(missing.argmax()))
             nulls += int(missing.sum())
-            values = values[~missing]
+        sample.add(pa.table({"label": values}), ~missing)
+        values = values[~missing]
         beyond = np.abs(values) > LARGEST_LABEL
         if beyond.any():
             row = int(beyond.argmax())
@@ -192,8 +206,10 @@ def _scan_mean(
                 "drop the row",
             )
         summary.add(values)
-        sample.add(values)
-    if not sample.rows:
+    ranks = scan.ranks()
+    merge_summaries(ranks, [summary])
+    (nulls,) = sums(ranks, nulls)
+    if not summary.count:
         raise FeatureError(
             f"{name}: got null in every row; give some rows a label, or leave it out"
         )
@@ -202,27 +218,11 @@ def _scan_mean(
         notes.append(f"{name}: {summary.minimum:g} in every row, so there is nothing to tell apart")
     fit = FitResult(nulls={column: nulls}, label_means={head: summary.mean}, notes=notes)
     if summary.minimum < 0 or summary.maximum > 1:
-        fit.label_quantiles[head] = sample.quantiles()
-    return fit
-
-
-class _LabelSample:
-    """Every k-th label of a column, k a power of two that grows with the column."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self._step = 1
-        self._values = np.empty(0)
-
-    def add(self, values: NDArray[np.float64]) -> None:
-        self._values = np.append(self._values, values[-self.rows % self._step :: self._step])
-        self.rows += len(values)
-        while len(self._values) > _SAMPLED_LABELS:
-            self._values, self._step = self._values[::2], 2 * self._step
-
-    def quantiles(self) -> list[float]:
+        sample.exchange(ranks)
         levels = (np.arange(_LABEL_QUANTILES) + 0.5) / _LABEL_QUANTILES
-        return [float(value) for value in np.quantile(self._values, levels)]
+        labels = sample.table()["label"].to_numpy()
+        fit.label_quantiles[head] = [float(value) for value in np.quantile(labels, levels)]
+    return fit
 
 
 def _missing_label(chunk: Chunk, name: str, row: int) -> FeatureError:
@@ -254,6 +254,9 @@ def _scan_classes(
             if allowed is not None:
                 _check_classes(chunk, texts, allowed, name)
             counter.add(texts)
+        ranks = scan.ranks()
+        (nulls,) = sums(ranks, nulls)
+        counter.exchange(ranks)
         values, _ = counter.result()
     seen = sorted(value.as_py() for value in values)
     classes = tuple(value.decode("utf-8", "replace") for value in seen)
@@ -311,6 +314,7 @@ def fit_schema(
     threads: int | None = None,
     progress: bool = False,
     grow: Schema | None = None,
+    ranks: Peers = LONE,
 ) -> Schema:
     """Learn vocabularies, quantiles and column types from data of any size.
 
@@ -341,6 +345,9 @@ def fit_schema(
             of more). Numbers declared as before keep their quantiles and boundaries.
             A warm start moves parameters by value, so it needs this only to keep what the new data
             alone does not show.
+        ranks: The processes that fit together (:class:`widedeep.ranks.ranks.Ranks`): each reads its
+            part of the rows, all of them return the schema that one process alone would. Every rank
+            passes the same arguments.
 
     Returns:
         The schema; its ``notes`` say what a person should know, and printing it shows a table.
@@ -367,18 +374,25 @@ def fit_schema(
             raise DataError("data: got no rows, expected at least one; check the path or the query")
         plan = plan_fit(spec, source.arrow_schema)
         history = history_columns(data, columns)
+        check_same_rows(source, ranks)
         scans = _first_scans(spec, plan, grow)
         crosses = [f for f in spec.all_features if f.part_names and not f.is_hashed]
         shared = sum(len(columns) - 1 for columns in plan.learned)
         n_reads = len(scans) + shared + len(crosses)
-        with _progress(progress, source.num_rows * n_reads) as on_rows:
+        first_row, fragments = source.fragments_of(ranks.rank, ranks.size)
+        own_rows = sum(fragment.num_rows for fragment in fragments)
+        with _progress(progress, own_rows * n_reads) as on_rows:
+            stop = threading.Event()
             scan = ScanContext(
                 source=source,
+                fragments=fragments,
+                first_row=first_row,
                 counter_bytes=limit // (2 * workers),
                 sample_rows=sample_rows,
                 seed=seed,
                 on_rows=on_rows,
-                stop=threading.Event(),
+                stop=stop,
+                turns=Turns(ranks, stop),
             )
             fit = FitResult(vocabularies=dict(plan.vocabularies))
             _run(scans, scan, workers, fit)
@@ -551,7 +565,11 @@ def _parts_schema(spec: FeatureSpec, plan: FitPlan, fit: FitResult, cross: Featu
 def _run(scans: Sequence[_Scan], scan: ScanContext, workers: int, fit: FitResult) -> None:
     """Run scans side by side and add up what they find, in their order."""
     with ThreadPoolExecutor(workers, thread_name_prefix="widedeep-fit") as pool:
-        futures = [pool.submit(one, scan) for one in scans]
+        turns = Turns(scan.turns.ranks, scan.stop)
+        futures = [
+            pool.submit(_run_one, one, replace(scan, turns=turns, number=number))
+            for number, one in enumerate(scans)
+        ]
         try:
             for future in futures:
                 fit.include(future.result())
@@ -559,6 +577,32 @@ def _run(scans: Sequence[_Scan], scan: ScanContext, workers: int, fit: FitResult
             scan.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _run_one(one: _Scan, scan: ScanContext) -> FitResult:
+    """Run a scan and let the next one speak to the other ranks; tell them if it fails."""
+    try:
+        result = one(scan)
+    except BaseException as error:
+        try:
+            scan.turns.agree(scan.number, error)
+        finally:
+            scan.turns.end(scan.number, failed=True)
+        raise
+    scan.turns.end(scan.number, failed=False)
+    return result
+
+
+def check_same_rows(source: Source, ranks: Peers) -> None:
+    """Refuse ranks that see other rows."""
+    every = np.concatenate(ranks.gather(np.array([[source.num_rows, len(source.fragments)]])))
+    other = np.flatnonzero((every != every[0]).any(axis=1))
+    if len(other):
+        rank = int(other[0])
+        raise DataError(
+            f"data: rank {rank} of {ranks.size} sees {every[rank][0]:,} rows in {every[rank][1]:,} "
+            f"pieces, rank 0 {every[0][0]:,} in {every[0][1]:,}; give all ranks the same files"
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -27,7 +28,8 @@ from widedeep.data.column_values import (
 )
 from widedeep.data.counting import CounterKind, ValueCounter
 from widedeep.data.extend_schema import counted_vocabulary, earlier_cross, earlier_vocabulary
-from widedeep.data.fragments import Source, column_stream, origin_of
+from widedeep.data.fragments import Fragment, Source, column_stream, origin_of
+from widedeep.data.peers import Peers, Turns, TurnsStopped, gather_json, sums
 from widedeep.data.transform import PartIds, Transform
 from widedeep.errors import ConfigError, DataError, FeatureError, LimitError
 from widedeep.features import CrossEncoding, Feature, FeatureSpec, NumberInput, ValueInput
@@ -262,27 +264,47 @@ def given_vocabulary(feature: Feature, column: ColumnType) -> Vocabulary | None:
 class RowSample:
     """Keeps the rows whose numbers hash lowest: a uniform sample without replacement."""
 
-    def __init__(self, seed: int, size: int) -> None:
+    def __init__(self, seed: int, size: int, first_row: int = 0) -> None:
         if size < 1:
             raise ConfigError(f"size: got {size}, expected at least 1")
         if not 0 <= seed < 1 << 64:
             raise ConfigError(f"seed: got {seed}, expected 0 <= seed < 2**64")
         self.size = size
-        self.num_rows = 0
+        self._next_row = first_row
         self._seed = seed
         self._hashes: list[NDArray[np.uint64]] = []
         self._tables: list[pa.Table] = []
         self._bound = np.uint64((1 << 64) - 1)
 
-    def add(self, table: pa.Table) -> None:
-        """Let the next rows take part."""
-        hashes = _row_hashes(self._seed, self.num_rows, table.num_rows)
-        self.num_rows += table.num_rows
-        low = np.flatnonzero(hashes <= self._bound)
+    def add(self, table: pa.Table, valid: NDArray[np.bool_] | None = None) -> None:
+        """Let the next rows take part, or those that are valid."""
+        hashes = _row_hashes(self._seed, self._next_row, table.num_rows)
+        self._next_row += table.num_rows
+        takes_part = hashes <= self._bound
+        low = np.flatnonzero(takes_part if valid is None else takes_part & valid)
         self._hashes.append(hashes[low])
         self._tables.append(table.take(pa.array(low)))
         if sum(map(len, self._hashes)) > 2 * self.size:
             self._prune()
+
+    def exchange(self, ranks: Peers) -> None:
+        """Keep the lowest of all ranks' rows, in rank order."""
+        if ranks.size == 1:
+            return
+        payload = b""
+        if self._tables:
+            self._prune()
+            rows = self._tables[0].append_column("", pa.array(self._hashes[0]))
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, rows.schema) as writer:
+                writer.write_table(rows)
+            payload = sink.getvalue()
+        self._hashes, self._tables = [], []
+        for buffer in ranks.gather(np.frombuffer(payload, np.uint8)):
+            if len(buffer):
+                rows = pa.ipc.open_stream(pa.py_buffer(buffer)).read_all()
+                self._hashes.append(rows.column(rows.num_columns - 1).to_numpy())
+                self._tables.append(rows.remove_column(rows.num_columns - 1))
 
     def table(self) -> pa.Table:
         """Return the sampled rows in the order in which they came."""
@@ -326,29 +348,38 @@ _TUPLES_AT_ONCE = 1 << 17
 _KEY_VALUES = 1000
 
 
-class ScanStopped(Exception):
-    """Another scan failed, so this one ends; never leaves ``fit_schema``."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScanContext:
     """What every scan needs."""
 
     source: Source  # The rows
+    fragments: Sequence[Fragment]  # Those that this rank reads
+    first_row: int  # Number of their first row
     counter_bytes: int  # Memory of one scan's table of counts
     sample_rows: int  # Rows that quantiles are learned from
     seed: int  # Seed of the sample
     on_rows: Callable[[int], None]  # Called with a number of rows after they were read
     stop: threading.Event  # Set when another scan failed
+    turns: Turns  # Order in which scans speak to the other ranks
+    number: int = 0  # This scan's turn
 
     def chunks(self, column: str) -> Iterator[Chunk]:
-        """Yield a column in order."""
-        return column_chunks(self.source, column, self.advance)
+        """Yield this rank's rows of a column in order."""
+        return column_chunks(self.source, column, self.advance, self.fragments)
+
+    def ranks(self) -> Peers:
+        """Wait until every rank has read its rows, and return the ranks: then all must merge."""
+        self.turns.agree(self.number)
+        return self.turns.ranks
+
+    def sample(self, size: int) -> RowSample:
+        """Return an empty sample of the rows."""
+        return RowSample(self.seed, size, self.first_row)
 
     def advance(self, rows: int) -> None:
         """Report rows that were read."""
         if self.stop.is_set():
-            raise ScanStopped
+            raise TurnsStopped
         self.on_rows(rows)
 
 
@@ -374,6 +405,14 @@ class FitResult:
                 getattr(self, entry.name).update(getattr(other, entry.name))
         self.notes.extend(note for note in other.notes if note not in self.notes)
 
+    def exchange_counts(self, ranks: Peers) -> None:
+        """Add up nulls and cut lists over all ranks."""
+        for counts in (self.nulls, self.cut_lists):
+            totals = Counter[str]()
+            for others in gather_json(ranks, counts):
+                totals.update(others)
+            counts.update(totals)
+
 
 def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnType) -> FitResult:
     """Learn what features of numbers need from their column."""
@@ -382,7 +421,7 @@ def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnTyp
     moments = [scale for numbers in inputs for scale in numbers.moments]
     summaries = [NumberSummary(moments) for _ in range(size)]
     needs_sample = any(numbers.sample for numbers in inputs)
-    samples = RowSample(scan.seed, scan.sample_rows) if needs_sample else None
+    samples = scan.sample(scan.sample_rows) if needs_sample else None
     nulls = nans = 0
     for chunk in scan.chunks(column):
         components = _components(chunk, reader, inputs[0], type)
@@ -392,7 +431,11 @@ def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnTyp
             samples.add(pa.table({str(i): values for i, values in enumerate(components)}))
         nulls += null_count(chunk)
         nans += nan_count(chunk, type.nested)
+    ranks = scan.ranks()
+    merge_summaries(ranks, summaries)
+    nulls, nans = sums(ranks, nulls, nans)
     if samples is not None:
+        samples.exchange(ranks)
         for summary, values in zip(summaries, samples.table().columns, strict=True):
             summary.keep_sample(values.to_numpy())
     fit = FitResult(nulls={column: nulls}, notes=_number_notes(column, summaries, nans))
@@ -402,6 +445,14 @@ def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnTyp
         if feature.is_bucketed:
             fit.boundaries[feature.name] = feature.fit_boundaries(summaries[0], type)
     return fit
+
+
+def merge_summaries(ranks: Peers, summaries: Sequence[NumberSummary]) -> None:
+    """Add the rows of all other ranks to the summaries of a column."""
+    every = gather_json(ranks, [summary.to_json() for summary in summaries])
+    for others in (one for rank, one in enumerate(every) if rank != ranks.rank):
+        for summary, other in zip(summaries, others, strict=True):
+            summary.include(other)
 
 
 def _components(
@@ -440,18 +491,23 @@ def scan_vocabulary(
         earlier = earlier_vocabulary(previous, key, is_text=is_text, notes=fit.notes)
     kind: CounterKind = "bytes" if is_text else "int64"
     with ValueCounter(kind, memory_limit_bytes=scan.counter_bytes) as counter:
+        totals = [0]
         for column in columns:
-            before = counter.total
             for chunk in scan.chunks(column.name):
                 _count(counter, _values(chunk, column), column)
                 _count_lists(fit, chunk, column)
+            totals.append(counter.total)
+        ranks = scan.ranks()
+        fit.exchange_counts(ranks)
+        for column, n_values in zip(columns, np.diff(sums(ranks, *totals)), strict=True):
             fit.notes += _cut_notes(fit, column)
-            if counter.total == before:
+            if not n_values:
                 fit.notes.append(
                     f"column {column.name!r}: no value in any row, so nothing is learned from it"
                 )
-        if earlier is not None:
+        if earlier is not None and ranks.rank == 0:
             earlier.count_into(counter)
+        counter.exchange(ranks)
         vocabulary = counted_vocabulary(counter, limits.min_count, limits.max_size, earlier)
         distinct, total = counter.distinct, counter.total
     fit.vocabularies[key] = vocabulary
@@ -530,6 +586,9 @@ def scan_values(scan: ScanContext, column: ValueColumn) -> FitResult:
         values = np.asarray(read_integers(chunk, column.reader, column.type))
         if column.values.num_buckets is not None:
             outside += int(np.count_nonzero((values < 0) | (values >= column.values.num_buckets)))
+    ranks = scan.ranks()
+    fit.exchange_counts(ranks)
+    (outside,) = sums(ranks, outside)
     fit.notes += _cut_notes(fit, column)
     if outside:
         fit.notes.append(
@@ -541,7 +600,8 @@ def scan_values(scan: ScanContext, column: ValueColumn) -> FitResult:
 
 def scan_plain(scan: ScanContext, column: str) -> FitResult:
     """Count the nulls of a column."""
-    return FitResult(nulls={column: sum(null_count(chunk) for chunk in scan.chunks(column))})
+    nulls = sum(null_count(chunk) for chunk in scan.chunks(column))
+    return FitResult(nulls={column: sums(scan.ranks(), nulls)[0]})
 
 
 def scan_weight(
@@ -566,7 +626,8 @@ def scan_weight(
                 "1e15; correct it or drop the row"
             )
         total += float(weights.astype(np.float32).sum(dtype=np.float64))
-    notes = [] if total > 0 else [f"{name}: 0 in every row, so nothing is learned"]
+    (has_weight,) = sums(scan.ranks(), int(total > 0))
+    notes = [] if has_weight else [f"{name}: 0 in every row, so nothing is learned"]
     return FitResult(nulls={column: 0}, notes=notes)
 
 
@@ -585,6 +646,7 @@ def scan_value_weights(scan: ScanContext, column: str, kind: ColumnType, feature
                 f"got {weights[element]:g} (float) as a weight in column {column!r}, expected a "
                 "number from 0 to 1e15; correct it or drop the row",
             )
+    fit.exchange_counts(scan.ranks())
     return fit
 
 
@@ -599,15 +661,17 @@ def scan_cross(
     transform = Transform(parts)
     columns = transform.schema.spec.columns()
     with ValueCounter("tuple", memory_limit_bytes=scan.counter_bytes) as counter:
-        for table in column_stream(scan.source, columns):
+        for table in column_stream(scan.source, columns, scan.fragments):
             origin, first_row = origin_of(table) or ("", 0)
             encoded = transform.part_ids(table, limits.parts, origin=origin, first_row=first_row)
             _check_combinations(encoded, cross.name, limits, origin, first_row)
             for tuples in _combinations(encoded):
                 counter.add(tuples)
             scan.advance(table.num_rows)
-        if earlier is not None:
+        ranks = scan.ranks()
+        if earlier is not None and ranks.rank == 0:
             earlier.count_into(counter)
+        counter.exchange(ranks)
         counter.tuples_of(len(limits.parts))
         vocabulary = counted_vocabulary(counter, limits.min_count, limits.max_size, earlier)
     notes += _tail_notes(f"cross {cross.name!r}", vocabulary)

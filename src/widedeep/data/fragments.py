@@ -442,6 +442,16 @@ class Source:
                 )
             self._checked.add((fragment.index, name))
 
+    def fragments_of(self, rank: int, size: int) -> tuple[int, tuple[Fragment, ...]]:
+        """Return the fragments that one of ``size`` readers reads, and the rows before them.
+
+        A fragment is its whose equal part of all rows holds the fragment's first row.
+        """
+        starts = np.cumsum([0, *(fragment.num_rows for fragment in self.fragments)])
+        low, high = (-(-self.num_rows * one // size) for one in (rank, rank + 1))
+        first, stop = np.searchsorted(starts[:-1], [low, high]).tolist()
+        return int(starts[first]), self.fragments[first:stop]
+
     def describe(self) -> list[InputRecord]:
         """Return name, rows, size and checksum of every input, for ``check_same_inputs``."""
         records = []
@@ -543,11 +553,15 @@ def origin_of(table: pa.Table | pa.RecordBatch) -> tuple[str, int] | None:
     return metadata[ORIGIN_KEY].decode(), int(metadata[FIRST_ROW_KEY])
 
 
-def column_stream(source: Source, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield a source's fragments in order, decoding one ahead of the caller."""
+def column_stream(
+    source: Source,
+    columns: Sequence[str] | None = None,
+    fragments: Sequence[Fragment] | None = None,
+) -> Iterator[pa.Table]:
+    """Yield a source's fragments, all or some, in order, decoding one ahead of the caller."""
     with ThreadPoolExecutor(1, thread_name_prefix="widedeep-read") as worker:
         waiting: Future[pa.Table] | None = None
-        for fragment in source.fragments:
+        for fragment in source.fragments if fragments is None else fragments:
             ready, waiting = waiting, worker.submit(source.read, fragment, columns)
             if ready is not None:
                 yield ready.result()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,21 @@ class ExactSum:
             whole = (int(high_sums[cell]) << _HALF_BITS) + int(low_sums[cell])
             shift = lowest + cell - _MANTISSA_BITS + _SHIFT
             self._scaled += whole << shift if shift >= 0 else whole >> -shift
+
+    def __iadd__(self, other: ExactSum) -> ExactSum:
+        self._scaled += other._scaled
+        return self
+
+    def to_json(self) -> str:
+        """Return the sum as text for :meth:`of_json`."""
+        return hex(self._scaled)
+
+    @classmethod
+    def of_json(cls, text: str) -> ExactSum:
+        """Return the sum that :meth:`to_json` wrote."""
+        total = cls()
+        total._scaled = int(text, 16)
+        return total
 
     @property
     def value(self) -> Fraction:
@@ -82,6 +98,22 @@ class NumberSummary:
             squares, errors = _exact_squares(scaled)
             second.add(squares)
             second.add(errors)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return count, range and sums, without the sample, for :meth:`include`."""
+        moments = {name: [s.to_json() for s in both] for name, both in self._moments.items()}
+        facts = {"count": self.count, "minimum": self.minimum, "maximum": self.maximum}
+        return {**facts, "sum": self._sum.to_json(), "moments": moments}
+
+    def include(self, other: Mapping[str, Any]) -> None:
+        """Add the rows that another summary of the same column saw, as it wrote itself."""
+        self.count += other["count"]
+        self.minimum = min(self.minimum, other["minimum"])
+        self.maximum = max(self.maximum, other["maximum"])
+        self._sum += ExactSum.of_json(other["sum"])
+        for name, (first, second) in self._moments.items():
+            first += ExactSum.of_json(other["moments"][name][0])
+            second += ExactSum.of_json(other["moments"][name][1])
 
     @property
     def _is_scalable(self) -> bool:
