@@ -141,14 +141,15 @@ std::int64_t bind_ftrl(const Output& weights, const Output& z, const Output& n,
 }
 
 void bind_init(const Output& out_nD, std::uint64_t key, std::int64_t first_row, double scale,
-               int threads, const std::string& distribution) {
+               int threads, const std::string& distribution, const std::optional<Input>& ids_n) {
   constexpr const char* kNames[] = {"normal", "uniform", "truncated_normal"};
   const auto at = std::find(std::begin(kNames), std::end(kNames), distribution);
   if (at == std::end(kNames)) throw std::invalid_argument("got the distribution " + distribution);
+  const std::int64_t n = length(out_nD);
   const InitRequest request = {matrix_rows("out_nD", out_nD), key, first_row,
                                static_cast<float>(scale),
-                               static_cast<RowInit>(at - std::begin(kNames))};
-  const std::int64_t n = length(out_nD);
+                               static_cast<RowInit>(at - std::begin(kNames)),
+                               vector_data<std::int64_t>("ids_n", ids_n, n)};
   const nb::gil_scoped_release release;
   init_rows(request, n, threads);
 }
@@ -175,7 +176,7 @@ void bind_updates(nb::module_& m) {
         "shrinkage"_a = 0.0, "grad_scale"_a = 1.0, "rates_U"_a = nb::none(),
         "products_U"_a = nb::none(), "threads"_a = 1);
   m.def("init_rows", &bind_init, "out_nD"_a, "key"_a, "first_row"_a, "scale"_a, "threads"_a,
-        "distribution"_a);
+        "distribution"_a, "ids_n"_a = nb::none());
 }
 
 }  // namespace widedeep

@@ -295,8 +295,8 @@ inline double normal_within_two(double uniform) {
 
 void init_rows_range(const InitRequest& request, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const uint64_t row =
-        mix(request.key + static_cast<uint64_t>(request.first_row + i) * 0x9E3779B97F4A7C15ULL);
+    const int64_t id = request.ids != nullptr ? request.ids[i] : request.first_row + i;
+    const uint64_t row = mix(request.key + static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15ULL);
     float* out = request.out.data + i * request.out.stride;
     if (request.init == RowInit::truncated_normal) {
       WIDEDEEP_SIMD

@@ -203,6 +203,7 @@ struct InitRequest {
   int64_t first_row;
   float scale;
   RowInit init = RowInit::normal;  // nearly
+  const int64_t* ids = nullptr;    // of the rows; null: first_row and those after it
 };
 
 void init_rows(const InitRequest& request, int64_t n, int threads);

@@ -271,6 +271,7 @@ def init_rows(
     scale: float,
     threads: int,
     distribution: str,
+    ids_n: _Ints | None = None,
 ) -> None: ...
 
 # ---- losses and the tower ------------------------------------------------------------------------

@@ -440,10 +440,13 @@ def ftrl_rows(
 
 
 def init_rows(
-    out: Floats, key: int, first_row: int, scale: float, threads: int, distribution: str
-) -> None:
+    out: Floats, key: int, first_row: int, scale: float, threads: int, distribution: str,
+    ids_n: Ints | None = None,
+) -> None:  # fmt: skip
     """Fill rows from mixed counters."""
-    ids = np.arange(first_row, first_row + len(out)).astype(np.uint64)
+    if ids_n is None:
+        ids_n = np.arange(first_row, first_row + len(out))
+    ids = ids_n.astype(np.uint64)
     columns = np.arange(out.shape[1], dtype=np.uint64)
     with np.errstate(over="ignore"):
         row = _mix(np.uint64(key) + ids * np.uint64(0x9E3779B97F4A7C15))

@@ -48,6 +48,7 @@ def init_rows(
     threads: int = 1,
     *,
     distribution: RowDistribution = "normal",
+    ids_n: NDArray[np.int64] | None = None,
 ) -> None:
     """Fill rows with their initial values, a function of (seed, table, row, column) alone.
 
@@ -67,6 +68,7 @@ def init_rows(
         distribution: ``"uniform"`` lies within √3 standard deviations of 0; ``"truncated_normal"``
             within 2 of those that ``std`` gives before the cut (TensorFlow's
             ``truncated_normal_initializer``), so that its own is 0.88 of it.
+        ids_n: Ids of the rows, where they are not ``first_row`` and those after it.
 
     Raises:
         ValueError: If the matrix has another type or ``std`` is negative or not finite.
@@ -85,4 +87,4 @@ def init_rows(
     digest = hashlib.blake2b(f"{seed}:{table_name}".encode(), digest_size=8).digest()
     key = int.from_bytes(digest, "little")
     scale = std / {"normal": _SUM_STD, "uniform": _UNIFORM_STD}.get(distribution, 1.0)
-    _native.init_rows(out_nD, key, first_row, scale, threads, distribution)
+    _native.init_rows(out_nD, key, first_row, scale, threads, distribution, ids_n)

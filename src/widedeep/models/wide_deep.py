@@ -154,6 +154,7 @@ class WideDeep(nn.Module):
         self.gathered = make_layout(schema, dim, heads_columns, copies=self.copies, gathered=True)
         self._check_size()
         self.batches = DeviceBatches(self.device)
+        self.shard = (0, 1)  # This process among those that divide the tables' rows
         self.wide_table = make_wide_table(schema, self.n_logits, self.device, self.batches)
         self.pretrained = {} if pretrained is False else self._read_pretrained(pretrained or {})
         declared = {slot.table for slot in schema.slots if slot.deep and slot.embedding.frozen}
@@ -292,7 +293,14 @@ class WideDeep(nn.Module):
             },
             device=self.device,
             batches=self.batches,
+            shard=self.shard,
         )
+
+    def set_shard(self, rank: int, world: int) -> None:
+        """Keep the tables' rows of one rank of ``world`` alone, from now on."""
+        self.shard = (rank, world)
+        for table in self.tables.values():
+            table.set_shard(rank, world)
 
     def freeze_tables(self, names: Iterable[str]) -> None:
         """Keep the rows of these tables, and of those declared frozen, apart from trained ones.
@@ -468,11 +476,12 @@ class WideDeep(nn.Module):
         sequences = {}
         for name in self.layout.sequences:
             cells = batch.cells(self.slot_index(name))
-            table = self.embedding_table(name)
-            rows = to_device(table.rows(name, cells.ids_N), self.device)
+            rows_ND, _ = self.embedding_table(name).rows_of_slot(
+                batch, self.schema.slots, self.slot_index(name)
+            )
             weights = cells.values_N
             sequences[name] = SequenceInput(
-                table.weight[rows],
+                rows_ND,
                 to_device(cells.offsets, self.device),
                 ids_N=to_device(cells.ids_N, self.device),
                 weights_N=None if weights is None else to_device(weights, self.device),

@@ -24,12 +24,15 @@ from widedeep.kernels.torch_ops import (
     max_pool,
     to_device,
 )
+from widedeep.ranks.layout import Layout
 from widedeep.tables.row_rules import RowRule, limit_norms, with_penalty
 from widedeep.tables.storage import (
     BatchArrays,
     DeviceBatches,
     DeviceSlots,
     Groups,
+    IdLists,
+    RowLookup,
     RowStorage,
     SlotLike,
     csr_batch,
@@ -42,11 +45,16 @@ from widedeep.optim import Optimizer
 
 TableVectors = tuple[NDArray[np.int64], Tensor]  # (M,) ids and the (M, D) rows they start with
 _NO_RULE = RowRule()
+_COMBINERS = ("sum", "mean", "sqrtn", "max")  # by their number in the kernels
 _CHUNK_ROWS = 1 << 18  # rows filled or counted at a time, so that temporaries stay small
 
 
 class EmbeddingTable:
-    """One physical table of R rows and D columns that holds several logical tables."""
+    """One physical table of R rows and D columns that holds several logical tables.
+
+    Over several ranks, ``shard`` says which of them this is: the table then keeps the rows that are
+    its own, and ``sizes`` stay those of the whole.
+    """
 
     def __init__(
         self,
@@ -60,6 +68,7 @@ class EmbeddingTable:
         vectors: Mapping[str, TableVectors] = MappingProxyType({}),
         device: str | torch.device = "cpu",
         batches: DeviceBatches | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         for feature, name in features.items():
             if name not in tables:
@@ -85,33 +94,59 @@ class EmbeddingTable:
         self._storage: RowStorage | None = None
         self._nonzero: int | Tensor = 0
         self._slots: dict[tuple[int, int, str | None], tuple[Any, Any, kernels.Slots]] = {}
+        self.shard = shard  # (rank, number of ranks)
+        self.lookup: RowLookup | None = None  # Read instead of the own rows
         self._number_rows()
 
     def _number_rows(self) -> None:
         sizes = np.array(list(self.sizes.values()), np.int64)
         self._sizes, self._bases = sizes, np.cumsum(sizes) - sizes
-        for array in (self._sizes, self._bases):
+        rank, world = self.shard
+        self.layouts = {name: Layout(name, size, world) for name, size in self.sizes.items()}
+        own = np.array([layout.rows_of(rank) for layout in self.layouts.values()], np.int64)
+        self.own_bases = np.cumsum(own) - own  # (T,) first of this rank's rows, by logical table
+        self._own_sizes = own
+        for array in (self._sizes, self._bases, self.own_bases, own):
             array.flags.writeable = False
         number = {name: i for i, name in enumerate(self.sizes)}
         self._table_of = {feature: number[name] for feature, name in self.features.items()}
         self._slots.clear()
         self._device_slots: DeviceSlots | None = None
         self._shared: tuple[NDArray[np.int64], list[int] | None] | None = None
+        self._list_slots: kernels.Slots | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the native slots, which are made again."""
-        return {**self.__dict__, "_slots": {}}
+        return {**self.__dict__, "_slots": {}, "_list_slots": None}
+
+    def set_shard(self, rank: int, world: int) -> None:
+        """Keep the rows of one rank alone; the present ones keep their bits."""
+        if self.shard == (rank, world):
+            return
+        assert self.shard[1] == 1, "a table that is divided cannot be divided again"
+        old, old_bases = self._storage, self._bases
+        self.shard, self._storage = (rank, world), None
+        self._number_rows()
+        if old is None:
+            return
+        storage = RowStorage(int(self._own_sizes.sum()), self.dim, old.names, self.device)
+        for (name, rows), base in zip(self._parts(), old_bases.tolist(), strict=True):
+            ids = torch.from_numpy(self.layouts[name].ids_of(rank)).to(self.device)
+            for slot in storage.names:
+                storage.part(slot)[rows] = old.part(slot)[base + ids]
+        self._storage = storage
+        self.recount_nonzero()
 
     # ---- rows --------------------------------------------------------------------------------
 
     @property
     def n_rows(self) -> int:
-        """R, rows of all logical tables together."""
+        """R, rows of all logical tables together, on all ranks."""
         return sum(self.sizes.values())
 
     @property
     def weight(self) -> Tensor:
-        """The weights, (R, D): a view, whose rows may lie further apart than D."""
+        """The own weights, (R, D): a view, whose rows may lie further apart than D."""
         return self._filled().part("weight")
 
     @property
@@ -156,11 +191,14 @@ class EmbeddingTable:
         """Make the rows of all logical tables: those there were as they are, the rest initial."""
         optimizer = self._optimizer
         names = ("weight", *(() if optimizer is None else optimizer.state_names))
-        storage = RowStorage(sum(sizes.values()), self.dim, names, self.device)
+        rank, world = self.shard
+        own = [Layout(name, size, world).rows_of(rank) for name, size in sizes.items()]
+        storage = RowStorage(sum(own), self.dim, names, self.device)
         copied = ("weight",) if old is None or old.names != names else names
         to = 0
-        for (name, size), base in zip(sizes.items(), self._bases.tolist(), strict=True):
-            old_size = 0 if old is None else self.sizes[name]
+        old_sizes = self._own_sizes.tolist()
+        for t, (name, size, base) in enumerate(zip(sizes, own, self.own_bases.tolist(), strict=True)):
+            old_size = 0 if old is None else old_sizes[t]
             if old is not None:
                 for slot in copied:
                     present = old.part(slot)[base : base + old_size]
@@ -172,22 +210,28 @@ class EmbeddingTable:
         return storage
 
     def _init_rows(self, weight: Tensor, table: str, first: int) -> None:
-        """Fill rows ``first``, ... of a logical table; they hold zeros."""
+        """Fill this rank's rows ``first``, ... of a logical table; they hold zeros."""
         std, distribution = self._init_of(table)
         threads = torch.get_num_threads()
-        if std and not self._on_device:
+        rank, world = self.shard
+        for begin in range(0, len(weight), _CHUNK_ROWS) if std else ():
+            rows = weight[begin : begin + _CHUNK_ROWS]
+            out = np.empty((len(rows), self.dim), np.float32) if self._on_device else rows.numpy()
+            start = first + begin
+            ids = None
+            if world > 1:
+                ids = self.layouts[table].ids_of(rank, start, start + len(rows))
             kernels.init_rows(
-                weight.numpy(), self.seed, table, first, std, threads, distribution=distribution
+                out, self.seed, table, start, std, threads, distribution=distribution, ids_n=ids
             )
-        for begin in range(0, len(weight), _CHUNK_ROWS) if std and self._on_device else ():
-            rows = np.empty((min(_CHUNK_ROWS, len(weight) - begin), self.dim), np.float32)
-            kernels.init_rows(
-                rows, self.seed, table, first + begin, std, threads, distribution=distribution
-            )
-            weight[begin : begin + len(rows)] = torch.from_numpy(rows).to(self.device)
+            if self._on_device:
+                rows.copy_(torch.from_numpy(out))
         if table in self._vectors:
             ids_M, vectors_MD = self._vectors[table]
-            weight[torch.from_numpy(ids_M).to(self.device)] = vectors_MD.to(self.device)
+            layout = self.layouts[table]
+            own_M = np.flatnonzero(layout.owner_of(ids_M) == rank)
+            places = torch.from_numpy(layout.place_of(ids_M[own_M]) - first)
+            weight[places.to(self.device)] = vectors_MD[own_M].to(self.device)
 
     def _init_of(self, table: str) -> tuple[float, RowDistribution]:
         """Return the standard deviation of a table's initial rows, and their distribution."""
@@ -210,8 +254,8 @@ class EmbeddingTable:
             self._optimizer.start_state(storage.part("weight")[rows], state)
 
     def _count_nonzero(self) -> int:
-        starts = range(0, self.n_rows, _CHUNK_ROWS)
         weight = self.weight
+        starts = range(0, len(weight), _CHUNK_ROWS)
         return sum(
             int(torch.count_nonzero(weight[begin : begin + _CHUNK_ROWS])) for begin in starts
         )
@@ -239,12 +283,12 @@ class EmbeddingTable:
                 sparse, arguments = self._device_call(batch, own)
                 sparse.gather_pool(self.weight, *arguments, out_BX)
                 for i in self._slots_of(slots, "max"):
-                    values_ND, example_N = self._rows_of_slot(batch, slots, i)
+                    values_ND, example_N = self.rows_of_slot(batch, slots, i)
                     pooled_BD, _ = max_pool(values_ND, example_N, len(out_BX))
                     out_BX[:, columns[slots[i].name]] = pooled_BD
                 return
-            csr = csr_batch(batch, len(slots))
-            kernels.gather_pool(self.weight.numpy(), csr, own, out_BX.numpy(), threads)
+            weight, csr, own = self._rows_of_batch(batch, own)
+            kernels.gather_pool(weight.numpy(), csr, own, out_BX.numpy(), threads)
 
     def add_wide(
         self,
@@ -262,8 +306,35 @@ class EmbeddingTable:
                 sparse, arguments = self._device_call(batch, own)
                 sparse.wide_forward(self.weight, *arguments, logits_BC)
                 return
-            csr = csr_batch(batch, len(slots))
-            kernels.wide_forward(self.weight.numpy(), csr, own, logits_BC.numpy(), threads)
+            weight, csr, own = self._rows_of_batch(batch, own)
+            kernels.wide_forward(weight.numpy(), csr, own, logits_BC.numpy(), threads)
+
+    def _rows_of_batch(
+        self, batch: BatchArrays, own: kernels.Slots
+    ) -> tuple[Tensor, kernels.CsrBatch, kernels.Slots]:
+        """Return the rows that a batch reads, its ids among them, and where its tables lie."""
+        lookup = self._lookup_of(batch)
+        if lookup is None:
+            return self.weight, csr_batch(batch, own.n_features), own
+        starts_T = lookup.starts_T
+        slots = kernels.Slots(
+            n_features=own.n_features,
+            features=own.features,
+            tables=own.tables,
+            table_bases=starts_T[:-1].tolist(),
+            table_sizes=np.diff(starts_T).tolist(),
+            combiners=[_COMBINERS[i] for i in own.combiners],
+            columns=own.columns,
+        )
+        csr = kernels.CsrBatch(lookup.ids_N, batch.offsets_BF, batch.values_N, own.n_features)
+        return lookup.rows_UD, csr, slots
+
+    def _lookup_of(self, batch: BatchArrays) -> RowLookup | None:
+        if self.lookup is None:
+            assert self.shard[1] == 1, "rows of other ranks are read inside Exchange.rows_for"
+            return None
+        assert self.lookup.batch is batch, "the rows of another batch were looked up"
+        return self.lookup
 
     def _device_call(
         self, batch: BatchArrays, own: kernels.Slots
@@ -281,21 +352,76 @@ class EmbeddingTable:
             groups = kernels.group_ids(csr_batch(batch, len(slots)), own, threads)
         return Groups(torch.from_numpy(groups.rows_U), groups)
 
-    def regroup(self, other: EmbeddingTable, groups: Groups) -> Groups | None:
-        """Return this table's groups from those of a table that holds the same features too."""
+    def regroup(
+        self, other: EmbeddingTable, groups: Groups, *, own: bool = False
+    ) -> Groups | None:
+        """Return this table's groups from those of a table that holds the same features too.
+
+        With ``own`` they are groups of :meth:`group_lists`, of rows that this rank keeps.
+        """
         # Kept from step to step; a table that grows gets other bases.
         if self._shared is None or self._shared[0] is not other._bases:
-            self._shared = (other._bases, self._tables_in(other))
+            self._shared = (other._bases, self.tables_in(other))
         tables = self._shared[1]
         if tables is None:
             return None
-        shifts_T = self._bases - other._bases[tables]  # of each table's rows, from there to here
+        # Of each table's rows, from there to here
+        shifts_T = self._bases - other._bases[tables]
+        if own:
+            shifts_T = self.own_bases - other.own_bases[tables]
         if isinstance(groups.occurrences, TensorGroups):
             return self._on_its_device.regroup(groups.occurrences, tables, shifts_T)
         selected = groups.occurrences.select(tables, shifts_T.tolist())
         return Groups(torch.from_numpy(selected.rows_U), selected)
 
-    def _tables_in(self, other: EmbeddingTable) -> list[int] | None:
+    def group_lists(self, lists: IdLists, *, threads: int = 1) -> Groups:
+        """Find the distinct rows of this rank that several askers name by their places."""
+        csr = csr_batch(lists, len(self.sizes))
+        groups = kernels.group_ids(csr, self._slots_of_lists, threads)
+        return Groups(torch.from_numpy(groups.rows_U), groups)
+
+    def sum_lists(
+        self,
+        lists: IdLists,
+        groups: Groups,
+        grads_MD: NDArray[np.float32],
+        rows_N: NDArray[np.int64],
+        *,
+        threads: int = 1,
+    ) -> Tensor:
+        """Sum what askers sent for each row, asker after asker.
+
+        Args:
+            lists: What :meth:`group_lists` grouped.
+            groups: Its result, or another table's groups of it.
+            grads_MD: Gradients that were sent.
+            rows_N: Each place's row of them; read where ``groups`` has the place.
+            threads: Threads to use.
+        """
+        assert isinstance(groups.occurrences, kernels.Groups)
+        n_tables, width = len(self.sizes), grads_MD.shape[1]
+        askers = (len(lists.offsets_BF) - 1) // n_tables
+        sums_UD = kernels.segment_sum(
+            np.zeros((askers, width), np.float32), groups.occurrences, csr_batch(lists, n_tables),
+            self._slots_of_lists, width, threads, grads_MD, rows_N,
+        )  # fmt: skip
+        return torch.from_numpy(sums_UD)
+
+    @property
+    def _slots_of_lists(self) -> kernels.Slots:
+        if self._list_slots is None:
+            numbers = list(range(len(self.sizes)))
+            self._list_slots = kernels.Slots(
+                n_features=len(numbers),
+                features=numbers,
+                tables=numbers,
+                table_bases=self.own_bases.tolist(),
+                table_sizes=self._own_sizes.tolist(),
+                combiners=["sum"] * len(numbers),
+            )
+        return self._list_slots
+
+    def tables_in(self, other: EmbeddingTable) -> list[int] | None:
         """Number this table's logical tables as ``other`` does, if they are the same there."""
         own, others = _features_by_table(self.features), _features_by_table(other.features)
         if any(others.get(name) != own.get(name) for name in self.sizes):
@@ -339,23 +465,29 @@ class EmbeddingTable:
             if slot.combiner in combiners and slot.name in self._table_of
         ]
 
-    def _rows_of_slot(
+    def rows_of_slot(
         self, batch: BatchArrays, slots: Sequence[SlotLike], index: int
     ) -> tuple[Tensor, Tensor]:
         """Return the rows of one slot's ids, (N, D), and the example of each."""
+        lookup, name = self._lookup_of(batch), slots[index].name
         starts_B = batch.offsets_BF[index : -1 : len(slots)]
         lengths_B = batch.offsets_BF[index + 1 :: len(slots)] - starts_B
         example_N = np.repeat(np.arange(len(lengths_B)), lengths_B)
         first_B = np.cumsum(lengths_B) - lengths_B
-        ids_N = batch.ids_N[np.arange(len(example_N)) + (starts_B - first_B)[example_N]]
-        rows = to_device(self.rows(slots[index].name, ids_N), self.device)
-        return self.weight[rows], to_device(example_N, self.device)
+        occurrences_N = np.arange(len(example_N)) + (starts_B - first_B)[example_N]
+        if lookup is None:
+            weight, rows_N = self.weight, self.rows(name, batch.ids_N[occurrences_N])
+        else:
+            weight = lookup.rows_UD
+            rows_N = lookup.ids_N[occurrences_N] + lookup.starts_T[self._table_of[name]]
+        rows = to_device(rows_N, self.device)
+        return weight[rows], to_device(example_N, self.device)
 
     def _max_gradients(
         self, batch: BatchArrays, slots: Sequence[SlotLike], index: int, grad_BD: Tensor
     ) -> Tensor:
         """Return the gradient of each of a slot's rows: all of it goes to the first maximum."""
-        values_ND, example_N = self._rows_of_slot(batch, slots, index)
+        values_ND, example_N = self.rows_of_slot(batch, slots, index)
         _, first_BD = max_pool(values_ND, example_N, len(grad_BD))
         # One row more takes what no row of an empty list is given.
         grad_ND = grad_BD.new_zeros(len(values_ND) + 1, grad_BD.shape[1])
@@ -450,7 +582,7 @@ class EmbeddingTable:
             return
         for name in optimizer.state_names:
             storage.part(name).zero_()
-        self._start_state(storage, 0, self.n_rows)
+        self._start_state(storage, 0, len(storage.records))
 
     def apply(
         self,
@@ -550,6 +682,7 @@ class EmbeddingTable:
         """
         if all(np.array_equal(ids, np.arange(self.sizes[t])) for t, ids in old_ids.items()):
             return
+        assert self.shard[1] == 1, "rows of other ranks cannot be renumbered here"
         old, spans = self._storage, dict(self._parts())
         self.sizes = {name: len(old_ids[name]) for name in self.sizes}
         self._number_rows()
@@ -570,7 +703,7 @@ class EmbeddingTable:
     # ---- named tensors -----------------------------------------------------------------------
 
     def named_weights(self) -> dict[str, Tensor]:
-        """Return each logical table's weights, (size, D): views."""
+        """Return each logical table's weights, those of this rank, (rows, D): views."""
         return {name: self.weight[rows] for name, rows in self._parts()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -583,7 +716,10 @@ class EmbeddingTable:
         self.recount_nonzero()
 
     def named_state(self) -> dict[str, Tensor]:
-        """Return ``<table>.weight`` and ``<table>.<state>`` of each logical table: views."""
+        """Return ``<table>.weight`` and ``<table>.<state>`` of each logical table: views.
+
+        They hold the rows of this rank, in the order of ``layouts[table].ids_of(rank)``.
+        """
         storage = self._filled()
         return {
             f"{name}.{slot}": storage.part(slot)[rows]
@@ -614,7 +750,8 @@ class EmbeddingTable:
         self.recount_nonzero()
 
     def _parts(self) -> Iterator[tuple[str, slice]]:
-        for (name, size), base in zip(self.sizes.items(), self._bases.tolist(), strict=True):
+        own = zip(self.sizes, self.own_bases.tolist(), self._own_sizes.tolist(), strict=True)
+        for name, base, size in own:
             yield name, slice(base, base + size)
 
 

@@ -122,6 +122,25 @@ class Groups:
         return self.occurrences.table_starts, self.occurrences.device_table_starts
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RowLookup:
+    """The rows of a table that one batch reads, wherever they are kept."""
+
+    batch: BatchArrays
+    rows_UD: Tensor  # By logical table
+    starts_T: NDArray[np.int64]  # (T + 1,) first row of each logical table, and their number
+    ids_N: NDArray[np.int64]  # For each of the batch's ids: its row within its logical table
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IdLists:
+    """Ids of T logical tables, one list for each of B askers: a batch of T features."""
+
+    ids_N: NDArray[np.int64]
+    offsets_BF: NDArray[np.int64]
+    values_N: NDArray[np.float32] | None = None
+
+
 def csr_batch(batch: BatchArrays, n_features: int) -> kernels.CsrBatch:
     """Return a batch as the native kernels take it."""
     return kernels.CsrBatch(batch.ids_N, batch.offsets_BF, batch.values_N, n_features)

@@ -83,8 +83,8 @@ def _wide(model: WideDeep, batch: Batch, columns_B: NDArray[np.int64]) -> dict[s
         cells = batch.cells(index)
         rows_N = np.repeat(np.arange(len(batch)), np.diff(cells.offsets))
         value_N = np.ones(len(rows_N)) if cells.values_N is None else cells.values_N
-        places = torch.from_numpy(table.rows(slot.name, cells.ids_N)).to(table.weight.device)
-        weights_NC = table.weight[places].detach().cpu().numpy()
+        rows_NC, _ = table.rows_of_slot(batch, model.schema.slots, index)
+        weights_NC = rows_NC.detach().cpu().numpy()
         added_N = weights_NC[np.arange(len(rows_N)), columns_B[rows_N]] * value_N
         sums_B = np.bincount(rows_N, added_N, len(batch))
         combiner = slot.wide_combiner(model.config.wide_combiner)
