@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,8 @@ class Batch:
     labels_BL: NDArray[np.float32] | None = None
     weight_B: NDArray[np.float32] | None = None  # float32 example weights, or None where all are 1
     group_B: NDArray[np.int64] | None = None  # int64 key of each example's query, or None
+    # int64 first example of each of this rank's lanes, and their number; None where it is one
+    lane_starts: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return int(self.dense_BK.shape[0])
@@ -102,6 +105,13 @@ class Batch:
             weight_B=None if self.weight_B is None else self.weight_B[start:stop],
             group_B=None if self.group_B is None else self.group_B[start:stop],
         )
+
+    def lanes(self) -> list[Batch]:
+        """Return the examples of each of this rank's lanes."""
+        if self.lane_starts is None:
+            return [self]
+        starts = self.lane_starts.tolist()
+        return [self.slice(a, b) for a, b in itertools.pairwise(starts)]
 
     def take(self, rows_B: NDArray[np.int64], *, threads: int = 1) -> Batch:
         """Return the examples at the given positions, in that order."""

@@ -100,13 +100,13 @@ class EmbeddingTable:
 
     def _number_rows(self) -> None:
         sizes = np.array(list(self.sizes.values()), np.int64)
-        self._sizes, self._bases = sizes, np.cumsum(sizes) - sizes
+        self._sizes, self.bases = sizes, np.cumsum(sizes) - sizes
         rank, world = self.shard
         self.layouts = {name: Layout(name, size, world) for name, size in self.sizes.items()}
         own = np.array([layout.rows_of(rank) for layout in self.layouts.values()], np.int64)
         self.own_bases = np.cumsum(own) - own  # (T,) first of this rank's rows, by logical table
         self._own_sizes = own
-        for array in (self._sizes, self._bases, self.own_bases, own):
+        for array in (self._sizes, self.bases, self.own_bases, own):
             array.flags.writeable = False
         number = {name: i for i, name in enumerate(self.sizes)}
         self._table_of = {feature: number[name] for feature, name in self.features.items()}
@@ -124,7 +124,7 @@ class EmbeddingTable:
         if self.shard == (rank, world):
             return
         assert self.shard[1] == 1, "a table that is divided cannot be divided again"
-        old, old_bases = self._storage, self._bases
+        old, old_bases = self._storage, self.bases
         self.shard, self._storage = (rank, world), None
         self._number_rows()
         if old is None:
@@ -171,7 +171,7 @@ class EmbeddingTable:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
             bad = int(ids[(ids < 0) | (ids >= size)][0])
             raise DataError(_outside(feature, bad, size))
-        rows: NDArray[np.int64] = ids + self._bases[number]
+        rows: NDArray[np.int64] = ids + self.bases[number]
         return rows
 
     @property
@@ -197,7 +197,9 @@ class EmbeddingTable:
         copied = ("weight",) if old is None or old.names != names else names
         to = 0
         old_sizes = self._own_sizes.tolist()
-        for t, (name, size, base) in enumerate(zip(sizes, own, self.own_bases.tolist(), strict=True)):
+        for t, (name, size, base) in enumerate(
+            zip(sizes, own, self.own_bases.tolist(), strict=True)
+        ):
             old_size = 0 if old is None else old_sizes[t]
             if old is not None:
                 for slot in copied:
@@ -352,21 +354,19 @@ class EmbeddingTable:
             groups = kernels.group_ids(csr_batch(batch, len(slots)), own, threads)
         return Groups(torch.from_numpy(groups.rows_U), groups)
 
-    def regroup(
-        self, other: EmbeddingTable, groups: Groups, *, own: bool = False
-    ) -> Groups | None:
+    def regroup(self, other: EmbeddingTable, groups: Groups, *, own: bool = False) -> Groups | None:
         """Return this table's groups from those of a table that holds the same features too.
 
         With ``own`` they are groups of :meth:`group_lists`, of rows that this rank keeps.
         """
         # Kept from step to step; a table that grows gets other bases.
-        if self._shared is None or self._shared[0] is not other._bases:
-            self._shared = (other._bases, self.tables_in(other))
+        if self._shared is None or self._shared[0] is not other.bases:
+            self._shared = (other.bases, self.tables_in(other))
         tables = self._shared[1]
         if tables is None:
             return None
         # Of each table's rows, from there to here
-        shifts_T = self._bases - other._bases[tables]
+        shifts_T = self.bases - other.bases[tables]
         if own:
             shifts_T = self.own_bases - other.own_bases[tables]
         if isinstance(groups.occurrences, TensorGroups):
@@ -550,7 +550,7 @@ class EmbeddingTable:
             n_features=len(slots),
             features=features,
             tables=[self._table_of[slots[i].name] for i in features],
-            table_bases=self._bases.tolist(),
+            table_bases=self.bases.tolist(),
             table_sizes=self._sizes.tolist(),
             combiners=[
                 slots[i].wide_combiner(combiner) if combiner else slots[i].combiner or "sum"
@@ -566,7 +566,7 @@ class EmbeddingTable:
     @property
     def _on_its_device(self) -> DeviceSlots:
         if self._device_slots is None:
-            self._device_slots = DeviceSlots(self._batches, self._bases, self.n_rows)
+            self._device_slots = DeviceSlots(self._batches, self.bases, self.n_rows)
         return self._device_slots
 
     # ---- updates -----------------------------------------------------------------------------

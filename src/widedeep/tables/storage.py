@@ -132,7 +132,7 @@ class RowLookup:
     ids_N: NDArray[np.int64]  # For each of the batch's ids: its row within its logical table
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class IdLists:
     """Ids of T logical tables, one list for each of B askers: a batch of T features."""
 

@@ -14,7 +14,7 @@ from widedeep.models.wide_deep import WideDeep
 
 
 class EmbeddingDropout:
-    """Draws which features' embeddings are dropped: a function of seed, step and example alone."""
+    """Draws which features' embeddings are dropped: a function of seed, step, lane and example."""
 
     def __init__(self, model: WideDeep, seed: int) -> None:
         rates = {
@@ -31,9 +31,11 @@ class EmbeddingDropout:
         """Whether any feature has dropout."""
         return bool(self._features)
 
-    def draw(self, rows: int, step: int) -> Tensor:
+    def draw(self, rows: int, step: int, lane: int = 0) -> Tensor:
         """Return each example's factor of each feature, (B, F): 0, or 1 / (1 - dropout)."""
-        generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, step]))
+        generator = np.random.Generator(
+            np.random.Philox(key=self._seed, counter=[0, 0, lane, step])
+        )
         is_kept = generator.random((rows, len(self._features))) >= self._rates_F
         return to_device((is_kept / (1.0 - self._rates_F)).astype(np.float32), self._device)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,12 +21,16 @@ from widedeep.kernels.torch_layers import native_layers
 from widedeep.models.tower import DeepInput, TrainingRows
 from widedeep.models.wide_deep import WIDE_BIAS, WideDeep
 from widedeep.optim import FTRL, Optimizer
+from widedeep.ranks.config import Wire
+from widedeep.ranks.ranks import Ranks
 from widedeep.tables.embedding_table import EmbeddingTable
 from widedeep.tables.storage import Groups
 from widedeep.training.checkpoint import as_arrays
 from widedeep.training.config import TrainConfig
 from widedeep.training.dense import DenseOptimizer, DenseUpdate, fast_mlp
 from widedeep.training.embedding_dropout import EmbeddingDropout
+from widedeep.training.exchange import Exchange
+from widedeep.training.lane_gradients import LaneGradients
 from widedeep.training.parts import Parts, model_parts
 from widedeep.training.schedules import FULL_RATES, Rates
 
@@ -75,8 +79,11 @@ class TrainStep:
         deep: Optimizer,
         dense: DenseOptimizer,
         threads: int = 1,
+        ranks: Ranks | None = None,
+        wire: Wire = "fp32",
     ) -> None:
         self.model = model
+        self.ranks = ranks or Ranks()
         self.config = config or TrainConfig()
         self.threads = threads
         self.wide, self.deep = wide, deep
@@ -93,6 +100,12 @@ class TrainStep:
         self.wide_bias: DenseUpdate | None = None
         if wide_bias is not None:
             self.wide_bias = DenseUpdate({WIDE_BIAS: wide_bias}, wide, rates=rates)
+        self.exchange: Exchange | None = None
+        if self.ranks.lanes > 1:
+            model.set_shard(self.ranks.rank, self.ranks.size)
+            self.exchange = Exchange(model, self.ranks, wire=wire, threads=threads)
+            reduced = [*self.dense.parameters.values(), model.bias]
+            self._lane_gradients = LaneGradients(reduced, self.ranks, wire=wire)
         self._frozen_norms = _frozen_norms(model, self.parts)
         self.dropout = EmbeddingDropout(model, self.config.seed)
         self.feature_rates: FeatureRates | None = None
@@ -128,44 +141,103 @@ class TrainStep:
         if not self.is_current:
             self._restart()
         with kernels.spin_wait() if self.model.device.type == "cpu" else nullcontext():
+            if self.exchange is not None:
+                return self._learn_lanes(self.exchange, batch, rates=rates, step=step)
             gathered = self.group_and_gather(batch, step=step)
             result = self.dense_pass(batch, gathered, step=step)
             gradients = self.reduce(batch, gathered, result)
             self.apply(gradients, len(batch), rates=rates, step=step)
         return result
 
+    def _learn_lanes(
+        self, exchange: Exchange, batch: Batch, *, rates: Rates, step: int
+    ) -> DenseResult:
+        """Learn this rank's lanes of a batch; sums are added lane after lane, on every rank."""
+        batches = batch.lanes()
+        lanes = [len(self.ranks.lanes_of(rank)) for rank in range(self.ranks.size)]
+        lane_rows = exchange.ask(batches, lanes)
+        sums: dict[str, list[Tensor]] = {}
+        results: list[DenseResult] = []
+        for i, (lane, lane_batch) in enumerate(zip(self.ranks.lanes_of(), batches, strict=True)):
+            groups = exchange.groups(lane_rows, i)
+            if not len(lane_batch):
+                self._lane_gradients.clear(i)
+                for name, table, _ in self._trained_tables():
+                    sums.setdefault(name, []).append(torch.zeros(0, table.dim))
+                continue
+            with exchange.lane(lane_rows, i):
+                gathered = self._gather(lane_batch, groups, step=step, lane=lane)
+                result = self.dense_pass(lane_batch, gathered, step=step, lane=lane)
+                for gradient in self.reduce(lane_batch, gathered, result):
+                    sums.setdefault(gradient.name, []).append(gradient.grads_UD)
+            if self.fused is not None:
+                self.fused.finish()
+            self._lane_gradients.take(i)
+            results.append(result)
+        received = exchange.send(lane_rows, sums)
+        gradients = [
+            RowGradients(name, table, optimizer, *received[name])
+            for name, table, optimizer in self._trained_tables()
+        ]
+        self._lane_gradients.reduce()
+        self.apply(gradients, lane_rows.rows, rates=rates, step=step)
+        empty = torch.zeros(0, self.model.n_logits)
+        return DenseResult(
+            torch.cat([empty, *(r.logits_BC for r in results)]),
+            torch.cat([empty[:, 0], *(r.losses_B for r in results)]),
+            torch.cat([empty, *(r.grad_BC for r in results)]),
+        )
+
+    def _trained_tables(self) -> Iterator[tuple[str, EmbeddingTable, Optimizer]]:
+        """Yield what rows of a batch move: names, tables and their optimizers."""
+        if self.model.wide_table is not None:
+            yield "wide", self.model.wide_table, self.wide
+        for dim, table in self.model.deep_tables.items() if self.model.towers else ():
+            yield f"deep/{dim}", table, self.deep
+
     def group_and_gather(self, batch: Batch, *, step: int = 1) -> Gathered:
         """Group duplicate ids and look their rows up."""
         model, slots, threads = self.model, self.model.schema.slots, self.threads
-        wide_groups, deep_groups, inputs = None, {}, None
+        all_groups: dict[str, Groups] = {}
         # Groups first: they check the ids, so that a device is asked once, not by every lookup.
         if model.wide_table is not None:
-            wide_groups = model.wide_table.group(batch, slots, threads=threads)
+            all_groups["wide"] = model.wide_table.group(batch, slots, threads=threads)
         if model.towers:
             for dim, table in model.deep_tables.items():
                 groups = None
-                if model.wide_table is not None and wide_groups is not None:
-                    groups = table.regroup(model.wide_table, wide_groups)  # ids grouped once
+                if model.wide_table is not None:
+                    groups = table.regroup(model.wide_table, all_groups["wide"])  # grouped once
                 if groups is None:
                     groups = table.group(batch, slots, threads=threads)
-                deep_groups[dim] = groups
+                all_groups[f"deep/{dim}"] = groups
+        return self._gather(batch, all_groups, step=step)
+
+    def _gather(
+        self, batch: Batch, groups: Mapping[str, Groups], *, step: int, lane: int = 0
+    ) -> Gathered:
+        """Look the rows of a batch, or of a lane of it, up."""
+        model, inputs, deep_groups = self.model, None, {}
+        if model.towers:
+            deep_groups = {dim: groups[f"deep/{dim}"] for dim in model.deep_tables}
             if self._concat is None or len(self._concat) < len(batch):
                 self._concat = model.concat_buffer(len(batch))
-            inputs = model.gather(batch, threads=threads, out=self._concat)  # concat_BX
+            inputs = model.gather(batch, threads=self.threads, out=self._concat)  # concat_BX
         factors_BF = None
         if inputs is not None and self.dropout:
-            factors_BF = self.dropout.draw(len(batch), step)
+            factors_BF = self.dropout.draw(len(batch), step, lane)
             self.dropout.scale_inputs(inputs, factors_BF)
-        return Gathered(wide_groups, deep_groups, inputs, factors_BF)
+        return Gathered(groups.get("wide"), deep_groups, inputs, factors_BF)
 
-    def dense_pass(self, batch: Batch, gathered: Gathered, *, step: int = 1) -> DenseResult:
+    def dense_pass(
+        self, batch: Batch, gathered: Gathered, *, step: int = 1, lane: int = 0
+    ) -> DenseResult:
         """Compute the logits, the losses and every dense gradient (sums over examples)."""
         logits_BC = self.model.wide_logits(batch, threads=self.threads)  # with the bias
         inputs = gathered.inputs
         if inputs is None:
             losses_B, grad_BC = self._losses(logits_BC, batch)
             return DenseResult(logits_BC, losses_B, grad_BC)
-        key = ("step", self.config.seed, step)
+        key = ("step", self.config.seed, step, *((lane,) if self.ranks.lanes > 1 else ()))
         if self.fused is not None and self.fused.takes(len(batch)):
             logits_BC += self.fused.forward(inputs.concat_BX, key)  # (B, X) -> (B, C)
             losses_B, grad_BC = self._losses(logits_BC, batch)
@@ -338,7 +410,10 @@ class TrainStep:
                 threads=self.threads, rates_U=rates_U, products_U=products_U,
             )  # fmt: skip
             if feature_rates is not None and products_U is not None:
-                feature_rates.learn(products_U, starts_T, device_starts_T)
+                if self.exchange is not None:
+                    feature_rates.learn_over(self.ranks, products_U, starts_T)
+                else:
+                    feature_rates.learn(products_U, starts_T, device_starts_T)
         if self.fused is not None:
             self.fused.finish()  # its weights' gradients, summed while rows moved
         if self.wide_bias is not None and self.model.wide_bias is not None:
@@ -493,13 +568,41 @@ class FeatureRates:
             return
         products = products_U.numpy().astype(np.float64)
         starts = starts_T[:-1][touched_T]  # first row of each touched feature, ascending
+        squares = np.add.reduceat(products * products, starts)
+        self._move(touched_T, np.add.reduceat(products, starts), squares)
+
+    def _move(
+        self, touched_T: NDArray[np.bool_], sums: NDArray[np.float64], squares: NDArray[np.float64]
+    ) -> None:
         log_rates, evidence = self.log_rates.numpy(), self.evidence.numpy()
-        sums = np.add.reduceat(products, starts)
-        evidence[touched_T] += np.add.reduceat(products * products, starts)
+        evidence[touched_T] += squares
         # A feature whose weights are all 0 so far has no evidence: its rate stays.
         roots = np.sqrt(np.maximum(evidence[touched_T], np.finfo(np.float64).tiny))
         updated = log_rates[touched_T] - self.step * sums / roots
         log_rates[touched_T] = updated.clip(math.log(LOWEST), math.log(HIGHEST))
+
+    def learn_over(self, ranks: Ranks, products_U: Tensor, starts_T: NDArray[np.int64]) -> None:
+        """Do what :meth:`learn` does with the rows of all ranks, in whatever order they come.
+
+        The numbers are cut to two grids, of 2^-36 and of 2^-72, on which float64 sums are exact.
+        """
+        if self.frozen:
+            return
+        products = products_U.numpy().astype(np.float64)
+        touched_T = np.diff(starts_T) > 0
+        own = np.zeros((len(touched_T), 5))  # of products and of squares: coarse and fine sums
+        own[:, 4] = touched_T
+        if touched_T.any():
+            starts = starts_T[:-1][touched_T]
+            for column, values in enumerate((products, products * products)):
+                coarse = np.rint(values * 2.0**36) * 2.0**-36
+                fine = np.rint((values - coarse) * 2.0**72) * 2.0**-72
+                own[touched_T, 2 * column] = np.add.reduceat(coarse, starts)
+                own[touched_T, 2 * column + 1] = np.add.reduceat(fine, starts)
+        totals = np.sum(ranks.gather(own), axis=0)
+        touched_T = totals[:, 4] > 0
+        totals = totals[touched_T]
+        self._move(touched_T, totals[:, 0] + totals[:, 1], totals[:, 2] + totals[:, 3])
 
     def _learn_on_device(self, products_U: Tensor, starts_T: Tensor) -> None:
         """Do it without waiting for the device; a feature without rows has sums of 0."""

@@ -1,0 +1,148 @@
+"""A step over ranks: losses and every bit of tables and layers are those of one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import widedeep as wd
+from tests.ranks.processes import run_ranks
+from widedeep.data.batch import Batch
+from widedeep.data.transform import Transform
+from widedeep.ranks.config import DistributedConfig, Wire
+from widedeep.ranks.ranks import Ranks, ranks_of
+from widedeep.training.config import TrainConfig
+from widedeep.training.step import TrainStep
+
+LANES = 6
+SIZES = (24, 24, 17, 24, 3)  # of global batches: lanes that differ, and empty ones
+
+
+def make_rows(count: int, seed: int) -> list[dict[str, object]]:
+    rng = np.random.default_rng(seed)
+    words = [f"w{i}" for i in range(40)]
+    return [
+        {
+            "job": words[int(rng.zipf(1.5)) % 40],
+            "city": int(rng.integers(9)),
+            "seen": [words[i] for i in rng.integers(40, size=rng.integers(4))],
+            "last": words[int(rng.integers(40))],
+            "tags": ["pqr"[i] for i in rng.integers(3, size=rng.integers(3))],
+            "age": float(rng.normal()),
+            "y": int(rng.integers(2)),
+        }
+        for _ in range(count)
+    ]
+
+
+def make_schema() -> wd.Schema:
+    spec = wd.FeatureSpec(
+        label="y",
+        features=[
+            wd.categorical("job", embedding_dim=4, embedding={"dropout": 0.2, "max_norm": 0.02}),
+            wd.categorical("city", embedding_dim=2, embedding={"frozen": True}),
+            wd.categorical("seen", "last", embedding_dim=4, table="words"),
+            wd.categorical("tags", embedding_dim=4, combiner="max"),
+            wd.numeric("age"),
+            wd.crossed("job", "city", hash_buckets=5000),
+        ],
+    )
+    return wd.fit_schema(spec, make_rows(200, 0))
+
+
+def global_batches(schema: wd.Schema) -> list[Batch]:
+    transform = Transform(schema)
+    return [
+        transform(pa.Table.from_pylist(make_rows(size, step + 1)))
+        for step, size in enumerate(SIZES)
+    ]
+
+
+def own_part(batch: Batch, ranks: Ranks) -> Batch:
+    edges = [len(batch) * lane // ranks.lanes for lane in range(ranks.lanes + 1)]
+    lanes = ranks.lanes_of()
+    own = batch.slice(edges[lanes.start], edges[lanes.stop])
+    own.lane_starts = np.array(edges[lanes.start : lanes.stop + 1]) - edges[lanes.start]
+    return own
+
+
+def learn(wire: Wire = "fp32") -> dict[str, Any]:
+    """Learn the batches on this rank's lanes; return losses, rows with their ids, and layers."""
+    ranks = ranks_of(DistributedConfig(lanes=LANES, wire=wire))
+    schema = make_schema()
+    model = wd.WideDeep(schema, hidden_units=[8, 4], dropout=0.1)
+    step = TrainStep(
+        model,
+        TrainConfig(),
+        wide=wd.FTRL(lr=0.1, adapt=0.1),
+        deep=wd.Adagrad(lr=0.05),
+        dense=wd.Adagrad(lr=0.05),
+        ranks=ranks,
+        wire=wire,
+    )
+    losses, logits = [], []
+    for number, batch in enumerate(global_batches(schema)):
+        losses.append(step(own_part(batch, ranks), step=number + 1).losses_B.numpy().copy())
+    model.eval()
+    assert step.exchange is not None
+    batch = global_batches(schema)[0]
+    with step.exchange.rows_for(batch if ranks.is_first else batch.slice(0, 5)) as own:
+        logits = model(own)[:5].numpy()
+    tables = {}
+    for name, table in model.tables.items():
+        for key, tensor in table.named_state().items():
+            ids = table.layouts[key.rpartition(".")[0]].ids_of(ranks.rank)
+            tables[f"{name}/{key}"] = (ids, tensor.numpy().copy())
+    layers = {name: tensor.detach().numpy().copy() for name, tensor in model.dense_state().items()}
+    layers |= {name: tensor.numpy().copy() for name, tensor in step.dense_tensors().items()}
+    assert step.feature_rates is not None
+    layers["rates"] = step.feature_rates.log_rates.numpy().copy()
+    nonzero = sum(table.nonzero for name, table in model.tables.items() if name == "wide")
+    return {
+        "losses": losses, "tables": tables, "layers": layers, "logits": logits, "nonzero": nonzero
+    }  # fmt: skip
+
+
+def merged(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put the ranks' results together, each row where its id says."""
+    losses = [np.concatenate(parts) for parts in zip(*(r["losses"] for r in results), strict=True)]
+    tables = {}
+    for name in results[0]["tables"]:
+        parts = [result["tables"][name] for result in results]
+        rows = np.full((sum(len(ids) for ids, _ in parts), parts[0][1].shape[1]), np.nan)
+        for ids, values in parts:
+            rows[ids] = values
+        tables[name] = rows
+    for result in results[1:]:
+        for name, values in results[0]["layers"].items():
+            np.testing.assert_array_equal(result["layers"][name], values, err_msg=name)
+        np.testing.assert_array_equal(result["logits"], results[0]["logits"])
+    nonzero = sum(result["nonzero"] for result in results)
+    return {**results[0], "losses": losses, "tables": tables, "nonzero": nonzero}
+
+
+def check_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for step, (left, right) in enumerate(zip(one["losses"], other["losses"], strict=True)):
+        np.testing.assert_array_equal(left, right, err_msg=f"losses of step {step}")
+    for group in ("tables", "layers"):
+        assert one[group].keys() == other[group].keys()
+        for name, values in one[group].items():
+            np.testing.assert_array_equal(values, other[group][name], err_msg=name)
+    np.testing.assert_array_equal(one["logits"], other["logits"])
+    assert one["nonzero"] == other["nonzero"] > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "wire"),
+    [
+        (2, "fp32"),
+        pytest.param(3, "fp32", marks=pytest.mark.slow),
+        pytest.param(5, "fp32", marks=pytest.mark.slow),
+        pytest.param(3, "bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_learn_what_one_process_learns(size: int, wire: Wire) -> None:
+    check_equal(merged([learn(wire)]), merged(run_ranks(size, learn, wire)))
