@@ -37,7 +37,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "features": ("options",),
     "schema": ("features", "options", "kernels", "files"),
     "optim": ("options", "kernels"),
-    "ranks": ("options", "kernels"),
+    "ranks": ("options", "kernels", "files"),
     "data": ("schema", "page", "metrics", "ranks", "remote"),
     "join": ("data",),
     "bundle": ("data",),

@@ -223,9 +223,9 @@ class TensorFiles:
 
     def _pad(self, boundary: int) -> int:
         """Fill up to a multiple of ``boundary`` bytes, and return where the next tensor begins."""
-        header, at = self._headers[-1], self._ends[-1]
-        if gap := -at % boundary:
-            header[f"{_PADDING}{len(header) - 1}"] = _entry(np.dtype("u1"), (gap,), at)
+        header, end = self._headers[-1], self._ends[-1]
+        if gap := -end % boundary:
+            header[f"{_PADDING}{len(header) - 1}"] = _entry(np.dtype("u1"), (gap,), end)
             self._ends[-1] += gap
         return self._ends[-1]
 
@@ -294,9 +294,9 @@ def _bytes_of(array: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _entry(dtype: np.dtype[Any], shape: tuple[int, ...], at: int) -> dict[str, Any]:
-    end = at + math.prod(shape) * dtype.itemsize
-    return {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+def _entry(dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> dict[str, Any]:
+    end = offset + math.prod(shape) * dtype.itemsize
+    return {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
 
 
 def _header_text(header: Mapping[str, Any], boundary: int) -> bytes:
@@ -392,12 +392,11 @@ def _map_one_after_the_other(
         ctypes.c_int64,
     )
     arrays = [array for _, _, array in pieces]
-    (first, *others), page = arrays, mmap.ALLOCATIONGRANULARITY
-    for (path, offset, array), is_last in zip(
-        pieces, [*(False for _ in others), True], strict=True
-    ):
+    first, last, page = arrays[0], arrays[-1], mmap.ALLOCATIONGRANULARITY
+    for path, offset, array in pieces:
+        whole = array is last or array.nbytes % page == 0  # pages
         same = array.ndim and (array.dtype, array.shape[1:]) == (first.dtype, first.shape[1:])
-        if not same or not array.nbytes or offset % page or (array.nbytes % page and not is_last):
+        if not (same and whole and array.nbytes and offset % page == 0):
             raise DataError(
                 f"{path}: tensor {name!r} is cut where it cannot go on in the next part (rows of "
                 f"{array.dtype} {array.shape[1:]}, pages of {page:,} bytes); write the parts again"
@@ -410,8 +409,8 @@ def _map_one_after_the_other(
     for path, offset, array in pieces:
         with open(path, "rb") as file:
             over = mmap.MAP_SHARED | _MAP_FIXED
-            place = libc.mmap(address, array.nbytes, mmap.PROT_READ, over, file.fileno(), offset)
-        if place != address:
+            mapped = libc.mmap(address, array.nbytes, mmap.PROT_READ, over, file.fileno(), offset)
+        if mapped != address:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), os.fspath(path))
         address += array.nbytes

@@ -207,9 +207,9 @@ def rewrite_bundle(
             for name in (WARMUP, POSTERIOR):
                 (directory / name).unlink(missing_ok=True)
             parts = weight_files(directory)
-            part_bytes = max(part.stat().st_size for part in parts) if len(parts) > 1 else None
-            for part in parts:
-                part.unlink()
+            part_bytes = max(file.stat().st_size for file in parts) if len(parts) > 1 else None
+            for file in parts:
+                file.unlink()
             write_weights(directory, weights, part_bytes)
             write_calibration(directory, curves)
             _write_warmup(directory, schema, engine, bundle.warmup.rows)

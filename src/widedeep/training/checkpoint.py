@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 
 from widedeep.errors import CheckpointError, DataError
 from widedeep.files import (
-    atomic_directory,
     file_sha256,
     map_tensors,
+    part_paths,
     write_tensors,
     write_text_whole,
 )
+from widedeep.ranks.layout import Layout
+from widedeep.ranks.ranks import Ranks
+from widedeep.ranks.rows import ShardedRows
+from widedeep.ranks.shared import shared_directory, shared_failures
 from widedeep.schema import Schema
 
 __all__ = [
@@ -33,6 +37,8 @@ __all__ = [
 ]
 
 CHECKPOINT_FORMAT = 1
+SHARDED_FORMAT = 2  # Of several ranks: each has a file of its own rows
+_SCHEMA, _TENSORS = "schema.safetensors", "tensors.safetensors"
 _STEP = re.compile(r"step-(\d{10})")
 
 
@@ -43,14 +49,19 @@ class Checkpoint:
     Args:
         step: Steps done.
         state: What fits in JSON: position, history, configuration, early stopping.
-        tensors: Tables, optimizer state, dense parameters; mapped from the file when read.
+        tensors: Tables, optimizer state, dense parameters; mapped from the file when read. What
+            ranks share is read as :class:`widedeep.ranks.rows.ShardedRows`.
         schema: The schema the model was made for.
+        ranks: The processes that write it together.
+        tables: Table and number of its rows on all ranks, of each tensor that holds this rank's.
     """
 
     step: int
     state: Mapping[str, Any]
-    tensors: Mapping[str, NDArray[Any]]
+    tensors: Mapping[str, Any]
     schema: Schema
+    ranks: Ranks = field(default_factory=Ranks)
+    tables: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -60,21 +71,16 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         CheckpointError: If it cannot be written (a full disk, no permission); nothing half-written
             is left.
     """
+    ranks = checkpoint.ranks
     try:
-        with atomic_directory(path) as folder:
-            write_tensors(folder / "tensors.safetensors", checkpoint.tensors)
-            checkpoint.schema.write(folder / "schema.safetensors")
-            sums = {
-                name: file_sha256(folder / name)
-                for name in ("tensors.safetensors", "schema.safetensors")
-            }
-            state = {
-                "format": CHECKPOINT_FORMAT,
-                "step": checkpoint.step,
-                "sha256": sums,
-                "state": checkpoint.state,
-            }
-            (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        with shared_directory(ranks, path) as folder:
+            with shared_failures(ranks):
+                own = _write_part(folder, checkpoint)
+            texts = [text.tobytes() for text in ranks.gather(own)]
+            sums = {name: value for text in texts for name, value in json.loads(text).items()}
+            with shared_failures(ranks):
+                if ranks.is_first:
+                    _write_state(folder, checkpoint, sums)
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot write the checkpoint ({error.strerror or error}); free some space or "
@@ -82,19 +88,73 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         ) from error
 
 
-def read_checkpoint(path: str | os.PathLike[str], *, verify: bool = True) -> Checkpoint:
-    """Read a checkpoint directory.
+def _write_part(folder: Path, checkpoint: Checkpoint) -> NDArray[np.uint8]:
+    """Write this rank's rows, and on the first rank what all have; return its checksum as JSON."""
+    ranks, tensors = checkpoint.ranks, checkpoint.tensors
+    if not ranks.is_first:
+        tensors = {name: rows for name, rows in tensors.items() if name in checkpoint.tables}
+    file = part_paths(folder / _TENSORS, ranks.size)[ranks.rank]
+    write_tensors(file, tensors)
+    text = json.dumps({file.name: file_sha256(file)})
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _write_state(folder: Path, checkpoint: Checkpoint, sums: Mapping[str, str]) -> None:
+    checkpoint.schema.write(folder / _SCHEMA)
+    state = {
+        "format": CHECKPOINT_FORMAT,
+        "step": checkpoint.step,
+        "sha256": {**sums, _SCHEMA: file_sha256(folder / _SCHEMA)},
+        "state": checkpoint.state,
+    }
+    if checkpoint.ranks.size > 1:
+        state |= {"format": SHARDED_FORMAT, "tables": checkpoint.tables}
+    (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], *, verify: bool = True, ranks: Ranks | None = None
+) -> Checkpoint:
+    """Read a checkpoint directory, of one process or of any number of ranks.
 
     Args:
         path: A directory written by :func:`write_checkpoint`.
         verify: Compare checksums.
+        ranks: The processes that read it together, each of which compares some of the checksums.
 
     Raises:
         CheckpointError: If it is missing, incomplete, damaged or of another format.
     """
-    path = Path(path)
+    path, ranks = Path(path), ranks or Ranks()
+    with shared_failures(ranks):
+        stored = _read_state(path)
+        files = stored["sha256"].items()
+        for number, (name, expected) in enumerate(files):
+            if not (path / name).exists():
+                raise CheckpointError(f"{path}: {name} is not there; use an earlier checkpoint")
+            is_own = number % ranks.size == ranks.rank
+            if verify and is_own and file_sha256(path / name) != expected:
+                raise CheckpointError(
+                    f"{path}/{name}: its checksum is wrong, the file is damaged; use an earlier "
+                    "checkpoint"
+                )
+        tensors: Mapping[str, Any]
+        try:
+            parts = [
+                map_tensors(path / name) for name in sorted(stored["sha256"]) if name != _SCHEMA
+            ]
+            tensors = parts[0]
+            if stored["format"] == SHARDED_FORMAT:
+                tensors = _join_parts(path, parts, stored["tables"])
+            schema = Schema.load(path / _SCHEMA)
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+    return Checkpoint(step=stored["step"], state=stored["state"], tensors=tensors, schema=schema)
+
+
+def _read_state(path: Path) -> Mapping[str, Any]:
     try:
-        stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        stored: Mapping[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: got no checkpoint (state.json is not there); name a step-* directory"
@@ -103,24 +163,29 @@ def read_checkpoint(path: str | os.PathLike[str], *, verify: bool = True) -> Che
         raise CheckpointError(
             f"{path}/state.json is damaged ({error}); use an earlier checkpoint"
         ) from error
-    if stored.get("format") != CHECKPOINT_FORMAT:
+    if stored.get("format") not in (CHECKPOINT_FORMAT, SHARDED_FORMAT):
         raise CheckpointError(
-            f"{path}: got checkpoint format {stored.get('format')}, expected {CHECKPOINT_FORMAT}"
+            f"{path}: got checkpoint format {stored.get('format')}, expected {CHECKPOINT_FORMAT} "
+            f"or {SHARDED_FORMAT}"
         )
-    for name, expected in stored["sha256"].items():
-        if not (path / name).exists():
-            raise CheckpointError(f"{path}: {name} is not there; use an earlier checkpoint")
-        if verify and file_sha256(path / name) != expected:
+    return stored
+
+
+def _join_parts(
+    path: Path, parts: list[dict[str, NDArray[Any]]], tables: Mapping[str, tuple[str, int]]
+) -> dict[str, Any]:
+    """Return the tensors of all ranks' files; what they share is read by ids."""
+    tensors: dict[str, Any] = dict(parts[0])
+    for name, (table, size) in tables.items():
+        layout = Layout(table, size, len(parts))
+        rows = [shard[name] for shard in parts if name in shard]
+        if [len(shard) for shard in rows] != [layout.rows_of(rank) for rank in range(len(parts))]:
             raise CheckpointError(
-                f"{path}/{name}: its checksum is wrong, the file is damaged; use an earlier "
-                "checkpoint"
+                f"{path}: the rows of {name!r} in its {len(parts)} files are not the {size:,} of "
+                "the table; use an earlier checkpoint"
             )
-    try:
-        tensors = map_tensors(path / "tensors.safetensors")
-        schema = Schema.load(path / "schema.safetensors")
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
-    return Checkpoint(step=stored["step"], state=stored["state"], tensors=tensors, schema=schema)
+        tensors[name] = ShardedRows(layout, rows)
+    return tensors
 
 
 class CheckpointDirectory:
@@ -169,9 +234,11 @@ class CheckpointDirectory:
         """
         path = self.path_of(checkpoint.step)
         write_checkpoint(path, checkpoint)
-        if best:
-            self._mark_best(checkpoint.step)
-        self._prune()
+        with shared_failures(checkpoint.ranks):
+            if checkpoint.ranks.is_first:
+                if best:
+                    self._mark_best(checkpoint.step)
+                self._prune()
         return path
 
     def _mark_best(self, step: int) -> None:

@@ -1,0 +1,111 @@
+"""What ranks share: each other's errors, the wait for the first of them, and a directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from widedeep.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    WideDeepError,
+)
+from widedeep.files import atomic_directory
+from widedeep.ranks.ranks import Ranks
+
+Result = TypeVar("Result")
+
+_PULSE_SECONDS = 1.0  # between signs of life of the first rank
+_BY_NAME = {kind.__name__: kind for kind in (BundleError, CheckpointError, ConfigError, DataError)}
+
+
+@contextlib.contextmanager
+def shared_failures(ranks: Ranks) -> Iterator[None]:
+    """Raise on every rank what a block raises on one of them; collective.
+
+    All ranks leave the block together, however long one of them takes: meanwhile each tells the
+    others every second that it is still at work. The block itself exchanges nothing.
+    """
+    own: OSError | WideDeepError | None = None
+    with _signs_of_life(ranks):
+        try:
+            yield
+        except (OSError, WideDeepError) as error:
+            own = error
+    if ranks.size > 1 and ranks.any(own is not None):
+        fact = [] if own is None else [type(own).__name__, _text(own)]
+        texts = ranks.gather(np.frombuffer(json.dumps(fact).encode(), np.uint8))
+        facts = {rank: json.loads(text.tobytes()) for rank, text in enumerate(texts)}
+        rank, (kind, text) = next((rank, fact) for rank, fact in facts.items() if fact)
+        if own is None:
+            where = f"rank {rank} of {ranks.size} ({ranks.hosts[rank]})"
+            if kind in _BY_NAME:
+                raise _BY_NAME[kind](f"{where}: {text}")
+            raise OSError(f"{where}: {text}")
+    if own is not None:
+        raise own
+
+
+@contextlib.contextmanager
+def _signs_of_life(ranks: Ranks) -> Iterator[None]:
+    """Wait at the end of a block until all ranks are there, with an exchange every second."""
+    if ranks.size == 1:
+        yield
+        return
+    done = threading.Event()
+
+    def wait_for_all() -> None:
+        busy = True
+        while busy:
+            done.wait(_PULSE_SECONDS)
+            busy = ranks.any(not done.is_set())
+
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(wait_for_all)
+        try:
+            yield
+        finally:
+            done.set()
+            others.result()
+
+
+def on_first(ranks: Ranks, work: Callable[[], Result]) -> Result | None:
+    """Do work on the first rank while the others wait; return its result there, None elsewhere."""
+    with shared_failures(ranks):
+        return work() if ranks.is_first else None
+
+
+@contextlib.contextmanager
+def shared_directory(ranks: Ranks, path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give all ranks one temporary directory; rename it to ``path`` if the block ends well."""
+    with contextlib.ExitStack() as stack:
+        folder = Path()
+        with shared_failures(ranks):
+            if ranks.is_first:
+                folder = stack.enter_context(atomic_directory(path))
+        folder = Path(ranks.broadcast(str(folder), "a directory"))
+        with shared_failures(ranks):
+            if not folder.is_dir():
+                raise OSError(
+                    f"{folder} is not there: several ranks write into one directory, on a file "
+                    "system that all of them see"
+                )
+        yield folder
+        with shared_failures(ranks):
+            stack.close()
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
