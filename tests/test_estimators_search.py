@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from widedeep.estimators import FEW_ROWS, MOST_ROWS, Setting, search, validation_splits
+from widedeep.estimators.settings import FEW_ROWS, MOST_ROWS, Setting, search, validation_splits
 
 
 def test_few_rows_are_left_out_once_each_with_their_share_of_each_class() -> None:

@@ -45,7 +45,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "callbacks": ("bundle",),
     "models": ("bundle", "tables"),
     "training": ("models", "callbacks"),
-    "estimators": ("training",),
+    "estimators": ("training", "evaluation"),
     "importing": ("training",),
     "serving": ("bundle",),
     "evaluation": ("bundle",),

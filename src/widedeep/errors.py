@@ -72,7 +72,7 @@ class WideDeepError(Exception):
     """
 
 
-class FeatureError(WideDeepError):
+class FeatureError(WideDeepError, ValueError):
     """A feature is declared wrongly, or a value does not fit its declaration.
 
     Args:
@@ -80,7 +80,7 @@ class FeatureError(WideDeepError):
     """
 
 
-class DataError(WideDeepError):
+class DataError(WideDeepError, ValueError):
     """A table, file or column cannot be used as it is.
 
     Args:
@@ -115,7 +115,7 @@ class LimitError(DataError):
     """
 
 
-class SchemaError(WideDeepError):
+class SchemaError(WideDeepError, ValueError):
     """A schema does not fit the data, the model or another schema.
 
     Args:
@@ -123,7 +123,7 @@ class SchemaError(WideDeepError):
     """
 
 
-class ConfigError(WideDeepError):
+class ConfigError(WideDeepError, ValueError):
     """A run's configuration has an unknown key or a value outside its range.
 
     Args:

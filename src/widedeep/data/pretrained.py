@@ -161,6 +161,8 @@ def _read_file(path: Path) -> tuple[Any, Any]:
         raise DataError(f"{path}: got pretrained vectors in no form that is read; give {_FORMS}")
     try:
         return reader(path)
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot read the pretrained vectors ({error})") from error
 

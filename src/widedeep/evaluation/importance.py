@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -136,6 +137,59 @@ def permutation_importance(
         )
         for head, influence in before.items()
     }
+
+
+def wide_gain(
+    bundle: Bundle, data: Data, *, rows: int = IMPORTANCE_ROWS, threads: int = 1
+) -> dict[str, dict[str, float]]:
+    """Return how much the wide weights of each column move the logits of a sample of rows.
+
+    What a feature's wide weights add to a logit has a variance over the rows; it is added up over
+    a head's logits, and shared equally by the columns that the feature reads.
+
+    Args:
+        bundle: The model.
+        data: Rows, labelled or not.
+        rows: Most rows of the sample.
+        threads: Threads to encode with.
+
+    Returns:
+        By head and column, in logits squared, the largest first; empty without wide features.
+
+    Raises:
+        DataError: If there are no rows, or they cannot be read.
+    """
+    transform = Transform(bundle.schema, threads=threads)
+    sample = sample_rows(
+        data,
+        rows=rows,
+        columns=transform.columns(targets=False),
+        column_types=bundle.schema.input_types(),
+    )
+    batch = transform(sample.table.combine_chunks(), targets=False)
+    spec, model = bundle.schema.spec, bundle.model
+    gains: dict[str, Counter[str]] = {head.name: Counter() for head in model.heads}
+    for index, slot in enumerate(bundle.schema.slots):
+        if slot.name not in model.wide:
+            continue
+        cells = batch.cells(index)
+        rows_N = np.repeat(np.arange(len(batch)), np.diff(cells.offsets))
+        values_N = np.ones(len(rows_N)) if cells.values_N is None else cells.values_N
+        divisor_B = np.ones(len(batch))
+        combiner = slot.wide_combiner(model.wide_combiner)
+        if combiner != "sum":
+            power = 2 if combiner == "sqrtn" else 1
+            divisor_B[:] = np.bincount(rows_N, values_N**power, len(batch)) ** (1 / power)
+        added_BC = np.zeros((len(batch), len(bundle.weights["bias"])))
+        np.add.at(
+            added_BC, rows_N, bundle.weights[f"wide/{slot.name}"][cells.ids_N] * values_N[:, None]
+        )
+        variance_C = (added_BC / np.where(divisor_B, divisor_B, 1.0)[:, None]).var(axis=0)
+        columns = all_columns(spec, slot.name)
+        for head in model.heads:
+            gain = float(variance_C[head.start : head.stop].sum())
+            gains[head.name].update(dict.fromkeys(columns, gain / len(columns)))
+    return {head: dict(counter.most_common()) for head, counter in gains.items()}
 
 
 def _shuffled_together(bundle: Bundle, read: Collection[str]) -> list[tuple[str, ...]]:

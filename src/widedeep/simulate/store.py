@@ -169,6 +169,8 @@ def load_store(path: str | os.PathLike[str]) -> AppStore:
         raise DataError(
             f"{os.fspath(path)}: no such file; 'widedeep simulate' writes it into its folder"
         ) from error
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise DataError(f"{os.fspath(path)}: is no whole state of a store ({error})") from error
 
