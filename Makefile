@@ -70,7 +70,7 @@ $(RUN_READY): $(READY) pyproject.toml constraints.txt
 	    echo "to do without: make $(MAKECMDGOALS) TORCH_INDEX=URL, the CPU index of PyTorch's installation page"; fi
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(TORCH)"
 	$(PIP) $(shell sed -nE 's/^(cmake|nanobind|ninja|scikit-build-core)==.*/\1/p' constraints.txt)
-	$(PIP) $(EDITABLE) '.[join,serve]'
+	$(PIP) $(EDITABLE) '.[train,join,serve]'
 	touch $@
 
 # PySpark is half a gigabyte, and its tests are left out where there is no Java.

@@ -32,6 +32,7 @@ VERBS = [
     "report",
     "replay",
     "debias",
+    "doctor",
     "bench",
 ]
 

@@ -226,8 +226,9 @@ def install_hint(package: str, extra: str) -> str:
 def missing_package(error: ImportError) -> str | None:
     """Return what to install for an import that failed, or None if the package is not ours."""
     package = (error.name or "").partition(".")[0]
-    if package == "torch":  # of a plain install, but serving is installed without it
-        return "torch is not installed; scoring and serving alone do without: pip install torch"
+    if package == "torch":
+        hint = install_hint("torch", "train")
+        return f"{hint}; scoring, serving, judging and reporting do without"
     return install_hint(package, _EXTRA_OF[package]) if package in _EXTRA_OF else None
 
 

@@ -557,6 +557,7 @@ def test_what_nobody_foresaw_is_told_as_a_bug(
         (OSError(28, "No space left on device", "x"), 2, "x: No space left on device; check the"),
         (ModuleNotFoundError("No module named 'duckdb'", name="duckdb"), 2, "widedeep[join]"),
         (ModuleNotFoundError("No module named 'grpc.aio'", name="grpc.aio"), 2, "widedeep[grpc]"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 2, "widedeep[train]"),
         (ModuleNotFoundError("No module named 'frob'", name="frob"), 70, "widedeep: bug"),
         (UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogates not allowed"), 70, "bug"),
         (RecursionError(), 70, "bug: RecursionError"),

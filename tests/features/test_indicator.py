@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 
 import widedeep as wd
+from widedeep.data.drift import DriftCounts
 from widedeep.data.extend_schema import map_ids
 from widedeep.data.transform import Transform
 from widedeep.errors import FeatureError
-from widedeep.evaluation.drift import DriftCounts
 from widedeep.features.spec import feature_side
 from widedeep.schema import Schema
 from widedeep.training.grow import grow

@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 import widedeep as wd
+from widedeep.data.drift import DriftCounts
 from widedeep.data.extend_schema import map_ids
 from widedeep.data.fit import declared_types
 from widedeep.data.transform import Transform
 from widedeep.errors import FeatureError
-from widedeep.evaluation.drift import DriftCounts
 from widedeep.features import (
     Feature,
     Learned,

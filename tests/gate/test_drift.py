@@ -13,8 +13,8 @@ import pytest
 import widedeep as wd
 from tests.gate.market import market, train, with_column
 from widedeep.bundle import Bundle
+from widedeep.data.drift import DriftCounts
 from widedeep.data.transform import Transform
-from widedeep.evaluation.drift import DriftCounts
 from widedeep.gate import GateConfig, validate
 from widedeep.gate.checks import drift_reasons
 from widedeep.schema import Schema

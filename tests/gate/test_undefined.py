@@ -15,10 +15,10 @@ import pytest
 import widedeep as wd
 from tests.gate.market import market, train, with_column
 from widedeep.bundle import Bundle, write_bundle
+from widedeep.data.drift import DriftCounts, psi, score_psi
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError
 from widedeep.evaluation.compare import score_both
-from widedeep.evaluation.drift import DriftCounts, psi, score_psi
 from widedeep.gate import GateConfig, load_gate_config, validate
 from widedeep.gate.checks import drift_reasons, dry_run_reasons
 from widedeep.gate.quality import Quality, judge_quality

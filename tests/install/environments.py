@@ -86,12 +86,13 @@ def _distributions(requirements: Iterable[str]) -> dict[str, Distribution]:
     return result
 
 
-def wheel_requirements(wheel: Path) -> list[str]:
-    """Return what a wheel requires without any extra."""
+def wheel_requirements(wheel: Path, *extras: str) -> list[str]:
+    """Return what a wheel requires, with these extras."""
     with zipfile.ZipFile(wheel) as archive:
         metadata = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         path = zipfile.Path(archive, metadata).parent
-        return [str(each) for each in _requires(PathDistribution(path), "")]
+        package = PathDistribution(path)
+        return [str(each) for extra in ("", *extras) for each in _requires(package, extra)]
 
 
 def _requires(package: Distribution, extra: str) -> Iterator[Requirement]:

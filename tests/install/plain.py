@@ -1,4 +1,4 @@
-"""After `pip install WHEEL` alone: verbs, names, modules and documents work or name an extra."""
+"""After `pip install WHEEL[train]`: verbs, names, modules and documents work or name an extra."""
 
 from __future__ import annotations
 

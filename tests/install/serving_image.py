@@ -1,4 +1,4 @@
-"""The serving image: the wheel without torch, and the packages that docs/deployment.md lists."""
+"""The serving image: the wheel and the extras that deploy/serve.Dockerfile names, no torch."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def modules() -> None:
         except ImportError as error:
             assert (error.name or "").partition(".")[0] in ("torch", "triton"), (short, error)
             assert room not in WITHOUT_TORCH or short == TRAINING, (short, error)
-    python("import widedeep; widedeep.Trainer", code=1, says="pip install torch")
+    python("import widedeep; widedeep.Trainer", code=1, says="pip install 'widedeep[train]'")
 
 
 def verbs() -> None:
@@ -91,7 +91,7 @@ def verbs() -> None:
     widedeep("prepare people.toml --out runs/image")
     for verb in TRAINS:
         words = "runs/people -o again" if verb == "export" else "people.toml"
-        widedeep(f"{verb} {words}", code=2, says="pip install torch")
+        widedeep(f"{verb} {words}", code=2, says="pip install 'widedeep[train]'")
     widedeep("serve items --grpc :0 --http :0", code=2, says="pip install 'widedeep[grpc]'")
 
 

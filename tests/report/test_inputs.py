@@ -9,8 +9,8 @@ import pytest
 
 import widedeep as wd
 from tests.report.models import rows_of
+from widedeep.data.drift import DriftCounts
 from widedeep.data.transform import Transform
-from widedeep.evaluation.drift import DriftCounts
 from widedeep.report.inputs import input_statistics
 from widedeep.schema import Schema
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from widedeep._version import __version__
+from widedeep.cli.completion import InstallCompletion
 from widedeep.cli.output import say
 from widedeep.cli.parser import (
     EXIT_BUG,
@@ -48,6 +49,7 @@ VERBS = {
     "inputs, sizes, versions",
     "replay": "rank a log's requests with two bundles: what would be ranked otherwise, and why",
     "debias": "learn how likely each place of a list is looked at, and weigh rows by it",
+    "doctor": "tell what of widedeep works on this machine, and what is missing",
     "bench": "run a benchmark: the paper's table 1 on a simulated store, or a server under load",
 }
 """The verbs in the order of the loop; ``widedeep.cli.VERB`` holds a verb's options and work."""
@@ -177,6 +179,9 @@ def make_parser(named: Sequence[str]) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"widedeep {__version__}")
+    parser.add_argument(
+        "--install-completion", action=InstallCompletion, whole_parser=lambda: make_parser([*VERBS])
+    )
     verbs = parser.add_subparsers(
         title="verbs", metavar="VERB", required=True, parser_class=VerbParser
     )

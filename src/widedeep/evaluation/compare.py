@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.data.batch import Batch
+from widedeep.data.drift import DriftCounts
 from widedeep.data.fragments import ColumnKind, Source, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError, SchemaError
 from widedeep.evaluation.bundle_metrics import head_targets
-from widedeep.evaluation.drift import DriftCounts
 from widedeep.evaluation.logged_rankings import (
     LogColumns,
     LoggedRankings,

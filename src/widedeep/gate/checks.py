@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from widedeep.data.drift import FeatureDrift, score_psi
 from widedeep.evaluation.compare import ComparedRows
-from widedeep.evaluation.drift import FeatureDrift, score_psi
 from widedeep.evaluation.off_policy import UndefinedPrediction, policy_values
 from widedeep.evaluation.statistics import p_value_at_limit
 from widedeep.gate.config import GateConfig

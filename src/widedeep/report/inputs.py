@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from widedeep.evaluation.drift import DriftCounts
+from widedeep.data.drift import DriftCounts
 from widedeep.features import Feature
 from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.schema import Schema, place_text

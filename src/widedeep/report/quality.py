@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.data.batch import Batch
+from widedeep.data.drift import DriftCounts
 from widedeep.data.sources import Data
 from widedeep.evaluation.bundle_metrics import BundleMetrics, head_targets
 from widedeep.evaluation.compare import ComparedRows, HeadScores, score_both
-from widedeep.evaluation.drift import DriftCounts
 from widedeep.evaluation.off_policy import policy_values
 from widedeep.evaluation.statistics import calibration_curve, gain_curve, is_defined
 from widedeep.gate.config import GateConfig

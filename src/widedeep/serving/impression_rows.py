@@ -257,7 +257,7 @@ class _Rows:
         values = [
             request.user.get(name, (request.context or {}).get(name)) for request in self.requests
         ]
-        return self._repeat(_typed(values, kind))
+        return self._repeat(typed_array(values, kind))
 
     def _of_items(self, name: str, kind: ColumnType) -> pa.Array | None:
         """Return the items' values, or None if items have no such column."""
@@ -265,7 +265,7 @@ class _Rows:
             return self._of_inline_items(name, kind)
         id_column = self.ranker.item_id if self.catalogue is None else self.catalogue.id_column
         if name == id_column:
-            return _typed(self.items, kind)
+            return typed_array(self.items, kind)
         if self.catalogue is None or name not in self.catalogue.table.column_names:
             return None
         return _typed_arrow(self.catalogue.table[name].take(self._catalogue_rows), kind)
@@ -290,7 +290,7 @@ class _Rows:
                 if column is None
                 else [column[position] for position in places]
             )
-        return _typed(values, kind) if is_present else None
+        return typed_array(values, kind) if is_present else None
 
 
 def _ids(items: Sequence[Any]) -> pa.Array:
@@ -304,10 +304,10 @@ def _typed_arrow(values: pa.ChunkedArray, kind: ColumnType) -> pa.Array:
     try:
         return pa.concat_arrays(values.cast(kind.arrow(narrow=True)).chunks)
     except pa.ArrowException:
-        return _typed(values.to_pylist(), kind)
+        return typed_array(values.to_pylist(), kind)
 
 
-def _typed(values: Sequence[Any], kind: ColumnType) -> pa.Array:
+def typed_array(values: Sequence[Any], kind: ColumnType) -> pa.Array:
     """Return values in a column's type, converted as the transform converts a request's."""
     # Arrow silently truncates 1.5 to 1.
     is_count = kind.kind == "int" and kind.storage not in UNITS

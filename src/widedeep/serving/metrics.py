@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -93,6 +94,26 @@ _LOG_GAUGES: tuple[tuple[str, str, Literal["sum", "livesum"]], ...] = (
 )
 
 
+def _drift_gauges(registry: CollectorRegistry) -> tuple[Gauge, Gauge]:
+    """Return those of values, and of null and not null; each process tells its latest window."""
+    newest = partial(
+        Gauge,
+        labelnames=("model", "feature"),
+        registry=registry,
+        multiprocess_mode="livemostrecent",
+    )
+    return (
+        newest(
+            "widedeep_drift_psi",
+            "Population stability index of sampled values against those of training.",
+        ),
+        newest(
+            "widedeep_drift_missing_psi",
+            "Population stability index of absent and present values against training.",
+        ),
+    )
+
+
 class ServerMetrics:
     """The metrics of one process."""
 
@@ -140,6 +161,7 @@ class ServerMetrics:
         self._unseen = counter(
             "widedeep_sampled_unseen", "Sampled values unseen in training.", feature
         )
+        self._drift, self._drift_missing = _drift_gauges(registry)
         self._misspelt = counter(
             "widedeep_misspelt",
             "Requests that lack a column and have a key that resembles it.",
@@ -241,6 +263,12 @@ class ServerMetrics:
         score_count.inc(scores)
         added.inc(total)
         self.score_bins.add_counts(model, version, bins)
+
+    def drifted(self, model: str, feature: str, values: float | None, missing: float) -> None:
+        """Set how far a feature of the latest sampled requests is from training."""
+        if values is not None and not math.isnan(values):
+            self._drift.labels(model, feature).set(values)
+        self._drift_missing.labels(model, feature).set(missing)
 
     def looked_up(self, model: str, counts: Mapping[str, tuple[int, int]]) -> None:
         """Count a sampled request's values, and the unseen ones."""

@@ -27,6 +27,7 @@ from widedeep.serving.config import Settings
 from widedeep.serving.http.auth import Keys
 from widedeep.serving.http.errors import HttpError, bad_json
 from widedeep.serving.impressions import ImpressionLog
+from widedeep.serving.live_drift import LiveDrift
 from widedeep.serving.metrics import ServerMetrics
 from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.registry import NoVersion, Registry, Served
@@ -424,6 +425,7 @@ class Service:
         self.slots = QueueSlots(limit, settings.max_wait_ms / 1e3)
         self.scheduler = Scheduler(settings.threads, settings.inline_ms / 1e3)
         self.statistics = Statistics()
+        self.drift = LiveDrift(self.metrics.drifted, self.monitor)
         self.retrievers = Retrievers(settings.popularity, settings.category)
         self.publishers: list[Callable[[], None]] = [self.metrics.score_bins.publish]
 
@@ -464,7 +466,7 @@ class Service:
             self.count_unseen_values(model, ranker, {**user, **context})
 
     def count_unseen_values(self, model: str, ranker: Ranker, row: Mapping[str, Any]) -> None:
-        """Count the values of user and context, and those unseen in training."""
+        """Count the values of user and context, those unseen in training, and their drift."""
         bundle = ranker.bundle
         batch = bundle.encode([dict(row)])
         columns = frozenset(row)
@@ -474,6 +476,7 @@ class Service:
             if getattr(bundle.schema.spec.by_name[name], "source", None) in columns
         }
         self.metrics.looked_up(model, counts)
+        self.drift.offer(model, bundle, row)
 
     def reload_keys(self, *, force: bool = False) -> None:
         """Read the callers' keys again if their file has changed; log a mistake in it."""

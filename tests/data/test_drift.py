@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 import widedeep as wd
+from widedeep.data.drift import DriftCounts
 from widedeep.data.transform import Transform
-from widedeep.evaluation.drift import DriftCounts
 
 
 @pytest.mark.parametrize("transform", ["quantile", "standard", "minmax", "log1p", "none"])
