@@ -8,10 +8,11 @@
 set -euo pipefail
 cd "$1"
 run=runs/$(date -u +%Y-%m-%d)
-last=$(ls -d runs/*/bundle 2> /dev/null | tail -n 1 | xargs -r dirname)
+last=$(ls -d runs/*/bundle 2> /dev/null | tail -n 1 || true)   # none in the first night
+serving=$(ls -d models/[0-9]* 2> /dev/null | tail -n 1 || true)
 
 widedeep join join.toml
-widedeep train ads.toml --out "$run" ${last:+--warm-start "$last"}
-widedeep report "$run" --models models -o "$run/report.html"
-widedeep validate "$run" --against models --data examples/test
+widedeep train ads.toml --out "$run" ${last:+--warm-start "${last%/bundle}"}
+widedeep report "$run" ${serving:+--models models} -o "$run/report.html"
+widedeep validate "$run" ${serving:+--against models} --data examples/test
 widedeep publish "$run" models

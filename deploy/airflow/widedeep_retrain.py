@@ -1,7 +1,7 @@
-"""An Airflow DAG: one turn of the loop a day, a task a step, so that a failed step is seen and redone alone.
+"""An Airflow DAG: one turn of the loop a day, a task a step: a failed step is redone alone.
 
-Lies in Airflow's folder of DAGs; the workers have widedeep[train,join,publish] in /opt/widedeep, and
-share the model's home.
+It lies in Airflow's folder of DAGs; the workers have widedeep[train,join,publish] in /opt/widedeep,
+and share the model's home.
 """
 
 from __future__ import annotations
