@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    findings = [finding for part in (_machine, _packages, _disks) for finding in part()]
+    findings = [finding for look in (_machine, _packages, _disks) for finding in look()]
     wrong = [finding for finding in findings if finding.state == "wrong"]
     if arguments.json:
         print_json({"good": not wrong, "findings": [asdict(finding) for finding in findings]})
@@ -120,13 +120,13 @@ def _processors() -> Finding:
     from widedeep.kernels.threads import usable_cores
 
     cores = usable_cores()
-    found = f"{cores} of {os.cpu_count()} usable by this process"
+    usable = f"{cores} of {os.cpu_count()} usable by this process"
     quota = _first_word(_CPU_QUOTA).split()
     if len(quota) == 2 and quota[0].isdigit() and int(quota[0]) < cores * int(quota[1]):
         granted = int(quota[0]) / int(quota[1])
         do = f"give threads={max(1, int(granted))} (train) and --workers (serve): more only wait"
-        return Finding("processors", f"{found}, time of {granted:.1f} granted", "note", do)
-    return Finding("processors", found)
+        return Finding("processors", f"{usable}, time of {granted:.1f} granted", "note", do)
+    return Finding("processors", usable)
 
 
 def _memory() -> Iterator[Finding]:
@@ -135,10 +135,10 @@ def _memory() -> Iterator[Finding]:
     except (AttributeError, OSError, ValueError):
         return
     limit = _first_word(_MEMORY_LIMIT)
-    found = _gib(total)
+    size = _gib(total)
     if limit.isdigit() and int(limit) < total:
-        found += f", of which a container's limit grants {_gib(int(limit))}"
-    yield Finding("memory", found)
+        size += f", of which a container's limit grants {_gib(int(limit))}"
+    yield Finding("memory", size)
 
 
 def _first_word(path: Path) -> str:
@@ -159,18 +159,18 @@ def _packages() -> Iterator[Finding]:
         do = "pip install . in the clone, so that versions can be compared"
         yield Finding("packages", "widedeep runs from its sources", "note", do)
         return
-    wanted: dict[str, dict[str, str]] = {}
+    declared_by_extra: dict[str, dict[str, str]] = {}
     for line in declared:
         match = _REQUIREMENT.fullmatch(line)
         if match:
             package, least, extra = match.groups()
-            wanted.setdefault(extra or "", {})[package] = least
-    for package, least in wanted.pop("", {}).items():
+            declared_by_extra.setdefault(extra or "", {})[package] = least
+    for package, least in declared_by_extra.pop("", {}).items():
         yield _package(package, least)
-    extras = [*_EXTRAS, *sorted(wanted.keys() - _EXTRAS.keys() - {*_WORK_ON_WIDEDEEP})]
+    extras = [*_EXTRAS, *sorted(declared_by_extra.keys() - _EXTRAS.keys() - {*_WORK_ON_WIDEDEEP})]
     for extra in extras:
-        if extra in wanted:
-            yield _extra(extra, wanted[extra])
+        if extra in declared_by_extra:
+            yield _extra(extra, declared_by_extra[extra])
 
 
 def _package(package: str, least: str) -> Finding:
@@ -191,18 +191,18 @@ def _extra(extra: str, packages: dict[str, str]) -> Finding:
     use = _EXTRAS.get(extra, "")
     install = f"pip install 'widedeep[{extra}]'"
     if missing:
-        found = f"without {', '.join(missing)}"
-        return Finding(what, found, "note", f"{use}: {install}" if use else install)
-    found = ", ".join(f"{package} {version}" for package, version in versions.items())
+        lacking = f"without {', '.join(missing)}"
+        return Finding(what, lacking, "note", f"{use}: {install}" if use else install)
+    installed = ", ".join(f"{package} {version}" for package, version in versions.items())
     for package, version in versions.items():
         if _numbers(version or "") < _numbers(packages[package]):
             do = f"pip install -U 'widedeep[{extra}]' ({package} >= {packages[package]})"
-            return Finding(what, found, "wrong", do)
+            return Finding(what, installed, "wrong", do)
     broken = _broken_import(extra)
     if broken is not None:
-        return Finding(what, f"{found}; {broken}", "wrong", f"reinstall: {install}")
+        return Finding(what, f"{installed}; {broken}", "wrong", f"reinstall: {install}")
     note = _NOTES.get(extra, lambda: "")()
-    return Finding(what, found, "note" if note else "good", note)
+    return Finding(what, installed, "note" if note else "good", note)
 
 
 def _broken_import(extra: str) -> str | None:
@@ -256,16 +256,16 @@ def _disks() -> Iterator[Finding]:
     folders = {"this folder": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
     for what, folder in folders.items():
         free = shutil.disk_usage(folder).free
-        found = f"{_gib(free)} free in {folder}"
+        room = f"{_gib(free)} free in {folder}"
         if not os.access(folder, os.W_OK):
             do = "give -o/--out a folder that may be written to" if what == "this folder" else (
                 "set TMPDIR to a folder that may be written to"
             )  # fmt: skip
             yield Finding(what, f"{folder} may not be written to", "note", do)
         elif free < _LEAST_FREE:
-            yield Finding(what, found, "note", "free some: checkpoints and sorting need room")
+            yield Finding(what, room, "note", "free some: checkpoints and sorting need room")
         else:
-            yield Finding(what, found)
+            yield Finding(what, room)
 
 
 def _gib(size: int) -> str:

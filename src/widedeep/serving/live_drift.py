@@ -73,18 +73,18 @@ class LiveDrift:
     def _turn(self) -> bool:
         """Count the rows that wait, or wait half a second for the first."""
         try:
-            taken = [self._queue.get(timeout=_TURN_S)]
+            offered = [self._queue.get(timeout=_TURN_S)]
         except queue.Empty:
             return True
-        while len(taken) < _CHUNK_ROWS and not self._queue.empty():
-            taken.append(self._queue.get_nowait())
+        while len(offered) < _CHUNK_ROWS and not self._queue.empty():
+            offered.append(self._queue.get_nowait())
         by_version: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-        bundles = {id(bundle): bundle for _, bundle, _ in taken}
-        for model, bundle, row in taken:
+        bundles = {id(bundle): bundle for _, bundle, _ in offered}
+        for model, bundle, row in offered:
             by_version.setdefault((model, id(bundle)), []).append(row)
         for (model, key), rows in by_version.items():
             self._count(model, bundles[key], rows)
-        if len(taken) < _CHUNK_ROWS:  # counting costs the vocabularies' size: let rows gather
+        if len(offered) < _CHUNK_ROWS:  # counting costs the vocabularies' size: let rows gather
             time.sleep(_TURN_S)
         return True
 
