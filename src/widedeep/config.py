@@ -11,6 +11,7 @@ from widedeep.errors import ConfigError, FeatureError, nearest
 from widedeep.features.spec import DATA_KEYS, spec_from_table
 from widedeep.models.config import ModelConfig
 from widedeep.options import check_table, read_section, read_tables, resolve_paths
+from widedeep.ranks.config import DistributedConfig
 from widedeep.training.config import (
     DATA_PATHS,
     DataConfig,
@@ -22,6 +23,7 @@ from widedeep.training.config import (
 
 __all__ = [
     "DataConfig",
+    "DistributedConfig",
     "ModelConfig",
     "RunConfig",
     "TrainConfig",
@@ -68,7 +70,7 @@ def config_from_tables(
     tables: Mapping[str, Any], *, folder: Path | None = None, origin: str = "config"
 ) -> RunConfig:
     """Build a configuration from nested tables."""
-    sections = ("data", "features", "model", "train", "gate", "follow", "tune")
+    sections = ("data", "features", "model", "train", "distributed", "gate", "follow", "tune")
     for name, table in tables.items():
         if name not in sections:
             raise ConfigError(
@@ -99,6 +101,9 @@ def config_from_tables(
         ),
         model=read_section(ModelConfig, tables.get("model", {}), f"{origin}: [model]"),
         train=read_section(TrainConfig, tables.get("train", {}), f"{origin}: [train]"),
+        distributed=read_section(
+            DistributedConfig, tables.get("distributed", {}), f"{origin}: [distributed]"
+        ),
     )
 
 

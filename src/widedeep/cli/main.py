@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from widedeep._version import __version__
 from widedeep.cli.completion import InstallCompletion
-from widedeep.cli.output import say
+from widedeep.cli.output import say, show_error
 from widedeep.cli.parser import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
@@ -23,7 +23,8 @@ from widedeep.cli.parser import (
     VerbParser,
     add_verb,
 )
-from widedeep.errors import WideDeepError, missing_package
+from widedeep.errors import ConfigError, WideDeepError, missing_package
+from widedeep.ranks.launch import launched_rank, launched_size
 
 VERBS = {
     "init": "write a first configuration from a table's columns",
@@ -53,6 +54,9 @@ VERBS = {
     "bench": "run a benchmark: the paper's table 1 on a simulated store, or a server under load",
 }
 """The verbs in the order of the loop; ``widedeep.cli.VERB`` holds a verb's options and work."""
+
+OVER_RANKS = ("prepare", "train")
+"""The verbs whose work several ranks share."""
 
 EXIT_BROKEN_PIPE = 141
 """The exit code that shells give to a program that a closed pipe ended."""
@@ -102,10 +106,26 @@ def _run(argv: Sequence[str]) -> int:
         arguments, unknown = parser.parse_known_args(argv)
         if unknown:  # told by the verb's own parser, which knows its options
             arguments.parser.unknown(unknown)
+        arguments.words = list(argv)
+        _check_ranks(argv[0])
         code: int = arguments.run(arguments)
     except SystemExit as stop:  # argparse: help, version, misuse
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     return code
+
+
+def _check_ranks(verb: str) -> None:
+    """Let the first of several ranks print, and refuse verbs that each of them would repeat."""
+    size = launched_size()
+    if size == 1:
+        return
+    if verb not in OVER_RANKS:
+        raise ConfigError(
+            f"got 'widedeep {verb}' on {size} ranks, each of which would do all of the work; run "
+            f"it in one process, without torchrun (on ranks run {', '.join(OVER_RANKS)})"
+        )
+    if launched_rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 @contextlib.contextmanager
@@ -137,7 +157,8 @@ def _drop_output() -> None:
 def _failed(error: Exception, message: str) -> int:
     if os.environ.get("WIDEDEEP_DEBUG") == "1":
         traceback.print_exception(error)
-    say(f"widedeep: error: {_one_line(message)}")
+    rank = f"rank {launched_rank()}: " if launched_rank() else ""
+    show_error(f"widedeep: {rank}error: {_one_line(message)}")
     return EXIT_USAGE
 
 
@@ -157,7 +178,7 @@ def _bug(error: Exception) -> int:
             details = f"please report it with {log.name}"
         except OSError:
             details = "WIDEDEEP_DEBUG=1 shows the traceback"
-    say(f"widedeep: bug: {said}; this is a fault of widedeep itself: {details}")
+    show_error(f"widedeep: bug: {said}; this is a fault of widedeep itself: {details}")
     return EXIT_BUG
 
 

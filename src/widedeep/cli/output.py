@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from widedeep.ranks.launch import launched_rank
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,7 +29,14 @@ def print_json(value: object, *, indent: int | None = 1) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line for a person on standard error."""
+    """Print a line for a person on standard error; of several ranks the first one does."""
+    if launched_rank():
+        return
+    show_error(text)
+
+
+def show_error(text: str) -> None:
+    """Print a line on standard error, whichever rank this is."""
     sys.stderr.write(f"{text}\n")  # in one piece: a server's threads write here at once
     sys.stderr.flush()
 

@@ -86,6 +86,17 @@ def typed_options(arguments: argparse.Namespace, *names: str) -> list[str]:
     return words
 
 
+def without_option(words: Sequence[str], option: str) -> list[str]:
+    """Return the words of a command without an option and its value."""
+    kept: list[str] = []
+    skips = False
+    for word in words:
+        if not skips and word != option and not word.startswith(f"{option}="):
+            kept.append(word)
+        skips = word == option and not skips
+    return kept
+
+
 def resume_command(arguments: argparse.Namespace) -> str:
     """Return the command that continues an interrupted one: as typed, with ``--resume``."""
     arguments.resume = arguments.force = False

@@ -19,7 +19,8 @@ from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError
 from widedeep.ranks.config import DistributedConfig
-from widedeep.ranks.ranks import launched_size, ranks_of
+from widedeep.ranks.launch import launched_size
+from widedeep.ranks.ranks import ranks_of
 from widedeep.schema import Schema
 from widedeep.training.config import RunConfig
 

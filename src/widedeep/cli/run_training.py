@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from widedeep.errors import WideDeepError
 from widedeep.gate.config import GateConfig
 from widedeep.models.wide_deep import WideDeep
 from widedeep.publish import Candidate, ContinuousPublisher
+from widedeep.ranks.ranks import Ranks, ranks_of
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.training.config import FollowConfig, RunConfig, WarmStartConfig
@@ -69,7 +71,13 @@ def make_trainer(
     model = WideDeep(schema, config.model, device=config.train.device, pretrained=pretrained)
     for name, rows in model.pretrained.items() if progress else ():
         print(f"pretrained {name}: {rows}", file=sys.stderr)
-    return Trainer(model, config.train, checkpoints=checkpoints, progress=progress)
+    return Trainer(
+        model,
+        config.train,
+        checkpoints=checkpoints,
+        progress=progress,
+        distributed=config.distributed,
+    )
 
 
 def train_run(
@@ -91,12 +99,14 @@ def train_run(
     configured_stopping(config.train, has_valid=valid is not None)
     make_optimizers(config.train)
     make_loggers(config.train.log, directory.path)
+    ranks = ranks_of(config.distributed)
+    progress = progress and ranks.is_first
     if resume:
         directory.check_same_config(config)
     elif not force:
-        directory.check_free()
+        ranks.on_first(directory.check_free)
     schema, inputs = _run_schema(
-        config, directory, resume=resume, progress=progress, warm=warm, grows=grows
+        config, directory, ranks, resume=resume, progress=progress, warm=warm, grows=grows
     )
     goes_on = resume and bool(CheckpointDirectory(directory.checkpoints).steps())
     trainer = make_trainer(
@@ -114,16 +124,9 @@ def train_run(
         started_warm = trainer.warm_start(warm.path, transfer=warm.transfer, widths=warm.widths)
         if progress:
             print(started_warm, file=sys.stderr)
-    if not resume:
-        # Only now: what is wrong with data or configuration costs no earlier run.
-        directory.clear()
-    if inputs is not None:
-        directory.save_schema(schema, inputs)
-    elif not directory.schema.exists():
-        schema.save(directory.schema)
-    directory.save_config(config)
-    if started_warm is not None:
-        directory.write_json(directory.warm_start, started_warm.to_json())
+    ranks.barrier()  # all of them have read what is replaced now
+    begin = partial(_begin, config, directory, schema, inputs, started_warm, clear=not resume)
+    ranks.on_first(begin)
     started = time.perf_counter()
     trainer.fit(
         train,
@@ -136,9 +139,32 @@ def train_run(
     return dataclasses.replace(run, warm=started_warm)
 
 
+def _begin(
+    config: RunConfig,
+    directory: RunDirectory,
+    schema: Schema,
+    inputs: list[InputRecord] | None,
+    started_warm: WarmStart | None,
+    *,
+    clear: bool,
+) -> None:
+    """Write what a run's folder holds before the first step."""
+    if clear:
+        # Only now: what is wrong with data or configuration costs no earlier run.
+        directory.clear()
+    if inputs is not None:
+        directory.save_schema(schema, inputs)
+    elif not directory.schema.exists():
+        schema.save(directory.schema)
+    directory.save_config(config)
+    if started_warm is not None:
+        directory.write_json(directory.warm_start, started_warm.to_json())
+
+
 def _run_schema(
     config: RunConfig,
     directory: RunDirectory,
+    ranks: Ranks,
     *,
     resume: bool,
     progress: bool,
@@ -156,7 +182,7 @@ def _run_schema(
         if prepared is not None:
             schema, inputs, origin = prepared, None, "as prepared"
         else:
-            schema, inputs = fit_run_schema(config, progress, grow)
+            schema, inputs = fit_run_schema(config, progress, grow, ranks.patient())
             origin = f"fitted on {schema.rows:,} rows"
     if grows:
         check_widths(schema)

@@ -22,7 +22,9 @@ from widedeep.data.fragments import InputRecord
 from widedeep.data.sources import RowShare, split_rows
 from widedeep.errors import BundleError, ConfigError
 from widedeep.files import write_text_whole
+from widedeep.options import as_table
 from widedeep.publish.storage import LocalStore
+from widedeep.ranks.config import DistributedConfig
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory
 from widedeep.training.config import RunConfig
@@ -47,6 +49,7 @@ _MAY_CHANGE = {
         "log",
         "threads",
     },
+    "distributed": {"timeout"},
 }
 
 # What configurations recorded, by section and key, before these defaults had a name of their own.
@@ -118,8 +121,10 @@ class RunDirectory:
         """Raise unless the run that stopped here can go on with this configuration."""
         if not self.config.exists():
             return
-        before = load_config(self.config).to_table()
-        for section, now in _with_absolute_paths(config).to_table().items():
+        defaults = {"distributed": as_table(DistributedConfig())}
+        before = defaults | load_config(self.config).to_table()
+        present = defaults | _with_absolute_paths(config).to_table()
+        for section, now in present.items():
             free = _MAY_CHANGE.get(section, set())
             for key in sorted({*now, *before[section]} - free):
                 old, new = before[section].get(key), now.get(key)

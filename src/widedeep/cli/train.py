@@ -23,12 +23,15 @@ from widedeep.cli.parser import (
     period,
     resume_command,
     seconds,
+    threads,
     typed_options,
+    without_option,
 )
 from widedeep.cli.runs import RunDirectory
 from widedeep.config import load_config, load_follow_config
 from widedeep.errors import ConfigError
 from widedeep.gate.config import load_gate_config
+from widedeep.ranks.launch import launch
 from widedeep.training.config import FollowConfig, Quality, RunConfig, WarmStartConfig
 
 if TYPE_CHECKING:
@@ -84,6 +87,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--project", action="store_true", help="project embeddings of another width"
     )
     _add_following(parser)
+    parser.add_argument(
+        "--ranks",
+        type=threads,
+        metavar="N",
+        help="train by N processes of this machine (torchrun launches those of several)",
+    )
     add_set(parser)
 
 
@@ -109,6 +118,8 @@ def _add_following(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
+    if arguments.ranks is not None and arguments.ranks > 1:
+        return launch(arguments.ranks, without_option(arguments.words, "--ranks"))
     from widedeep.cli.run_training import train_run
 
     of_quality = [f'train.quality="{arguments.quality}"'] if arguments.quality else []

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from widedeep import __version__
 from widedeep.errors import ConfigError, RanksError
-from widedeep.kernels.threads import instruction_set
+from widedeep.kernels.threads import instruction_set, usable_cores
 from widedeep.ranks.config import DistributedConfig
+from widedeep.ranks.launch import launched_size
 
+_PATIENCE = datetime.timedelta(hours=1)
 _SILENCE_SECONDS = 3.0
 """How long a rank whose exchange failed waits for the others to say that theirs failed too."""
 
@@ -64,6 +66,7 @@ class Ranks:
         """Payload that this rank sent to others since it began."""
         self.hosts: list[str] = [socket.gethostname()] * size
         self._group = group
+        self._patient: Ranks | None = None
 
     @property
     def is_first(self) -> bool:
@@ -74,6 +77,19 @@ class Ranks:
         """Return the lanes that a rank computes; None: this one."""
         rank = self.rank if rank is None else rank
         return range(self.lanes * rank // self.size, self.lanes * (rank + 1) // self.size)
+
+    def patient(self) -> Ranks:
+        """Return the same ranks with an hour's time to answer, for work that one does longer."""
+        if self.size == 1:
+            return self
+        if self._patient is None:
+            import torch.distributed as dist
+
+            with self._failures("a group"):
+                group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            self._patient = Ranks(self.rank, self.size, self.lanes, group)
+            self._patient.hosts = self.hosts
+        return self._patient
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -118,6 +134,30 @@ class Ranks:
         self.sent_bytes += len(payload) * (self.size - 1)
         received = buffer.numpy()[:length].tobytes()
         return received if header[1] else json.loads(received)
+
+    def on_first(self, function: Callable[[], Any], what: str = "") -> Any:
+        """Run a function on rank 0 alone; every rank gets its result, or an error if it fails.
+
+        Args:
+            function: Its result is bytes, or what JSON holds.
+            what: Its name in errors.
+
+        Raises:
+            RanksError: On the other ranks, if it fails.
+        """
+        if self.size == 1:
+            return function()
+        answer: dict[str, Any] = {}
+        if self.is_first:
+            try:
+                answer = {"result": function()}
+            except BaseException as error:
+                self.patient().broadcast({"error": f"{type(error).__name__}: {error}"}, what)
+                raise
+        answer = self.patient().broadcast(answer, what)
+        if "error" in answer:
+            raise RanksError(f"rank 0 ({self.hosts[0]}) failed: {answer['error']}")
+        return answer["result"]
 
     def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         """Return every rank's array, in rank order, on every rank.
@@ -250,17 +290,12 @@ def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def launched_size() -> int:
-    """Return how many ranks there are: of ``torch.distributed``, or as torchrun says; else 1."""
-    import sys
-
-    dist = sys.modules.get("torch.distributed")  # without it nobody has initialised it
-    if dist is not None and dist.is_available() and dist.is_initialized():
-        return int(dist.get_world_size())
-    size = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
-    if not size.isdecimal() or int(size) < 1:
-        raise ConfigError(f"WORLD_SIZE: got {size!r}, expected the number of ranks")
-    return int(size)
+def local_threads() -> int:
+    """Return how many threads this process may use: the ranks of a machine share its cores."""
+    cores, ranks = usable_cores(), os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if launched_size() > 1 and ranks.isdecimal():
+        return max(1, cores // max(1, int(ranks)))
+    return cores
 
 
 def ranks_of(config: DistributedConfig) -> Ranks:

@@ -24,6 +24,7 @@ from widedeep.options import (
     check_types,
     import_modules,
 )
+from widedeep.ranks.config import DistributedConfig
 from widedeep.training.schedules import (
     PARTS,
     Schedule,
@@ -285,26 +286,31 @@ class RunConfig:
         data: Where the examples are.
         model: The model's shape.
         train: How it is trained.
+        distributed: How the processes of a run share the work.
     """
 
     spec: FeatureSpec
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def to_table(self) -> dict[str, dict[str, Any]]:
-        """Return the configuration as nested tables, defaults included."""
+        """Return the configuration as nested tables, with the defaults of all but the ranks."""
         tables = spec_to_table(self.spec)
         data = {
             **{k: v for k, v in as_table(self.data).items() if v is not None},
             **tables["data"],
         }
-        return {
+        sections = {
             "data": data,
             "features": tables["features"],
             "model": as_table(self.model),
             "train": as_table(self.train),
         }
+        if self.distributed != DistributedConfig():
+            sections["distributed"] = as_table(self.distributed)
+        return sections
 
     def to_toml(self) -> str:
         """Return the configuration as TOML text; keys that are None are left out."""

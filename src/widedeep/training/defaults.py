@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from widedeep.errors import ConfigError
 from widedeep.models.tower import registered_towers
 from widedeep.models.wide_deep import WideDeep
-from widedeep.optim import FTRL, Adagrad, Optimizer, make_optimizer
+from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer, make_optimizer
 from widedeep.training.config import Quality, RunConfig, TrainConfig
 from widedeep.training.dense import DenseOptimizer
 from widedeep.training.schedules import PARTS
@@ -177,3 +177,13 @@ def _as_keras(table: Mapping[str, Any], ftrl: Mapping[str, Any]) -> dict[str, An
     if name == "rmsprop" and table.get("momentum"):
         options["convention"] = "tensorflow"
     return {"optimizer": name, **options, **table}
+
+
+def with_descriptions(config: TrainConfig, optimizers: Optimizers) -> TrainConfig:
+    """Return a configuration that names the optimizers in use."""
+    return dataclasses.replace(
+        config,
+        wide=describe_optimizer(optimizers.wide),
+        deep=describe_optimizer(optimizers.deep),
+        dense=describe_optimizer(optimizers.dense),
+    )

@@ -18,6 +18,8 @@ from widedeep.data.reader import ORDER_VERSION, EpochPlan
 from widedeep.errors import BundleError, CheckpointError
 from widedeep.models.head_config import describe_head
 from widedeep.models.wide_deep import WideDeep
+from widedeep.ranks.config import DistributedConfig
+from widedeep.ranks.ranks import Ranks
 from widedeep.schema import ColumnType
 from widedeep.training.checkpoint import Checkpoint, as_arrays
 from widedeep.training.config import RunConfig, TrainConfig
@@ -182,6 +184,8 @@ class TrainState:
     config: TrainConfig  # With numbers where ``"auto"`` was given
     warmup: WarmupSample
     schedules: RateSchedules
+    ranks: Ranks = field(default_factory=Ranks)  # The processes that train this model
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     position: Position = field(default_factory=Position)
     history: History = field(default_factory=History)
     inputs: list[InputRecord] = field(default_factory=list)  # Training files and their sizes
@@ -194,7 +198,13 @@ class TrainState:
     def config_tables(self) -> dict[str, Any]:
         """Return the resolved configuration as nested tables, for checkpoints and bundles."""
         model = self.model
-        return RunConfig(spec=model.schema.spec, model=model.config, train=self.config).to_table()
+        config = RunConfig(
+            spec=model.schema.spec,
+            model=model.config,
+            train=self.config,
+            distributed=self.distributed,
+        )
+        return config.to_table()
 
     def checkpoint(self, stopping: EarlyStopping | None = None) -> Checkpoint:
         """Return a checkpoint whose tensors are views: write it before the next step."""
@@ -249,6 +259,16 @@ class TrainState:
             self.shards = list(checkpoint.state.get("shards", []))
             self.valid_metrics = self.history.valid_metrics(self.position.step)
             self.schedules.load(checkpoint.state.get("schedules", {}))
+
+    def check_same_lanes(self, state: Mapping[str, Any]) -> None:
+        """Refuse to go on with sums over a batch in another order."""
+        lanes = state["config"].get("distributed", {}).get("lanes", 1)
+        if lanes != self.ranks.lanes:
+            raise CheckpointError(
+                f"got a checkpoint of a run with distributed.lanes = {lanes}, but this trainer has "
+                f"{self.ranks.lanes}, with which batches are summed in another order; go on with "
+                f"lanes = {lanes}, on as many ranks as that or fewer"
+            )
 
     def check_same_order(self, state: Mapping[str, Any]) -> None:
         """Refuse to go on within an epoch whose rows would now come in another order."""

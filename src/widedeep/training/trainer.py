@@ -28,6 +28,8 @@ from widedeep.metrics.estimator import estimator_metrics
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import Adagrad, OptimizerChoice, describe_optimizer, make_optimizer
 from widedeep.options import Auto, keyword_signature, with_options
+from widedeep.ranks.config import DistributedConfig
+from widedeep.ranks.ranks import local_threads, ranks_of
 from widedeep.schema import Schema
 from widedeep.training.attribution import mean_attributions
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
@@ -39,6 +41,7 @@ from widedeep.training.defaults import (
     embeddings_optimizer,
     make_optimizers,
     with_compat,
+    with_descriptions,
 )
 from widedeep.training.dense import DenseOptimizer, resolve_precision
 from widedeep.training.early_stopping import (
@@ -51,6 +54,7 @@ from widedeep.training.early_stopping import (
 from widedeep.training.evaluation import Evaluator, bundle_model, metric_names
 from widedeep.training.export import export_bundle
 from widedeep.training.grow import use_schema
+from widedeep.training.lanes import check_lanes
 from widedeep.training.run import TrainingRun
 from widedeep.training.schedules import RateSchedules
 from widedeep.training.state import History, Position, TrainState, WarmupSample
@@ -86,6 +90,9 @@ class Trainer:
             :class:`widedeep.callbacks.Callback`, such as :class:`widedeep.callbacks.TensorBoard`.
             Those of the configuration's ``log`` come after them.
         progress: False shows nothing.
+        distributed: How several processes train the model together: a
+            :class:`widedeep.config.DistributedConfig`. Each of them, launched by torchrun or with
+            ``torch.distributed`` initialised, makes the same trainer and makes the same calls.
         options: Fields of :class:`widedeep.training.config.TrainConfig` by keyword, such as
             ``batch_size=64``; they come before those of ``config``.
 
@@ -112,26 +119,30 @@ class Trainer:
         keep_last: int = 3,
         callbacks: Sequence[object] = (),
         progress: bool = True,
+        distributed: DistributedConfig | None = None,
         **options: Any,
     ) -> None:
         _check_model(model)
+        distributed = distributed or DistributedConfig()
         objects = {"wide": wide, "deep": deep, "dense": dense}
         tables = {part: x for part, x in objects.items() if isinstance(x, (str, Mapping))}
         objects = {part: x for part, x in objects.items() if x is not None and part not in tables}
         asked = with_options(config or TrainConfig(), {**options, **tables}, "Trainer")
         self.options = with_compat(asked, model)
+        check_lanes(model, self.options, distributed.lanes)
+        ranks = ranks_of(distributed)
         optimizers = make_optimizers(self.options, **objects)
         has_deep = "deep" in objects or self.options.deep is not None
         has_dense = has_deep or "dense" in objects or self.options.dense is not None
         self._by_default = {"deep": not has_deep, "dense": not has_dense}
-        self.threads = self.options.threads or usable_cores()
+        self.threads = self.options.threads or local_threads()
         limit_spinning(self.threads, usable_cores())
         self.directory: CheckpointDirectory | None = None
         if checkpoints is not None:
             self.directory = CheckpointDirectory(checkpoints, keep_last=keep_last)
-        self.callbacks = Callbacks(callbacks).objects
+        self.callbacks = Callbacks(callbacks if ranks.is_first else ()).objects
         self._loggers: list[object] | None = None  # Of ``log``, made when training begins
-        self.show_progress = progress
+        self.show_progress = progress and ranks.is_first
         resolved = dataclasses.replace(
             self.options,
             precision=resolve_precision(self.options.precision, model.device),
@@ -141,8 +152,10 @@ class Trainer:
         self.state = TrainState(
             model=model,
             step=TrainStep(model, resolved, **optimizers._asdict(), threads=self.threads),
-            config=_with_descriptions(resolved, optimizers),
+            config=with_descriptions(resolved, optimizers),
             schedules=RateSchedules(resolved.part_schedules(), warmup_steps=resolved.warmup_steps),
+            ranks=ranks,
+            distributed=distributed,
             warmup=WarmupSample(
                 {name: model.schema.columns[name] for name in columns}, resolved.seed
             ),
@@ -382,7 +395,8 @@ class Trainer:
 
     def _all_callbacks(self) -> Callbacks:
         if self._loggers is None:
-            self._loggers = list(make_loggers(self.options.log, self.folder))
+            first = self.state.ranks.is_first
+            self._loggers = list(make_loggers(self.options.log, self.folder)) if first else []
         return Callbacks([*self.callbacks, *self._loggers])
 
     def warm_start(
@@ -454,7 +468,9 @@ class Trainer:
         batch_size = state.config.batch_size
         if batch_size == "auto":
             batch_size = recorded.get("batch_size", "auto")
-            batch_size = auto_batch_size(rows) if batch_size == "auto" else batch_size
+            if batch_size == "auto":
+                lanes = state.ranks.lanes
+                batch_size = -(-auto_batch_size(rows) // lanes) * lanes
             state.config = dataclasses.replace(state.config, batch_size=batch_size)
             resolved.append(f"batches of {batch_size:,} rows")
         if epochs == "auto":
@@ -540,6 +556,7 @@ class Trainer:
                 "schema"
             )
         stored = checkpoint.state["config"]["train"]
+        self.state.check_same_lanes(checkpoint.state)
         precision = stored.get("precision", "fp32")
         if precision != self.config.precision:
             raise CheckpointError(
@@ -568,7 +585,7 @@ class Trainer:
         if not adopted:
             return
         optimizers = Optimizers(step.wide, **{**present, **adopted})
-        state.config = _with_descriptions(state.config, optimizers)
+        state.config = with_descriptions(state.config, optimizers)
         state.step = TrainStep(
             state.model, step.config, **optimizers._asdict(), threads=self.threads
         )
@@ -755,16 +772,6 @@ class Trainer:
     def _say(self, message: str) -> None:
         if self.show_progress:
             print(message, file=sys.stderr)
-
-
-def _with_descriptions(config: TrainConfig, optimizers: Optimizers) -> TrainConfig:
-    """Return a configuration that names the optimizers in use."""
-    return dataclasses.replace(
-        config,
-        wide=describe_optimizer(optimizers.wide),
-        deep=describe_optimizer(optimizers.deep),
-        dense=describe_optimizer(optimizers.dense),
-    )
 
 
 def _check_model(model: object) -> None:
