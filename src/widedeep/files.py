@@ -381,6 +381,15 @@ def map_tensors(*paths: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     return {**tensors, **{name: _map_one_after_the_other(name, cut[name]) for name in cut}}
 
 
+def release_pages(array: NDArray[Any]) -> None:
+    """Give back the memory of a mapped array's pages; they are read again where they are needed."""
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    if base is not None and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 def _map_one_after_the_other(
     name: str, pieces: list[tuple[Path, int, NDArray[Any]]]
 ) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from tests.ranks.threads import run_threads
 from widedeep.ranks import rows as rows_module
 from widedeep.ranks.layout import Layout
 from widedeep.ranks.ranks import Ranks
-from widedeep.ranks.rows import ShardedRows, collect_rows, deal_rows
+from widedeep.ranks.rows import ShardedRows, collect_rows, deal_rows, fetch_rows
 
 SIZE = 9_500  # two blocks and a bit
 
@@ -37,8 +37,10 @@ def test_rows_are_dealt_and_collected(world: int, monkeypatch: pytest.MonkeyPatc
             collected[first : first + len(rows)] = rows
             times[first : first + len(rows)] += 1
 
-        deal_rows(ranks, layout, lambda first, stop: whole[first:stop], own)
+        deal_rows(ranks, layout, whole, own)
         collect_rows(ranks, layout, own, write)
+        ids = np.random.default_rng(ranks.rank).integers(0, SIZE, 50 * ranks.rank)
+        assert np.array_equal(fetch_rows(ranks, layout, own, ids), whole[ids])
         assert not records[:, [0, 4]].any()
         return own
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.ranks.layout import Layout
+from widedeep.files import release_pages
+from widedeep.ranks.layout import Ids, Layout
 from widedeep.ranks.ranks import Ranks
 
 Rows = NDArray[Any]
@@ -87,23 +88,58 @@ def collect_rows(
             write(first, rows)
 
 
-def deal_rows(ranks: Ranks, layout: Layout, read: Callable[[int, int], Rows], own: Rows) -> None:
-    """Give each rank its rows of a table that is read in the order of ids; collective.
+def deal_rows(ranks: Ranks, layout: Layout, table: Rows | ShardedRows, own: Rows) -> None:
+    """Give each rank its rows of a whole table, of which each reads a stretch; collective.
 
     Args:
         ranks: The ranks among which the table is to be divided.
         layout: How.
-        read: Returns the rows of the ids from one to another; each rank reads a block of them.
+        table: All rows by id; mapped from a file as a rule.
         own: This rank's rows, (rows, ...), which are written.
     """
+    if isinstance(table, ShardedRows) and table.layout.world == layout.world:
+        _copy_released(table.parts[ranks.rank], own)
+        return
     for bounds in _windows(ranks, layout, own[:0]):
         first, stop = bounds[ranks.rank], bounds[ranks.rank + 1]
-        rows, owners = read(first, stop), layout.owner_of(np.arange(first, stop))
+        rows, owners = table[first:stop], layout.owner_of(np.arange(first, stop))
         parts = [rows[owners == rank] for rank in range(ranks.size)]
         spans = [_places(layout, ranks.rank, first, stop) for first, stop in pairwise(bounds)]
         received = ranks.all_to_all(parts, [span.stop - span.start for span in spans])
         for span, block in zip(spans, received, strict=True):
             own[span] = block
+        _release(table)
+
+
+def fetch_rows(ranks: Ranks, layout: Layout, own: Rows, ids: Ids) -> Rows:
+    """Return the rows of some ids, from whichever ranks own them; collective.
+
+    Args:
+        ranks: The ranks among which the table is divided.
+        layout: How it is divided.
+        own: This rank's rows, (rows, ...).
+        ids: Ids, in any order; the ranks may ask for different numbers of them.
+    """
+    owners, places = layout.owner_of(ids), layout.place_of(ids)
+    orders = [np.flatnonzero(owners == rank) for rank in range(ranks.size)]
+    asked = ranks.all_to_all([places[order] for order in orders])
+    answers = ranks.all_to_all([own[rows] for rows in asked], [len(order) for order in orders])
+    rows = np.empty((len(ids), *own.shape[1:]), own.dtype)
+    for order, answer in zip(orders, answers, strict=True):
+        rows[order] = answer
+    return rows
+
+
+def _copy_released(rows: Rows, own: Rows) -> None:
+    at_once = max(1, _WINDOW_BYTES // max(1, rows[:1].nbytes))
+    for first in range(0, len(rows), at_once):
+        own[first : first + at_once] = rows[first : first + at_once]
+        release_pages(rows)
+
+
+def _release(table: Rows | ShardedRows) -> None:
+    for rows in table.parts if isinstance(table, ShardedRows) else [table]:
+        release_pages(rows)
 
 
 def _windows(ranks: Ranks, layout: Layout, rows: Rows) -> Iterator[list[int]]:

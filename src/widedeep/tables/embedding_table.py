@@ -25,6 +25,8 @@ from widedeep.kernels.torch_ops import (
     to_device,
 )
 from widedeep.ranks.layout import Layout
+from widedeep.ranks.ranks import Ranks
+from widedeep.ranks.rows import deal_rows, fetch_rows
 from widedeep.tables.row_rules import RowRule, limit_norms, with_penalty
 from widedeep.tables.storage import (
     BatchArrays,
@@ -675,28 +677,41 @@ class EmbeddingTable:
         self.sizes = sizes
         self._number_rows()
 
-    def renumber(self, old_ids: Mapping[str, NDArray[np.int64]]) -> None:
-        """Give logical tables new ids; optimizer state moves with the rows.
+    def renumber(
+        self, old_ids: Mapping[str, NDArray[np.int64]], ranks: Ranks | None = None
+    ) -> None:
+        """Give logical tables new ids; optimizer state moves with the rows, from rank to rank too.
 
         ``old_ids`` holds the old id of each new one, by table: -1 for a row that starts anew.
         """
         if all(np.array_equal(ids, np.arange(self.sizes[t])) for t, ids in old_ids.items()):
             return
-        assert self.shard[1] == 1, "rows of other ranks cannot be renumbered here"
-        old, spans = self._storage, dict(self._parts())
+        ranks = ranks or Ranks()
+        assert self.shard == (ranks.rank, ranks.size), (
+            "rows of other ranks are renumbered with them"
+        )
+        old, spans, layouts = self._storage, dict(self._parts()), self.layouts
         self.sizes = {name: len(old_ids[name]) for name in self.sizes}
         self._number_rows()
         if old is None:
             return
         storage = self._new_storage(self.sizes, None)
         for name, rows in self._parts():
-            new = np.flatnonzero(old_ids[name] >= 0)
-            for begin in range(0, len(new), _CHUNK_ROWS):
+            old_of_own = old_ids[name][self.layouts[name].ids_of(ranks.rank)]
+            new = np.flatnonzero(old_of_own >= 0)
+            longest = max(self.layouts[name].rows_of(rank) for rank in range(ranks.size))
+            for begin in range(0, longest, _CHUNK_ROWS):  # on all ranks as often
                 chunk = new[begin : begin + _CHUNK_ROWS]
-                source = torch.from_numpy(old_ids[name][chunk]).to(self.device)
                 target = torch.from_numpy(chunk).to(self.device)
                 for slot in storage.names:
-                    storage.part(slot)[rows][target] = old.part(slot)[spans[name]][source]
+                    present, ids = old.part(slot)[spans[name]], old_of_own[chunk]
+                    if ranks.size > 1:
+                        fetched = fetch_rows(ranks, layouts[name], present.numpy(), ids)
+                        storage.part(slot)[rows][target] = torch.from_numpy(fetched)
+                        continue
+                    storage.part(slot)[rows][target] = present[
+                        torch.from_numpy(ids).to(self.device)
+                    ]
         self._storage = storage
         self.recount_nonzero()
 
@@ -727,21 +742,26 @@ class EmbeddingTable:
             for slot in storage.names
         }
 
-    def load_named_state(self, tensors: Mapping[str, NDArray[Any] | Tensor]) -> None:
-        """Take the tensors that :meth:`named_state` returned."""
+    def load_named_state(self, tensors: Mapping[str, Any], ranks: Ranks | None = None) -> None:
+        """Take whole tables by the names of :meth:`named_state`; all ranks take their rows."""
         own = self.named_state()
         for name in [*own, *tensors]:
             if name not in tensors or name not in own:
                 what = "missing" if name in own else "unknown to this table and its optimizer"
                 raise CheckpointError(f"tensor {name!r} is {what}; use its model and optimizer")
-            if tuple(tensors[name].shape) != tuple(own[name].shape):
+            shape = (self.sizes[name.rpartition(".")[0]], self.dim)
+            if tuple(tensors[name].shape) != shape:
                 raise CheckpointError(
-                    f"tensor {name!r}: got shape {tuple(tensors[name].shape)}, expected "
-                    f"{tuple(own[name].shape)}; use the schema that the checkpoint was made with"
+                    f"tensor {name!r}: got shape {tuple(tensors[name].shape)}, expected {shape}; "
+                    "use the schema that the checkpoint was made with"
                 )
         for name, tensor in own.items():
             source = tensors[name]
-            if isinstance(source, Tensor):
+            if self.shard[1] > 1:
+                assert ranks is not None
+                layout = self.layouts[name.rpartition(".")[0]]
+                deal_rows(ranks, layout, source, tensor.numpy())
+            elif isinstance(source, Tensor):
                 tensor.copy_(source)
             elif self._on_device:
                 tensor.copy_(torch.from_numpy(np.array(source, np.float32)))

@@ -14,6 +14,7 @@ from widedeep.data.sources import Data
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError, FeatureError
 from widedeep.models.wide_deep import WideDeep
+from widedeep.ranks.ranks import Ranks
 from widedeep.schema import Schema
 from widedeep.training.evaluation import Evaluator
 from widedeep.training.state import TrainState
@@ -43,7 +44,7 @@ def grow(state: TrainState, evaluator: Evaluator, data: Data, evict_after: int |
     )
     if evict_after is not None:
         state.idle = _idle_shards(schema, old, state.idle)
-    use_schema(state.model, evaluator, schema)
+    use_schema(state.model, evaluator, schema, state.step.ranks)
 
 
 def check_widths(schema: Schema) -> None:
@@ -62,7 +63,9 @@ def check_widths(schema: Schema) -> None:
             )
 
 
-def use_schema(model: WideDeep, evaluator: Evaluator, schema: Schema) -> None:
+def use_schema(
+    model: WideDeep, evaluator: Evaluator, schema: Schema, ranks: Ranks | None = None
+) -> None:
     """Give a model the ids of another schema of its spec: rows move with their values.
 
     Rows of new values start as in a new model, and so does their optimizer state.
@@ -71,7 +74,8 @@ def use_schema(model: WideDeep, evaluator: Evaluator, schema: Schema) -> None:
     if schema.fingerprint != old.fingerprint:
         for table in model.tables.values():
             features = {name: feature for feature, name in table.features.items()}
-            table.renumber({t: map_ids(schema, old, f).old_of_N for t, f in features.items()})
+            old_ids = {t: map_ids(schema, old, f).old_of_N for t, f in features.items()}
+            table.renumber(old_ids, ranks)
     model.schema = schema  # with its counts, where the ids are the same
     evaluator.transform = Transform(schema)
 

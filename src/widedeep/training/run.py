@@ -422,7 +422,7 @@ class TrainingRun:
         elif self.directory is not None:
             best = self.directory.best()
             if best is not None:
-                checkpoint = read_checkpoint(best)
+                checkpoint = read_checkpoint(best, ranks=state.step.ranks)
                 state.restore(checkpoint, position=False)
                 self._best_position = Position(**checkpoint.state["position"])
                 state.step.mark_best()

@@ -235,8 +235,19 @@ class TrainState:
             "schedules": self.schedules.dump(),
             "heads": [describe_head(head) for head in self.model.heads],
         }
+        ranks = self.step.ranks
+        sharded = self.model.tables.items() if ranks.size > 1 else ()
         return Checkpoint(
-            step=self.position.updates, state=state, tensors=tensors, schema=self.model.schema
+            step=self.position.updates,
+            state=state,
+            tensors=tensors,
+            schema=self.model.schema,
+            ranks=ranks,
+            tables={
+                f"{prefix}/{name}": (name.rpartition(".")[0], table.sizes[name.rpartition(".")[0]])
+                for prefix, table in sharded
+                for name in table.named_state()
+            },
         )
 
     def restore(self, checkpoint: Checkpoint, *, position: bool = True) -> None:
@@ -245,7 +256,7 @@ class TrainState:
         self.valid_metrics = {}
         _check_heads(self.model, checkpoint)
         for name, table in self.model.tables.items():
-            table.load_named_state(_with_prefix(tensors, name))
+            table.load_named_state(_with_prefix(tensors, name), self.step.ranks)
         _restore_modules(self.model, _with_prefix(tensors, "module"))
         self.step.load_dense_tensors(_with_prefix(tensors, "optimizer"))
         self.warmup.rows = list(checkpoint.state.get("warmup", []))

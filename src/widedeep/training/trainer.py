@@ -378,7 +378,7 @@ class Trainer:
                 self.state.inputs = []
                 schema = Schema.load(latest / "schema.safetensors")
                 if grow and schema.spec == self.model.schema.spec:
-                    use_schema(self.model, self.evaluator, schema)
+                    use_schema(self.model, self.evaluator, schema, self.state.step.ranks)
                 self.load_checkpoint(latest)
         with callbacks.around(self):
             return fit_stream(
@@ -549,7 +549,7 @@ class Trainer:
                 within an epoch that is now read in another order.
             DataError: If the training data changed since.
         """
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, ranks=self.state.step.ranks)
         if checkpoint.schema != self.model.schema:
             raise CheckpointError(
                 f"{path}: got a checkpoint of another schema; make the model with the checkpoint's "
@@ -650,7 +650,7 @@ class Trainer:
         Raises:
             CheckpointError: If it is damaged or of another model.
         """
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, ranks=self.state.step.ranks)
         self.state.restore(checkpoint, position=False)
         return checkpoint.state
 

@@ -272,8 +272,10 @@ class _Transfer:
             for slot in optimizer.state_names
             if not change and slot in stored and slot in table_state
         ]
+        layout, (rank, _) = table.layouts[logical], table.shard
+        old_of_own = ids.old_of_N[layout.ids_of(rank)]
         for slot in ("weight", *copied):
-            _copy_rows(table_state[slot], stored[slot], ids)
+            _copy_rows(table_state[slot], stored[slot], old_of_own)
         optimizer_state: OptimizerState = "carried" if copied else "fresh"
         if change and before and ids.matched:
             reason = "; ".join(filter(None, (reason, ids.why, f"optimizer: {change}")))
@@ -542,10 +544,10 @@ def _tower_and_layer(key: str) -> tuple[str, int]:
     return tower, _NO_LAYER - 1
 
 
-def _copy_rows(table_rows: Tensor, stored: NDArray[Any], ids: IdMap) -> None:
+def _copy_rows(table_rows: Tensor, stored: NDArray[Any], old_of_N: NDArray[np.int64]) -> None:
     """Copy known rows to their new ids; in parts, so that temporaries stay small."""
-    for chunk in _parts(len(ids.old_of_N)):
-        old = ids.old_of_N[chunk]
+    for chunk in _parts(len(old_of_N)):
+        old = old_of_N[chunk]
         new = np.flatnonzero(old >= 0)
         rows = torch.from_numpy(np.ascontiguousarray(stored[old[new]], np.float32))
         table_rows[chunk][torch.from_numpy(new).to(table_rows.device), : rows.shape[1]] = rows.to(
