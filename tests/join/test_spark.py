@@ -128,11 +128,15 @@ def fitted(result: JoinResult) -> str:
     return wd.fit_schema(spec, result.output / "train", sample_rows=100).fingerprint
 
 
-def both(settings: JoinConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def both(settings: JoinConfig, **of_spark: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = dataclasses.replace(settings, partition_rows=150)
     duckdb = dataclasses.replace(settings, output=settings.output + "-duckdb")
     spark = dataclasses.replace(
-        settings, output=settings.output + "-spark", engine="spark", spark_options=SMALL
+        settings,
+        output=settings.output + "-spark",
+        engine="spark",
+        spark_options=SMALL,
+        **of_spark,
     )
     one, other = checksums(duckdb), checksums(spark)
     # Sums of statistics are rounded in the order of the files, of which Spark writes fewer.
@@ -186,6 +190,19 @@ def test_a_running_session_is_not_another(
         run_join(config(tmp_path / "out", engine="spark", **settings))
 
 
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (ImpressionLog(path="s3a://bucket/log/"), "s3a://bucket/log/: Spark cannot open it"),
+        (ImpressionLog(path="file:///nowhere/*.parquet"), "PATH_NOT_FOUND"),
+        (ImpressionLog(table="lake.shop.shown"), "lake.shop.shown: Spark cannot open it"),
+    ],
+)
+def test_what_spark_cannot_open_is_named(tmp_path: Path, log: ImpressionLog, message: str) -> None:
+    with pytest.raises(DataError, match=f"impressions: .*{message}"):
+        run_join(config(tmp_path / "out", engine="spark", impressions=log))
+
+
 @pytest.mark.slow
 def test_both_engines_end_a_log_alike(tmp_path: Path) -> None:
     """Actions that stop, strays in both logs, times as text, values of every size."""
@@ -211,7 +228,26 @@ def test_both_engines_end_a_log_alike(tmp_path: Path) -> None:
 
 
 def test_both_engines_make_the_same_rows(tmp_path: Path) -> None:
-    one, other = both(config(tmp_path / "out", split=Split(by="time", fractions=(0.6, 0.2, 0.2))))
+    """DuckDB reads tables in memory, Spark the same from a URL and from its catalogue."""
+    from pyspark.sql import SparkSession
+
+    for name, rows in (("shown", impressions()), ("taken", actions())):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / "part.parquet")
+    location = tmp_path / "taken"
+    SparkSession.active().sql(f"CREATE TABLE taken USING parquet LOCATION '{location}'")
+    settings = config(tmp_path / "out", split=Split(by="time", fractions=(0.6, 0.2, 0.2)))
+    one, other = both(
+        settings,
+        impressions=ImpressionLog(path=(tmp_path / "shown").as_uri(), position="position"),
+        actions=ActionLog(table="taken", kind="kind", value="price"),
+    )
+    manifest = json.loads((tmp_path / "out-spark" / "manifest.json").read_text())
+    inputs = {entry["input"]: entry for entry in manifest["inputs"][:2]}
+    assert inputs["impressions"]["path"] == f"file:{tmp_path / 'shown' / 'part.parquet'}"
+    size = (tmp_path / "taken" / "part.parquet").stat().st_size
+    assert inputs["actions"]["bytes"] == size
+    assert inputs["actions"]["modified_us"] > START * 1_000_000
     assert set(one) == {"train", "valid", "test", "statistics", "schema"}
     assert one == other
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from widedeep.options import read_tables
 EXAMPLE = (
     "  widedeep check join.toml      # joins a sample of the users, writes nothing\n"
     "  widedeep join join.toml --set split.by=user --set join.memory_limit=2GB\n"
+    "  widedeep join join.toml --engine spark --spark-master spark://HOST:7077\n"
     "  widedeep join join.toml --resume     # after Ctrl-C or a crash\n\n"
     "The output folder holds train/, valid/, test/, manifest.json and report.html."
 )
@@ -47,6 +49,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted join from its finished parts"
     )
+    parser.add_argument(
+        "--engine", choices=("duckdb", "spark"), help="SQL engine (default: the configuration's)"
+    )
+    parser.add_argument(
+        "--spark-master", metavar="URL", help="where Spark runs, such as spark://HOST:7077"
+    )
     add_set(parser, "split.by=user")
 
 
@@ -54,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     try:
         result = run_join(
-            load_join_config(arguments.config, arguments.set),
+            _config(arguments),
             resume=arguments.resume,
             progress=True,
         )
@@ -66,6 +74,19 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_result(result)
     return EXIT_OK
+
+
+def _config(arguments: argparse.Namespace) -> JoinConfig:
+    config = load_join_config(arguments.config, arguments.set)
+    options = {"engine": arguments.engine, "spark_master": arguments.spark_master}
+    typed = {name: value for name, value in options.items() if value is not None}
+    config = dataclasses.replace(config, **typed)
+    if config.engine != "spark" and arguments.spark_master is not None:
+        raise ConfigError(
+            f"got --spark-master {arguments.spark_master} for the engine {config.engine!r}; add "
+            "--engine spark, or leave it out"
+        )
+    return config
 
 
 def _result_document(result: JoinResult) -> dict[str, Any]:

@@ -313,8 +313,10 @@ class ImpressionLog:
 
     Args:
         path: A path, a glob, a list of them (Parquet or CSV); or, in Python, a data frame or an
-            Arrow table.
-        table: Table in the DuckDB file ``path``.
+            Arrow table. With ``engine="spark"`` also Parquet behind URLs, which Spark opens
+            (``"s3a://bucket/log/"``, ``"hdfs:///log/*.parquet"``).
+        table: Table in the DuckDB file ``path``; with ``engine="spark"`` and no ``path`` a table of
+            Spark's catalogue, such as ``"lake.shop.impressions"``.
         request: Column with the id of the request; None: a user's impressions at one time are a
             request.
         user: Column with the user's id, text or integer.
@@ -329,7 +331,7 @@ class ImpressionLog:
         availability_delay: How long after its time an impression may first enter a history.
     """
 
-    path: Any
+    path: Any = None
     table: str | None = None
     request: str | None = "request_id"
     user: str = "user_id"
@@ -351,7 +353,7 @@ class ActionLog:
 
     Args:
         path: As for :class:`ImpressionLog`.
-        table: Table in the DuckDB file ``path``.
+        table: As for :class:`ImpressionLog`.
         user: Column with the user's id.
         item: Column with the item's id.
         time: Column with the event time.
@@ -362,7 +364,7 @@ class ActionLog:
         availability_delay: How long after its time an action may first enter a history.
     """
 
-    path: Any
+    path: Any = None
     table: str | None = None
     user: str = "user_id"
     item: str = "item_id"
@@ -383,7 +385,7 @@ class Attributes:
 
     Args:
         path: As for :class:`ImpressionLog`.
-        table: Table in the DuckDB file ``path``.
+        table: As for :class:`ImpressionLog`.
         key: Column with the user's or item's id.
         valid_from: Column with the time from which a version is valid; None: one version each,
             valid always.
@@ -393,7 +395,7 @@ class Attributes:
         availability_delay: How long after ``valid_from`` a version may first be used.
     """
 
-    path: Any
+    path: Any = None
     key: str
     table: str | None = None
     valid_from: str | None = None
@@ -408,6 +410,11 @@ class Attributes:
 
 def _check_source(source: ImpressionLog | ActionLog | Attributes, where: str) -> None:
     check_types(source, where)
+    _check(
+        source.path is not None or source.table is not None,
+        f"{where}: needs 'path', which is not there (or a 'table' of Spark's catalogue, with "
+        "engine = 'spark')",
+    )
     duration_us(source.availability_delay, f"{where}: availability_delay")
     if source.timezone is not None:
         offset_us(source.timezone, f"{where}: timezone")

@@ -361,6 +361,7 @@ class SparkEngine:
         self.version = pyspark.__version__
         self._errors = (PySparkException, Py4JJavaError)
         self._owned = False
+        self._frames: dict[str, Any] = {}  # What was opened where it is, by its view
         try:
             self._session = self._start(master, options)
         except self._errors as error:
@@ -398,6 +399,38 @@ class SparkEngine:
                 )
         frame = self._do("opening", lambda: self._session.read.parquet(*map(str, files)))
         frame.createOrReplaceTempView(view)
+
+    def open_address(self, view: str, address: Sequence[str] | str) -> pa.Schema:
+        """Make Parquet files behind URLs, or a table of the catalogue, readable as ``view``."""
+        from pyspark.sql.pandas.types import to_arrow_schema
+
+        try:
+            if isinstance(address, str):
+                frame = self._session.table(address)
+            else:
+                # A column that only some files have is null in the others.
+                reader = self._session.read.option("mergeSchema", "true")
+                frame = reader.parquet(*address)
+        except self._errors as error:
+            where = address if isinstance(address, str) else ", ".join(address)
+            raise DataError(
+                f"{where}: Spark cannot open it ({_cause(error)}); check the name, and that Spark "
+                "has its file system or catalogue (spark_options: spark.jars.packages and the like)"
+            ) from error
+        frame.createOrReplaceTempView(view)
+        self._frames[view] = frame
+        return to_arrow_schema(frame.schema, timezone="UTC")
+
+    def file_records(self, view: str) -> list[dict[str, Any]]:
+        """Return path, bytes and time of the last change of each file of what was opened."""
+        frame = self._frames[view]
+        files = "_metadata.file_path AS path", "_metadata.file_size AS bytes"
+        changed = "UNIX_MICROS(_metadata.file_modification_time) AS modified_us"
+        try:
+            select = frame.selectExpr(*files, changed).distinct().orderBy("path")
+        except self._errors:  # A table that is not made of files.
+            return [{"rows": frame.count()}]
+        return [row.asDict() for row in self._do("listing the files", select.collect)]
 
     def open_table(self, view: str, database: Path, table: str) -> pa.Schema:
         """Refuse: Spark does not read DuckDB's files."""

@@ -19,7 +19,7 @@ from widedeep.data.paths import InputFile, input_files, input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.join.config import ActionLog, Attributes, ImpressionLog
-from widedeep.join.engines import Engine, EngineError
+from widedeep.join.engines import Engine, EngineError, SparkEngine
 from widedeep.join.plan import PassThroughColumn, quoted
 from widedeep.join.times import (
     FINER_TEXT,
@@ -44,6 +44,7 @@ class OpenedInput:
     files: tuple[Path, ...]  # Where the rows are
     spooled: bool = False  # True if ``files`` is a copy of what is not here in files
     remote: tuple[RemoteFile, ...] = ()  # What was copied from behind URLs
+    address: str = ""  # Where Spark alone reads: URLs, or a table of its catalogue
     untyped: bool = False  # True if all rows are in files without types, such as CSV
 
     def type_of(self, column: str, role: str) -> pa.DataType:
@@ -59,6 +60,11 @@ class OpenedInput:
 def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> OpenedInput:
     """Open an input in the engine."""
     view = f"wd_in_{name}"
+    urls = _urls(source.path)
+    of_spark = source.path is None or (urls and all(map(_is_sparks, urls)))
+    if isinstance(engine, SparkEngine) and of_spark:
+        return _open_in_spark(engine, name, view, urls or str(source.table))
+    _refuse_sparks(name, source, urls)
     if source.table is not None:
         return _open_table(engine, name, view, source)
     try:
@@ -86,6 +92,56 @@ def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Ope
 
 def _is_read_in_place(file: InputFile) -> bool:
     return isinstance(file.path, Path) and not file.partitions and find_format(file.path) is PARQUET
+
+
+_SPARKS = ("dbfs", "hdfs", "maprfs", "s3n", "viewfs", "wasb", "wasbs")
+"""Schemes of file systems that Spark alone opens."""
+
+
+def _urls(path: Any) -> list[str]:
+    """Return the URLs that a path is, or is a list of."""
+    listed = path if isinstance(path, list | tuple) else [path]
+    return [url for url in listed if isinstance(url, str) and "://" in url]
+
+
+def _is_sparks(url: str) -> bool:
+    """Tell whether Spark opens a URL itself; what is no Parquet is copied, as DuckDB has it."""
+    is_web = url.lower().startswith(("http://", "https://"))
+    return not is_web and find_format(Path(url)) in (None, PARQUET)
+
+
+def _refuse_sparks(name: str, source: AnySource, urls: Sequence[str]) -> None:
+    """Refuse what DuckDB cannot read and Spark could."""
+    advice = "set engine = 'spark'"
+    if source.path is None:
+        raise ConfigError(
+            f"{name}: table = {source.table!r} without a path is a table of Spark's catalogue, "
+            f"which DuckDB does not know; {advice}, or name a DuckDB file as path"
+        )
+    for url in urls:
+        scheme = url.partition("://")[0].lower()
+        if scheme in _SPARKS:
+            raise DataError(
+                f"{name}: {url}: DuckDB does not read {scheme}://; {advice}, or copy the files here"
+            )
+
+
+def _open_in_spark(
+    engine: SparkEngine, name: str, view: str, address: Sequence[str] | str
+) -> OpenedInput:
+    """Open what Spark reads where it is; no row comes here."""
+    try:
+        schema = engine.open_address(view, address)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    _check_names(name, schema.names)
+    return OpenedInput(
+        name=name,
+        view=view,
+        schema={field.name: field.type for field in schema},
+        files=(),
+        address=address if isinstance(address, str) else ", ".join(address),
+    )
 
 
 def _open_table(engine: Engine, name: str, view: str, source: AnySource) -> OpenedInput:

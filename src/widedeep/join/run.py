@@ -306,7 +306,7 @@ class JoinRun:
         """Take every step that needs the engine."""
         self.display.start("checking the inputs")
         resolved = resolve(self.engine, self.config, self.workdir / "spool")
-        inputs = _input_records(resolved.inputs)
+        inputs = self._input_records(resolved.inputs)
         self._claim(inputs)
         with damaged_files_named(resolved.inputs):
             resolved = self.stage(resolved)
@@ -327,6 +327,19 @@ class JoinRun:
             logged=self._logged(resolved),
             measures=measures,
         )
+
+    def _input_records(self, inputs: Sequence[OpenedInput]) -> list[dict[str, Any]]:
+        """Return what each input file was; of those that Spark opens, size and time for a sum."""
+        records: list[dict[str, Any]] = []
+        for opened in inputs:
+            if isinstance(self.engine, SparkEngine) and opened.address:
+                files = self.engine.file_records(opened.view)
+                # The path of a table that is not made of files is its name.
+                listed = [{"path": opened.address, **file} for file in files]
+            else:
+                listed = _local_records(opened)
+            records += [{"input": opened.name, **record} for record in listed]
+        return records
 
     def _claim(self, inputs: Sequence[Mapping[str, Any]]) -> None:
         """Check that what is finished belongs to this configuration and these inputs."""
@@ -436,21 +449,16 @@ class JoinRun:
         return {column.name: int(row[column.inner]) for column in columns}
 
 
-def _input_records(inputs: Sequence[OpenedInput]) -> list[dict[str, Any]]:
-    remote = [
-        {"input": opened.name, "path": file.url, "bytes": file.size, "tag": file.tag}
-        for opened in inputs
-        for file in opened.remote
-    ]
+def _local_records(opened: OpenedInput) -> list[dict[str, Any]]:
+    remote = [{"path": f.url, "bytes": f.size, "tag": f.tag} for f in opened.remote]
+    if opened.remote and opened.spooled:
+        return remote
     return remote + [
         {
-            "input": opened.name,
             "path": "(in memory)" if opened.spooled else str(file),
             "bytes": os.path.getsize(file),
             "sha256": file_sha256(file),
         }
-        for opened in inputs
-        if not (opened.spooled and opened.remote)
         for file in opened.files
     ]
 
