@@ -132,8 +132,10 @@ def test_wandb_keeps_an_offline_run(tmp_path: Path) -> None:
     logger = wd.callbacks.WandB("jobs", mode="offline", dir=str(tmp_path), every=2)
     trainer = make_trainer(callbacks=[logger])
     trainer.fit(ROWS, valid=ROWS)
-    assert logger._run.summary["valid/auc"] == trainer.history[-1]["valid/auc"]
-    assert logger._run.config["train.batch_size"] == 16
+    run = logger._run
+    assert run.config["train.batch_size"] == 16
     trainer.export(tmp_path / "bundle")
     logger.close()
+    assert run.summary["valid/auc"] == trainer.history[-1]["valid/auc"]
+    assert run.summary["bundle/auc"] == trainer.valid_metrics["auc"]
     assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))

@@ -10,6 +10,7 @@ from widedeep.bundle.explain import Explanation, WideTerm
 from widedeep.bundle.layout import BundleHead, BundleModel, BundleSequence, DeepColumn
 from widedeep.bundle.manifest import FORMAT_VERSION, Engine, FileEntry, Manifest
 from widedeep.bundle.mlflow_model import load_mlflow_model, log_mlflow_model, save_mlflow_model
+from widedeep.bundle.onnx_model import export_onnx, onnx_inputs
 from widedeep.bundle.write import write_bundle
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "Platt",
     "PriorCorrection",
     "WideTerm",
+    "export_onnx",
     "load_mlflow_model",
     "log_mlflow_model",
+    "onnx_inputs",
     "save_mlflow_model",
     "write_bundle",
 ]

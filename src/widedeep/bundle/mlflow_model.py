@@ -41,8 +41,8 @@ class ScoringModel:
             if array.ndim == 1:
                 columns[head] = array
                 continue
-            for place in range(array.shape[1]):
-                columns[f"{head}/{place}" if head else str(place)] = array[:, place]
+            for index in range(array.shape[1]):
+                columns[f"{head}/{index}" if head else str(index)] = array[:, index]
         return pd.DataFrame(columns)
 
 

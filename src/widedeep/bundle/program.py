@@ -202,10 +202,11 @@ class TowerProgram:
 
     Attributes:
         native: The program ready to run.
+        program: Its description.
     """
 
     def __init__(self, program: Program, weights: Mapping[str, NDArray[np.float32]]) -> None:
-        self._program, self._weights = program, weights
+        self.program, self._weights = program, weights
         self.native = program.pruned(program.output).native(weights)
         for name, value in program.shares.items():
             if program.pruned(value).operations[-1].kind != "gather":
@@ -214,9 +215,9 @@ class TowerProgram:
     def vectors(self) -> dict[str, tuple[ScoreProgram, int]]:
         """Return the programs of the query's and the item's vector, with their width."""
         programs = {}
-        for name, value in self._program.shares.items():
+        for name, value in self.program.shares.items():
             if name.startswith(_VECTOR):
-                program = self._program.pruned(value)
+                program = self.program.pruned(value)
                 width = sum(view[2][0] for view in program.operations[-1].inputs)  # of a gather
                 programs[name.removeprefix(_VECTOR)] = program.native(self._weights), width
         return programs
@@ -228,10 +229,10 @@ class TowerProgram:
             inputs_BX: Inputs of the query's, the item's and the pair's stage side by side.
         """
         results = {}
-        for name, value in self._program.shares.items():
+        for name, value in self.program.shares.items():
             if name.startswith(_VECTOR):
                 continue
-            program = self._program.pruned(value)
+            program = self.program.pruned(value)
             size = sum(view[2][0] for view in program.operations[-1].inputs)  # of a gather
             scorer = Scorer(0, inputs_BX.shape[1], size)
             scorer.add_dense(0, inputs_BX.shape[1])

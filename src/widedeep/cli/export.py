@@ -1,4 +1,4 @@
-"""The verb `export`: a checkpoint as a bundle."""
+"""The verb `export`: a checkpoint as a bundle, or a bundle as an ONNX model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ import dataclasses
 import os
 from pathlib import Path
 
-from widedeep.bundle import Bundle
-from widedeep.cli.output import print_json, print_text, shown_path
+from widedeep.bundle import Bundle, export_onnx
+from widedeep.bundle.onnx_model import TOLERANCE
+from widedeep.cli.output import (
+    count,
+    print_json,
+    print_next,
+    print_table,
+    print_text,
+    shown_path,
+)
 from widedeep.cli.parser import EXIT_OK
-from widedeep.cli.runs import run_of, training_data
+from widedeep.cli.runs import load_bundle, run_of, training_data
 from widedeep.cli.validate import print_validate
 from widedeep.config import config_from_tables
 from widedeep.errors import BundleError, CheckpointError, ConfigError
@@ -18,7 +26,8 @@ from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
 
 EXAMPLE = (
     "  widedeep export runs/ads -o bundles/ads-2\n"
-    "  widedeep export runs/ads/checkpoints/step-0000001500 -o bundles/ads-early"
+    "  widedeep export runs/ads/checkpoints/step-0000001500 -o bundles/ads-early\n"
+    "  widedeep export runs/ads --format onnx -o ads.onnx"
 )
 NEXT = "widedeep validate bundles/ads-2 --data runs/ads"
 
@@ -26,9 +35,20 @@ NEXT = "widedeep validate bundles/ads-2 --data runs/ads"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument(
-        "model", metavar="RUN_DIR|CHECKPOINT", help="run folder, or a step-* folder in it"
+        "model",
+        metavar="RUN_DIR|CHECKPOINT",
+        help="run folder, or a step-* folder in it; for ONNX a run folder or a bundle",
     )
-    parser.add_argument("-o", "--out", required=True, metavar="BUNDLE", help="folder to write")
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="OUT", help="folder, or ONNX file, to write"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("bundle", "onnx"),
+        default="bundle",
+        help="what to write: a bundle, or the bundle's whole model from raw columns to scores as "
+        "one ONNX file, checked on the bundle's stored rows (default: bundle)",
+    )
     parser.add_argument(
         "--posterior",
         metavar="DATA",
@@ -41,11 +61,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="items whose vectors the bundle keeps, for a model with two towers (default: "
         "[data] items of the run)",
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing BUNDLE")
+    parser.add_argument("--force", action="store_true", help="replace an existing OUT")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
+    if arguments.format == "onnx":
+        return _run_onnx(arguments)
     bundle, checkpoint = export_checkpoint(
         arguments.model,
         arguments.out,
@@ -63,6 +85,36 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _run_onnx(arguments: argparse.Namespace) -> int:
+    for option in ("posterior", "items"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(
+                f"got --{option} with --format onnx, which writes a bundle as it is; leave it out"
+            )
+    _check_free(arguments.out, overwrite=arguments.force)
+    bundle = load_bundle(arguments.model)
+    inputs = export_onnx(bundle, arguments.out)
+    if arguments.json:
+        print_json({"onnx": arguments.out, "bundle": bundle.path, "inputs": inputs})
+        return EXIT_OK
+    print_text(f"from {bundle.path}\n")
+    print_table(("input", "holds"), list(inputs.items()))
+    size, rows = Path(arguments.out).stat().st_size, count(len(bundle.warmup.rows), "stored row")
+    print_text(
+        f"\n{arguments.out}: {size / 1e6:.1f} MB; scores of {rows} within {TOLERANCE:g} of the "
+        "bundle's"
+    )
+    print_next("score", shown_path(bundle.path), "ROWS", note="the scores to compare with")
+    return EXIT_OK
+
+
+def _check_free(out: str | os.PathLike[str], *, overwrite: bool) -> None:
+    if Path(out).exists() and not overwrite:
+        raise BundleError(
+            f"{out}: already exists; choose another folder, or replace it with --force"
+        )
+
+
 def export_checkpoint(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -72,10 +124,7 @@ def export_checkpoint(
     overwrite: bool = False,
 ) -> tuple[Bundle, Path]:
     """Write a run's best (or newest) checkpoint, or any checkpoint, as a bundle."""
-    if Path(out).exists() and not overwrite:
-        raise BundleError(
-            f"{out}: already exists; choose another folder, or replace it with --force"
-        )
+    _check_free(out, overwrite=overwrite)
     from widedeep.cli.run_training import make_trainer
 
     folder = find_checkpoint(path)
