@@ -253,6 +253,7 @@ struct BoundGroups {
   std::int64_t size() const { return rows.n; }
   BoundGroups select(const std::vector<std::int64_t>& tables,
                      const std::vector<std::int64_t>& shifts) const;
+  nb::ndarray<nb::numpy, std::int64_t> numbers() const;
 };
 
 // The rows of some logical tables, `shifts` further. Neighbours share their occurrences.
@@ -305,6 +306,19 @@ BoundGroups BoundGroups::select(const std::vector<std::int64_t>& tables,
   }
   *start = used;
   return chosen;
+}
+
+// Each id's row as a number within its logical table's rows; 0 where an id is in no table.
+nb::ndarray<nb::numpy, std::int64_t> BoundGroups::numbers() const {
+  std::unique_ptr<std::int64_t[]> number(new std::int64_t[static_cast<std::size_t>(n_ids)]());
+  for (std::size_t t = 0; t + 1 < table_starts.size(); ++t) {
+    for (std::int64_t u = table_starts[t]; u < table_starts[t + 1]; ++u) {
+      for (std::int32_t k = starts.data()[u]; k < starts.data()[u + 1]; ++k) {
+        number[static_cast<std::size_t>(order.data()[k])] = u - table_starts[t];
+      }
+    }
+  }
+  return new_array(std::move(number), n_ids);
 }
 
 template <class T>
@@ -506,6 +520,7 @@ void bind_sparse(nb::module_& m) {
       .def_prop_ro("order", [](const BoundGroups& self) { return view(self, self.order); })
       .def_prop_ro("cells", [](const BoundGroups& self) { return view(self, self.cells); })
       .def_ro("is_single", &BoundGroups::is_single)
+      .def("numbers", &BoundGroups::numbers)
       .def("select", &BoundGroups::select, "tables"_a, "shifts"_a);
   m.def("group_ids", &bind_group_ids, "batch"_a, "slots"_a, "threads"_a = 1);
   m.def("gather_pool", &bind_gather_pool, "weights_RD"_a, "batch"_a, "slots"_a, "out_BX"_a,

@@ -20,6 +20,7 @@ void bind_sparse(nb::module_& m);
 void bind_tower(nb::module_& m);
 void bind_transform(nb::module_& m);
 void bind_updates(nb::module_& m);
+void bind_wire(nb::module_& m);
 }  // namespace widedeep
 
 NB_MODULE(_native, m) {
@@ -46,4 +47,5 @@ NB_MODULE(_native, m) {
   widedeep::bind_tower(m);
   widedeep::bind_transform(m);
   widedeep::bind_updates(m);
+  widedeep::bind_wire(m);
 }

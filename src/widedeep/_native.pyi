@@ -109,6 +109,8 @@ class Groups:
     @property
     def is_single(self) -> bool:
         """Whether every cell of the batch holds exactly one id."""
+    def numbers(self) -> _Ints:
+        """Return each id's row as a number within its logical table's, (N,); 0 of no table's."""
     def select(self, tables: Sequence[int], shifts: Sequence[int]) -> Groups:
         """Return the groups of some logical tables, in this order, their rows shifted.
 
@@ -273,6 +275,18 @@ def init_rows(
     distribution: str,
     ids_n: _Ints | None = None,
 ) -> None: ...
+
+# ---- rows between ranks --------------------------------------------------------------------------
+
+def pack_rows(
+    matrix_RD: _Floats, rows_n: _Ints, bytes: _Bytes, bfloat16: bool = False, threads: int = 1
+) -> None:
+    """Write rows of a matrix into bytes, as float32 or rounded to the nearest bfloat16."""
+
+def unpack_rows(
+    bytes: _Bytes, rows_n: _Ints, matrix_RD: _Floats, bfloat16: bool = False, threads: int = 1
+) -> None:
+    """Write what :func:`pack_rows` wrote into rows of a matrix, each named once."""
 
 # ---- losses and the tower ------------------------------------------------------------------------
 

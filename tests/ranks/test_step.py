@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 import widedeep as wd
 from tests.ranks.processes import run_ranks
@@ -38,11 +39,13 @@ def make_rows(count: int, seed: int) -> list[dict[str, object]]:
     ]
 
 
-def make_schema() -> wd.Schema:
+def make_schema(dropout: float = 0.2) -> wd.Schema:
     spec = wd.FeatureSpec(
         label="y",
         features=[
-            wd.categorical("job", embedding_dim=4, embedding={"dropout": 0.2, "max_norm": 0.02}),
+            wd.categorical(
+                "job", embedding_dim=4, embedding={"dropout": dropout, "max_norm": 0.02, "l2": 0.01}
+            ),
             wd.categorical("city", embedding_dim=2, embedding={"frozen": True}),
             wd.categorical("seen", "last", embedding_dim=4, table="words"),
             wd.categorical("tags", embedding_dim=4, combiner="max"),
@@ -133,6 +136,33 @@ def check_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
             np.testing.assert_array_equal(values, other[group][name], err_msg=name)
     np.testing.assert_array_equal(one["logits"], other["logits"])
     assert one["nonzero"] == other["nonzero"] > 0
+
+
+def test_lanes_change_results_by_the_order_of_sums_alone() -> None:
+    schema = make_schema(dropout=0.0)
+    steps = []
+    for lanes in (1, LANES):
+        model = wd.WideDeep(schema, hidden_units=[8, 4])
+        steps.append(
+            TrainStep(
+                model,
+                TrainConfig(),
+                wide=wd.FTRL(lr=0.1, adapt=0.1),
+                deep=wd.Adagrad(lr=0.05),
+                dense=wd.Adagrad(lr=0.05),
+                ranks=Ranks(lanes=lanes),
+            )
+        )
+    for number, batch in enumerate(global_batches(schema)):
+        one, lanes = (
+            step(own_part(batch, step.ranks) if step.exchange else batch, step=number + 1)
+            for step in steps
+        )
+        torch.testing.assert_close(lanes.losses_B, one.losses_B, rtol=1e-5, atol=1e-6)
+    for name, table in steps[0].model.tables.items():
+        for key, values in table.named_state().items():
+            other = steps[1].model.tables[name].named_state()[key]
+            torch.testing.assert_close(other, values, rtol=1e-4, atol=1e-6, msg=key)
 
 
 @pytest.mark.parametrize(

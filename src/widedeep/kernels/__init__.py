@@ -56,12 +56,14 @@ from widedeep._native import (
     keep_freed_memory,
     logistic_loss,
     momentum_rows,
+    pack_rows,
     pair_products,
     pair_products_grad,
     rmsprop_rows,
     segment_sum,
     sgd_rows,
     take_rows,
+    unpack_rows,
     wide_forward,
 )
 from widedeep.kernels.sparse import IdOutOfRangeError, init_rows
@@ -104,6 +106,7 @@ __all__ = [
     "keep_freed_memory",
     "logistic_loss",
     "momentum_rows",
+    "pack_rows",
     "pair_products",
     "pair_products_grad",
     "rmsprop_rows",
@@ -111,5 +114,6 @@ __all__ = [
     "sgd_rows",
     "spin_wait",
     "take_rows",
+    "unpack_rows",
     "wide_forward",
 ]

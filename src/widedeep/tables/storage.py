@@ -103,6 +103,7 @@ class Groups:
 
     rows: Tensor  # int64 physical rows, on the table's device
     occurrences: kernels.Groups | TensorGroups  # Where each of them occurs
+    lane_counts: Tensor | None = None  # How often, where an occurrence stands for those of a lane
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,6 +111,8 @@ class Groups:
     @property
     def counts(self) -> Tensor:
         """How often each of the rows occurs in the batch, (U,)."""
+        if self.lane_counts is not None:
+            return self.lane_counts
         if isinstance(self.occurrences, kernels.Groups):
             return torch.from_numpy(np.diff(self.occurrences.starts_U))
         return self.occurrences.starts_U.diff()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from widedeep.tables.storage import Groups, IdLists, RowLookup
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+COUNTS = "/counts"  # after a table's name: the occurrences of its rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,12 +32,13 @@ class _Member:
     name: str
     table: EmbeddingTable
     numbers: Ints  # Its logical tables' numbers in the table whose ids are sent, ascending
-    wire: Wire
+    is_half: bool  # Whether its numbers travel as bfloat16
+    dim: int
 
     @property
-    def width(self) -> int:
+    def row_bytes(self) -> int:
         """Bytes of a row on the wire."""
-        return self.table.dim * (2 if self.wire == "bf16" else 4)
+        return self.dim * (2 if self.is_half else 4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +47,11 @@ class _Section:
 
     key: EmbeddingTable
     members: list[_Member]
+
+    @property
+    def n_tables(self) -> int:
+        """T, the logical tables of the ids."""
+        return len(self.key.sizes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,9 +72,12 @@ class _Request:
     """What a rank asks for in one section, and what all ranks ask of it."""
 
     groups: list[Groups]  # By lane of this rank
+    counts_LT: Ints  # Distinct ids of each lane and logical table
     table_n: Ints  # Logical table of each id that this rank asks for
-    owner_n: Ints
+    owner_n: NDArray[np.int16]
     place_n: Ints
+    order_n: Ints  # The ids by owner, otherwise in their order
+    owner_starts: Ints  # (ranks + 1,) into it
     lists: IdLists | None = None  # Places that are asked of this rank, by lane of all ranks
     list_starts: Ints | None = None  # (ranks + 1,) first place of each rank
 
@@ -98,6 +107,7 @@ class Exchange:
         self.model, self.ranks, self.threads = model, ranks, threads
         self._in_place = ranks.size == 1 and wire == "fp32"
         self._sections = _sections(model, wire)
+        self._members = {m.name: m for section in self._sections for m in section.members}
 
     def ask(self, batches: Sequence[Batch], lanes: Sequence[int]) -> LaneRows:
         """Send the distinct ids of each lane's batch to their owners, and fetch the rows.
@@ -136,10 +146,11 @@ class Exchange:
         batch = lane_rows.batches[lane]
         try:
             for section, request in zip(self._sections, lane_rows.requests, strict=True):
-                ids_N = _numbers(request.groups[lane], len(batch.ids_N))
+                occurrences = request.groups[lane].occurrences
+                assert isinstance(occurrences, kernels.Groups)
+                ids_N = occurrences.numbers()
                 for member in section.members:
-                    counts_LT = np.stack([np.diff(g.table_starts[0]) for g in request.groups])
-                    counts_LT = counts_LT[:, member.numbers]
+                    counts_LT = request.counts_LT[:, member.numbers]
                     first = int(counts_LT[:lane].sum())
                     starts_T = np.concatenate([[0], np.cumsum(counts_LT[lane])])
                     rows_UD = lane_rows.looked_up[member.name][first : first + int(starts_T[-1])]
@@ -159,183 +170,205 @@ class Exchange:
         return groups
 
     def send(
-        self, lane_rows: LaneRows, sums: dict[str, list[Tensor]]
+        self, lane_rows: LaneRows, sums: Mapping[str, Sequence[Tensor]]
     ) -> dict[str, tuple[Groups, Tensor]]:
         """Bring each lane's sums to the owners of the rows; return theirs, added lane after lane.
 
         Args:
             lane_rows: What :meth:`ask` returned.
-            sums: By table, the (U, D) sums of each of this rank's lanes.
+            sums: By table, the (U, D) sums of each of this rank's lanes. Those of a table's name
+                and :data:`COUNTS`, (U, 1), are how often rows occur.
         """
-        members = {m.name: m for s in self._sections for m in s.members if m.name in sums}
-        sent: list[list[NDArray[np.uint8]]] = [[] for _ in range(self.ranks.size)]
-        for name, member in members.items():
-            route = lane_rows.routes[name]
-            grads = np.concatenate([lane.numpy() for lane in sums[name]])
-            _append(sent, grads, route.read_order, route.read_starts, member.wire)
-        received = self._all_to_all(
-            sent, [lane_rows.routes[n].own_starts for n in members], members
-        )
+        members: dict[str, _Member] = {}
+        outgoing: list[tuple[Floats, Ints, Ints]] = []
+        starts: list[Ints] = []
+        for name, lanes in sorted(sums.items()):  # in one order on every rank
+            member = self._members[name.removesuffix(COUNTS)]
+            if name.endswith(COUNTS):
+                member = replace(member, is_half=False, dim=1)
+            route = lane_rows.routes[member.name]
+            members[name] = member
+            outgoing.append((torch.cat(list(lanes)).numpy(), route.read_order, route.read_starts))
+            starts.append(route.own_starts)
+        received = self._all_to_all(members, outgoing, starts)
         return {
-            name: (groups, grads_UD)
+            name: row_sums
             for section, request in zip(self._sections, lane_rows.requests, strict=True)
-            for name, groups, grads_UD in self._add(section, request, received)
+            for name, row_sums in self._add(section, request, received)
         }
 
     def _add(
-        self, section: _Section, request: _Request, received: dict[str, Floats]
-    ) -> Iterator[tuple[str, Groups, Tensor]]:
+        self, section: _Section, request: _Request, received: Mapping[str, Floats]
+    ) -> Iterator[tuple[str, tuple[Groups, Tensor]]]:
         """Add up what was sent for each row; the lanes of a row come one after the other."""
         members = [m for m in section.members if m.name in received]
         if not members:
             return
-        key, lists = section.key, request.lists
+        key, lists, threads = section.key, request.lists, self.threads
         assert lists is not None
-        key_groups = key.group_lists(lists, threads=self.threads)
+        key_groups = key.group_lists(lists, threads=threads)
+        table_m = _tables(lists, section.n_tables)
         for member in members:
             groups = _groups_of(member, section, key_groups, own=True)
-            has_N = _has(member, len(key.sizes))[_tables(lists, len(key.sizes))]
+            has_N = _has(member, section)[table_m]
             rows_N = np.where(has_N, np.cumsum(has_N) - 1, -1)
+            if member.name + COUNTS in received:
+                counts = received[member.name + COUNTS]
+                sums_U1 = key.sum_lists(lists, groups, counts, rows_N, threads=threads)
+                groups = replace(groups, lane_counts=sums_U1[:, 0])
             grads = received[member.name]
-            sums_UD = key.sum_lists(lists, groups, grads, rows_N, threads=self.threads)
-            yield member.name, groups, sums_UD
+            sums_UD = key.sum_lists(lists, groups, grads, rows_N, threads=threads)
+            yield member.name, (groups, sums_UD)
 
     # ---- ids -------------------------------------------------------------------------------------
 
     def _request(self, section: _Section, batches: Sequence[Batch]) -> _Request:
-        key, slots = section.key, self.model.schema.slots
+        key, slots, size = section.key, self.model.schema.slots, self.ranks.size
         groups = [key.group(batch, slots, threads=self.threads) for batch in batches]
-        starts = [g.table_starts[0] for g in groups]
-        tables = np.arange(len(key.sizes))
-        table_n = np.concatenate([np.repeat(tables, np.diff(s)) for s in starts])
+        counts_LT = np.stack([np.diff(g.table_starts[0]) for g in groups])
+        cell_tables = np.tile(np.arange(section.n_tables), len(batches))
+        table_n = np.repeat(cell_tables, counts_LT.reshape(-1))
         ids_n = np.concatenate([g.rows.numpy() for g in groups]) - key.bases[table_n]
-        owner_n, place_n = np.zeros(len(ids_n), np.int64), ids_n
-        if self.ranks.size > 1:
-            place_n = np.empty_like(ids_n)
-            first = 0
-            for lane in starts:
-                for layout, a, b in zip(key.layouts.values(), lane[:-1], lane[1:], strict=True):
-                    span = slice(first + int(a), first + int(b))
-                    owner_n[span] = layout.owner_of(ids_n[span])
-                    place_n[span] = layout.place_of(ids_n[span])
-                first += int(lane[-1])
-        return _Request(groups, table_n, owner_n, place_n)
+        if size == 1:
+            owner_n, order_n = np.zeros(len(ids_n), np.int16), np.arange(len(ids_n))
+            starts = np.array([0, len(ids_n)])
+            return _Request(groups, counts_LT, table_n, owner_n, ids_n, order_n, starts)
+        owner_n, place_n = np.empty(len(ids_n), np.int16), np.empty_like(ids_n)
+        layouts = list(key.layouts.values())
+        stop = 0
+        for table, count in zip(cell_tables.tolist(), counts_LT.reshape(-1).tolist(), strict=True):
+            start, stop = stop, stop + count
+            owner_n[start:stop] = layouts[table].owner_of(ids_n[start:stop])
+            place_n[start:stop] = layouts[table].place_of(ids_n[start:stop])
+        order_n = np.argsort(owner_n, kind="stable")  # a radix sort, of 16 bits
+        starts = np.concatenate([[0], np.cumsum(np.bincount(owner_n, minlength=size))])
+        return _Request(groups, counts_LT, table_n, owner_n, place_n, order_n, starts)
 
     def _send_ids(
-        self, requests: list[_Request], batches: Sequence[Batch], lanes: Sequence[int]
+        self, requests: Sequence[_Request], batches: Sequence[Batch], lanes: Sequence[int]
     ) -> int:
         """Tell the owners which places are asked of them; return the examples on all ranks."""
-        size, own = self.ranks.size, len(batches)
-        widths = [len(s.key.sizes) for s in self._sections]
-        examples = np.array([len(batch) for batch in batches], np.int64)[:, None]
-        counts = [
-            _counts(request, size, own, width)
-            for request, width in zip(requests, widths, strict=True)
-        ]
+        size = self.ranks.size
+        examples = np.array([[len(batch)] for batch in batches])
+        counts = [_counts(request, size) for request in requests]
         header = [np.concatenate([*(c[r] for c in counts), examples], axis=1) for r in range(size)]
         headers = self.ranks.all_to_all(header, lengths=lanes)
-        table = np.concatenate(headers)  # (lanes, tables of all sections + 1)
-        orders = [np.argsort(request.owner_n, kind="stable") for request in requests]
-        sent = []
-        for r in range(size):
-            pieces = []
-            for request, order in zip(requests, orders, strict=True):
-                ends = np.searchsorted(request.owner_n[order], [r, r + 1])
-                pieces.append(request.place_n[order[ends[0] : ends[1]]].astype(np.int32))
-            sent.append(np.concatenate(pieces) if pieces else np.empty(0, np.int32))
-        lengths = [int(h[:, :-1].sum()) for h in headers]
-        received = self.ranks.all_to_all(sent, lengths=lengths)
-        column = 0
-        positions = [0] * size
-        for request, width in zip(requests, widths, strict=True):
+        sent: list[list[NDArray[np.int32]]] = [[] for _ in range(size)]
+        for request in requests:
+            places = request.place_n[request.order_n].astype(np.int32)
+            for r, pieces in enumerate(sent):
+                pieces.append(places[request.owner_starts[r] : request.owner_starts[r + 1]])
+        received = self.ranks.all_to_all(
+            [np.concatenate(pieces) for pieces in sent],
+            lengths=[int(h[:, :-1].sum()) for h in headers],
+        )
+        column, firsts = 0, [0] * size
+        for section, request in zip(self._sections, requests, strict=True):
+            columns = slice(column, column := column + section.n_tables)
             parts = []
-            for r in range(size):
-                n = int(headers[r][:, column : column + width].sum())
-                parts.append(received[r][positions[r] : positions[r] + n])
-                positions[r] += n
-            offsets = np.concatenate([[0], np.cumsum(table[:, column : column + width])])
+            for r, h in enumerate(headers):
+                first, firsts[r] = firsts[r], firsts[r] + int(h[:, columns].sum())
+                parts.append(received[r][first : firsts[r]])
+            counts_LT = np.concatenate([h[:, columns] for h in headers])
+            offsets = np.concatenate([[0], np.cumsum(counts_LT)])
             request.lists = IdLists(np.concatenate(parts).astype(np.int64), offsets)
-            request.list_starts = np.concatenate([[0], np.cumsum([len(p) for p in parts])])
-            column += width
-        return int(table[:, -1].sum())
+            request.list_starts = np.cumsum([0, *(len(places) for places in parts)])
+        return int(sum(h[:, -1].sum() for h in headers))
 
     def _route(self, section: _Section, member: _Member, request: _Request) -> _Route:
         assert request.lists is not None and request.list_starts is not None
-        size, n_tables = self.ranks.size, len(section.key.sizes)
-        has_T = _has(member, n_tables)
-        owners = request.owner_n[has_T[request.table_n]]
-        order = np.argsort(owners, kind="stable")
-        table_m = _tables(request.lists, n_tables)
-        has_m = has_T[table_m]
-        base_T = np.zeros(n_tables, np.int64)
+        has_T, table_m = _has(member, section), _tables(request.lists, section.n_tables)
+        base_T = np.zeros(section.n_tables, np.int64)
         base_T[member.numbers] = member.table.own_bases
-        before_m = np.concatenate([[0], np.cumsum(has_m)])
-        return _Route(
-            read_order=order,
-            read_starts=np.searchsorted(owners[order], np.arange(size + 1)),
-            own_rows=(request.lists.ids_N + base_T[table_m])[has_m],
-            own_starts=before_m[request.list_starts],
-        )
+        rows_m = request.lists.ids_N + base_T[table_m]
+        order, starts, own_starts = request.order_n, request.owner_starts, request.list_starts
+        if not has_T.all():
+            has_n = has_T[request.table_n]
+            by_owner = has_n[order]
+            starts = np.concatenate([[0], np.cumsum(by_owner)])[starts]
+            order = (np.cumsum(has_n) - 1)[order[by_owner]]
+            has_m = has_T[table_m]
+            rows_m = rows_m[has_m]
+            own_starts = np.concatenate([[0], np.cumsum(has_m)])[own_starts]
+        return _Route(order, starts, rows_m, own_starts)
 
     # ---- rows ------------------------------------------------------------------------------------
 
-    def _fetch(self, routes: dict[str, _Route]) -> dict[str, Tensor]:
-        """Answer what others ask of this rank, and take what it asked for, by table."""
-        members = {m.name: m for section in self._sections for m in section.members}
-        sent: list[list[NDArray[np.uint8]]] = [[] for _ in range(self.ranks.size)]
-        for name, member in members.items():
-            route, weight = routes[name], member.table.weight.numpy()
-            _append(sent, weight, route.own_rows, route.own_starts, member.wire)
-        received = self._all_to_all(sent, [routes[n].read_starts for n in members], members)
-        rows = {}
-        for name, values in received.items():
-            ordered = np.empty_like(values)
-            ordered[routes[name].read_order] = values
-            rows[name] = torch.from_numpy(ordered)
-        return rows
+    def _fetch(self, routes: Mapping[str, _Route]) -> dict[str, Tensor]:
+        """Answer what other ranks ask, and take the rows that this rank asked for, by table."""
+        outgoing = [
+            (member.table.weight.numpy(), routes[name].own_rows, routes[name].own_starts)
+            for name, member in self._members.items()
+        ]
+        starts = [routes[name].read_starts for name in self._members]
+        orders = [routes[name].read_order for name in self._members]
+        rows = self._all_to_all(self._members, outgoing, starts, orders)
+        return {name: torch.from_numpy(values) for name, values in rows.items()}
 
     def _all_to_all(
-        self, sent: list[list[NDArray[np.uint8]]], starts: list[Ints], members: dict[str, _Member]
+        self,
+        members: Mapping[str, _Member],
+        outgoing: Sequence[tuple[Floats, Ints, Ints]],
+        starts: Sequence[Ints],
+        orders: Sequence[Ints] | None = None,
     ) -> dict[str, Floats]:
-        """Send bytes to each rank; return the numbers received, by table, rank after rank.
+        """Send rows to each rank, all tables in one buffer; return those received, by name.
 
         Args:
-            sent: For each rank, the rows of each table.
-            starts: For each table, the first row that comes from each rank, and their number.
-            members: The tables.
+            members: The tables, by name.
+            outgoing: For each: a matrix, the rows of it that are sent, and the first of them for
+                each rank.
+            starts: For each: the first row that comes from each rank, and their number.
+            orders: For each: where the received rows go; None: one after the other.
         """
-        size = self.ranks.size
-        counts = np.array([np.diff(s) for s in starts], np.int64).reshape(len(starts), size)
-        widths = np.array([m.width for m in members.values()], np.int64)
-        lengths = (counts * widths[:, None]).sum(axis=0).tolist()
-        parts = [np.concatenate(p) if p else np.empty(0, np.uint8) for p in sent]
-        received = self.ranks.all_to_all(parts, lengths=lengths)
-        blocks: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in members}
+        sizes = [m.row_bytes for m in members.values()]
+        sent = []
+        for r in range(self.ranks.size):
+            spans = [first[r : r + 2].tolist() for _, _, first in outgoing]
+            ends = np.cumsum([0, *((b - a) * n for (a, b), n in zip(spans, sizes, strict=True))])
+            buffer = np.empty(int(ends[-1]), np.uint8)
+            for i, member in enumerate(members.values()):
+                matrix, rows, _ = outgoing[i]
+                kernels.pack_rows(
+                    matrix, rows[slice(*spans[i])], buffer[ends[i] : ends[i + 1]],
+                    member.is_half, self.threads,
+                )  # fmt: skip
+            sent.append(buffer)
+        lengths = [
+            sum(int(s[r + 1] - s[r]) * n for s, n in zip(starts, sizes, strict=True))
+            for r in range(self.ranks.size)
+        ]
+        received = self.ranks.all_to_all(sent, lengths=lengths)
+        values = {
+            name: np.empty((int(s[-1]), m.dim), np.float32)
+            for s, (name, m) in zip(starts, members.items(), strict=True)
+        }
         for r, buffer in enumerate(received):
             first = 0
-            for t, member in enumerate(members.values()):
-                stop = first + int(counts[t, r]) * member.width
-                blocks[member.name].append(buffer[first:stop])
+            for i, (name, member) in enumerate(members.items()):
+                a, b = starts[i][r : r + 2].tolist()
+                order = np.arange(a, b) if orders is None else orders[i][a:b]
+                stop = first + (b - a) * member.row_bytes
+                kernels.unpack_rows(
+                    buffer[first:stop], order, values[name], member.is_half, self.threads
+                )
                 first = stop
-        return {
-            name: _unpacked(np.concatenate(blocks[name]), member)
-            for name, member in members.items()
-        }
+        return values
 
 
 def _sections(model: WideDeep, wire: Wire) -> list[_Section]:
     """Gather the tables that may share one list of ids."""
     sections: list[_Section] = []
     for name, table in model.tables.items():
-        own_wire: Wire = "fp32" if name == "wide" else wire
+        is_half = wire == "bf16" and name != "wide"  # a weight of the wide part is all there is
         for section in sections:
             numbers = table.tables_in(section.key)
             if numbers is not None and numbers == sorted(numbers):
-                section.members.append(_Member(name, table, np.array(numbers), own_wire))
                 break
         else:
-            numbers = list(range(len(table.sizes)))
-            sections.append(_Section(table, [_Member(name, table, np.array(numbers), own_wire)]))
+            numbers, section = list(range(len(table.sizes))), _Section(table, [])
+            sections.append(section)
+        section.members.append(_Member(name, table, np.array(numbers), is_half, table.dim))
     return sections
 
 
@@ -347,8 +380,9 @@ def _groups_of(member: _Member, section: _Section, groups: Groups, *, own: bool 
     return regrouped
 
 
-def _has(member: _Member, n_tables: int) -> NDArray[np.bool_]:
-    has_T = np.zeros(n_tables, bool)
+def _has(member: _Member, section: _Section) -> NDArray[np.bool_]:
+    """Tell which of a section's logical tables a member has, (T,)."""
+    has_T = np.zeros(section.n_tables, bool)
     has_T[member.numbers] = True
     return has_T
 
@@ -360,44 +394,10 @@ def _tables(lists: IdLists, n_tables: int) -> Ints:
     return tables
 
 
-def _counts(request: _Request, size: int, lanes: int, width: int) -> Ints:
-    """Count what is asked of each rank, by lane and logical table, (ranks, lanes, T)."""
-    lane_n = np.repeat(np.arange(lanes), [len(g) for g in request.groups])
-    cell_n = (request.owner_n * lanes + lane_n) * width + request.table_n
-    return np.bincount(cell_n, minlength=size * lanes * width).reshape(size, lanes, width)
-
-
-def _numbers(groups: Groups, n_ids: int) -> Ints:
-    """Return, for each id of a batch, its row's number within the logical table's groups."""
-    occurrences = groups.occurrences
-    assert isinstance(occurrences, kernels.Groups)
-    starts_U, starts_T = occurrences.starts_U, occurrences.table_starts
-    number_U = np.arange(len(groups)) - np.repeat(starts_T[:-1], np.diff(starts_T))
-    ids_N = np.zeros(n_ids, np.int64)
-    ids_N[occurrences.order[starts_U[0] : starts_U[-1]]] = np.repeat(number_U, np.diff(starts_U))
-    return ids_N
-
-
-def _append(
-    sent: list[list[NDArray[np.uint8]]], values: Floats, rows: Ints, starts: Ints, wire: Wire
-) -> None:
-    """Append rows of a table, or of sums, to what each rank is sent."""
-    packed = _packed(values[rows], wire)
-    for r, buffers in enumerate(sent):
-        buffers.append(packed[starts[r] : starts[r + 1]].reshape(-1))
-
-
-def _packed(values: Floats, wire: Wire) -> NDArray[np.uint8]:
-    """Return rows as bytes, (n, bytes of a row)."""
-    numbers: NDArray[Any] = values
-    if wire == "bf16":
-        numbers = torch.from_numpy(values).bfloat16().view(torch.int16).numpy()
-    width = values.shape[1] * numbers.itemsize
-    return np.ascontiguousarray(numbers).view(np.uint8).reshape(len(values), width)
-
-
-def _unpacked(data: NDArray[np.uint8], member: _Member) -> Floats:
-    if member.wire == "bf16":
-        numbers = torch.from_numpy(data.view(np.int16)).view(torch.bfloat16).float().numpy()
-        return numbers.reshape(-1, member.table.dim)
-    return data.view(np.float32).reshape(-1, member.table.dim)
+def _counts(request: _Request, size: int) -> Ints:
+    """Count the ids for each rank, by lane and logical table, (ranks, lanes, T)."""
+    lanes, n_tables = request.counts_LT.shape
+    cell_n = np.repeat(np.arange(lanes * n_tables), request.counts_LT.reshape(-1))
+    cell_n += request.owner_n.astype(np.int64) * (lanes * n_tables)
+    counts = np.bincount(cell_n, minlength=size * lanes * n_tables)
+    return counts.reshape(size, lanes, n_tables)

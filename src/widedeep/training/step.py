@@ -29,7 +29,7 @@ from widedeep.training.checkpoint import as_arrays
 from widedeep.training.config import TrainConfig
 from widedeep.training.dense import DenseOptimizer, DenseUpdate, fast_mlp
 from widedeep.training.embedding_dropout import EmbeddingDropout
-from widedeep.training.exchange import Exchange
+from widedeep.training.exchange import COUNTS, Exchange, LaneRows
 from widedeep.training.lane_gradients import LaneGradients
 from widedeep.training.parts import Parts, model_parts
 from widedeep.training.schedules import FULL_RATES, Rates
@@ -153,40 +153,68 @@ class TrainStep:
         self, exchange: Exchange, batch: Batch, *, rates: Rates, step: int
     ) -> DenseResult:
         """Learn this rank's lanes of a batch; sums are added lane after lane, on every rank."""
-        batches = batch.lanes()
         lanes = [len(self.ranks.lanes_of(rank)) for rank in range(self.ranks.size)]
-        lane_rows = exchange.ask(batches, lanes)
+        lane_rows = exchange.ask(batch.lanes(), lanes)
         sums: dict[str, list[Tensor]] = {}
         results: list[DenseResult] = []
-        for i, (lane, lane_batch) in enumerate(zip(self.ranks.lanes_of(), batches, strict=True)):
-            groups = exchange.groups(lane_rows, i)
-            if not len(lane_batch):
-                self._lane_gradients.clear(i)
-                for name, table, _ in self._trained_tables():
-                    sums.setdefault(name, []).append(torch.zeros(0, table.dim))
-                continue
-            with exchange.lane(lane_rows, i):
-                gathered = self._gather(lane_batch, groups, step=step, lane=lane)
-                result = self.dense_pass(lane_batch, gathered, step=step, lane=lane)
-                for gradient in self.reduce(lane_batch, gathered, result):
-                    sums.setdefault(gradient.name, []).append(gradient.grads_UD)
-            if self.fused is not None:
-                self.fused.finish()
-            self._lane_gradients.take(i)
-            results.append(result)
-        received = exchange.send(lane_rows, sums)
+        for i, lane in enumerate(self.ranks.lanes_of()):
+            if i > 0:
+                self._take_dense(lane_rows, i - 1)
+            results.append(self._learn_lane(exchange, lane_rows, i, sums, lane=lane, step=step))
+        received = exchange.send(lane_rows, sums)  # other threads sum the weights' gradients
+        self._take_dense(lane_rows, len(results) - 1)
         gradients = [
             RowGradients(name, table, optimizer, *received[name])
             for name, table, optimizer in self._trained_tables()
         ]
         self._lane_gradients.reduce()
         self.apply(gradients, lane_rows.rows, rates=rates, step=step)
-        empty = torch.zeros(0, self.model.n_logits)
         return DenseResult(
-            torch.cat([empty, *(r.logits_BC for r in results)]),
-            torch.cat([empty[:, 0], *(r.losses_B for r in results)]),
-            torch.cat([empty, *(r.grad_BC for r in results)]),
+            torch.cat([result.logits_BC for result in results]),
+            torch.cat([result.losses_B for result in results]),
+            torch.cat([result.grad_BC for result in results]),
         )
+
+    def _learn_lane(
+        self,
+        exchange: Exchange,
+        lane_rows: LaneRows,
+        index: int,
+        sums: dict[str, list[Tensor]],
+        *,
+        lane: int,
+        step: int,
+    ) -> DenseResult:
+        """Compute the sums of one of this rank's lanes, whose number on all ranks is ``lane``."""
+        batch, groups = lane_rows.batches[index], exchange.groups(lane_rows, index)
+        for name, table, _ in self._trained_tables():
+            if any(rule.l2 is not None for rule in table.rules.values()):
+                counts_U1 = groups[name].counts.float()[:, None]
+                sums.setdefault(name + COUNTS, []).append(counts_U1)
+            if not len(batch):
+                sums.setdefault(name, []).append(torch.zeros(0, table.dim))
+        if not len(batch):
+            empty_BC = torch.zeros(0, self.model.n_logits)
+            return DenseResult(empty_BC, empty_BC[:, 0], empty_BC)
+        with exchange.lane(lane_rows, index):
+            gathered = self._gather(batch, groups, step=step, lane=lane)
+            try:
+                result = self.dense_pass(batch, gathered, step=step, lane=lane)
+            except RowError as error:
+                first = sum(len(other) for other in lane_rows.batches[:index])
+                raise RowError(error.subject, error.row + first, error.problem) from None
+            for gradient in self.reduce(batch, gathered, result):
+                sums.setdefault(gradient.name, []).append(gradient.grads_UD)
+        return result
+
+    def _take_dense(self, lane_rows: LaneRows, index: int) -> None:
+        """Wait for the dense gradients of one of this rank's lanes, and keep them."""
+        if not len(lane_rows.batches[index]):
+            self._lane_gradients.clear(index)
+            return
+        if self.fused is not None:
+            self.fused.finish()
+        self._lane_gradients.take(index)
 
     def _trained_tables(self) -> Iterator[tuple[str, EmbeddingTable, Optimizer]]:
         """Yield what rows of a batch move: names, tables and their optimizers."""

@@ -1,0 +1,52 @@
+// Rows between ranks, for Python: checked, then packed into bytes or taken from them.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include "bind_arrays.hpp"
+#include "wire_rows.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace widedeep {
+namespace {
+
+template <class Matrix, class Bytes>
+const std::int64_t* checked_rows(const Matrix& matrix, const Input& rows_n, const Bytes& bytes,
+                                 bool bfloat16) {
+  const auto* const rows = vector_data<std::int64_t>("rows_n", rows_n);
+  const std::int64_t n = length(rows_n);
+  check_positions("rows_n", rows, n, length(matrix), "rows");
+  const auto width = static_cast<std::int64_t>(matrix.shape(1));
+  vector_data<std::uint8_t>("bytes", bytes, n * width * (bfloat16 ? 2 : 4));
+  return rows;
+}
+
+void bind_pack(const Input& matrix_RD, const Input& rows_n, const Output& bytes, bool bfloat16,
+               int threads) {
+  const ConstRows matrix = matrix_rows("matrix_RD", matrix_RD);
+  const std::int64_t* const rows = checked_rows(matrix_RD, rows_n, bytes, bfloat16);
+  const std::int64_t n = length(rows_n);
+  const nb::gil_scoped_release release;
+  pack_rows(matrix, rows, n, bfloat16, static_cast<std::uint8_t*>(bytes.data()), threads);
+}
+
+void bind_unpack(const Input& bytes, const Input& rows_n, const Output& matrix_RD, bool bfloat16,
+                 int threads) {
+  const Rows matrix = matrix_rows("matrix_RD", matrix_RD);
+  const std::int64_t* const rows = checked_rows(matrix_RD, rows_n, bytes, bfloat16);
+  const std::int64_t n = length(rows_n);
+  const nb::gil_scoped_release release;
+  unpack_rows(static_cast<const std::uint8_t*>(bytes.data()), rows, n, bfloat16, matrix, threads);
+}
+
+}  // namespace
+
+void bind_wire(nb::module_& m) {
+  m.def("pack_rows", &bind_pack, "matrix_RD"_a, "rows_n"_a, "bytes"_a, "bfloat16"_a = false,
+        "threads"_a = 1);
+  m.def("unpack_rows", &bind_unpack, "bytes"_a, "rows_n"_a, "matrix_RD"_a, "bfloat16"_a = false,
+        "threads"_a = 1);
+}
+
+}  // namespace widedeep
