@@ -16,7 +16,7 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-ADULT = Path(__file__).parent / "data" / "adult"
+ADULT = Path(__file__).parent / "src" / "widedeep" / "census"
 VALID_ROWS = 6_512  # the last fifth of the train part
 EXAMPLE_ROWS = 4_000  # enough for a docstring's example, and fast
 

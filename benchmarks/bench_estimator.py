@@ -139,7 +139,11 @@ def table_text(rows: dict[str, dict[str, float]]) -> str:
 def main() -> None:
     """Run every setting and seed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[1] / "data" / "adult")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(__file__).parents[1] / "src" / "widedeep" / "census",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tensorflow", type=Path, help="figures of tf_estimator_tutorial.py")
     parser.add_argument("--write", action="store_true", help="write into RESULTS.md")

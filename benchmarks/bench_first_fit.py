@@ -41,7 +41,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 import widedeep as wd
 
 Array = NDArray[Any]
-ADULT = Path(__file__).parents[1] / "data" / "adult"
+ADULT = Path(__file__).parents[1] / "src" / "widedeep" / "census"
 
 
 @dataclass(frozen=True, kw_only=True)

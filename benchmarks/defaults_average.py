@@ -82,7 +82,7 @@ def adult() -> tuple[pa.Table, pa.Table, pa.Table, str]:
     import numpy as np
     import pyarrow.parquet as pq
 
-    people = pq.read_table(ROOT / "data" / "adult" / "train.parquet")
+    people = pq.read_table(ROOT / "src" / "widedeep" / "census" / "train.parquet")
     people = people.take(np.random.default_rng(7).permutation(people.num_rows))
     cut = people.num_rows // 5
     return people.slice(cut + cut // 2), people.slice(cut, cut // 2), people.slice(0, cut), "income"

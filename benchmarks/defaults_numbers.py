@@ -25,7 +25,7 @@ from sweep_defaults import CROSSES, JUDGED, data_file
 
 import widedeep as wd
 
-ADULT = Path(__file__).resolve().parent.parent / "data" / "adult"
+ADULT = Path(__file__).resolve().parent.parent / "src" / "widedeep" / "census"
 ADULT_NUMBERS = (
     *("age", "fnlwgt", "education_num", "capital_gain", "capital_loss", "hours_per_week"),
 )

@@ -127,7 +127,7 @@ def adult(seeds: int) -> Iterator[str]:
     sys.path.insert(0, str(ROOT / "examples" / "census"))
     from run import census_spec
 
-    table = pq.read_table(ROOT / "data" / "adult" / "train.parquet")
+    table = pq.read_table(ROOT / "src" / "widedeep" / "census" / "train.parquet")
     order = np.random.default_rng(0).permutation(table.num_rows)
     valid = table.take(order[: table.num_rows // 5])
     train = table.take(order[table.num_rows // 5 :])

@@ -71,7 +71,9 @@ def click_log(rows: int) -> Task:
 
 def adult() -> Task:
     """The census income data that comes with the project."""
-    train, test = (pq.read_table(ROOT / f"data/adult/{name}.parquet") for name in ("train", "test"))
+    train, test = (
+        pq.read_table(ROOT / f"src/widedeep/census/{name}.parquet") for name in ("train", "test")
+    )
     label = "income"
     names = [field for field in train.schema if field.name != label]
     numbers = [field.name for field in names if pa.types.is_integer(field.type)]

@@ -58,7 +58,7 @@ class Set:
 
 def adult(folder: Path, online_retail: str) -> Set:
     """UCI Adult."""
-    data = ROOT / "data" / "adult"
+    data = ROOT / "src" / "widedeep" / "census"
     people = pq.read_table(data / "train.parquet")
     order = np.random.default_rng(0).permutation(people.num_rows)
     cut = people.num_rows // 10
@@ -115,7 +115,7 @@ def train_and_judge(
 
 def choose(seeds: int) -> None:
     """Print how forms of numbers and L2 of embeddings do on a fifth of Adult's train part."""
-    people = pq.read_table(ROOT / "data" / "adult" / "train.parquet")
+    people = pq.read_table(ROOT / "src" / "widedeep" / "census" / "train.parquet")
     people = people.take(np.random.default_rng(7).permutation(people.num_rows))
     cut = people.num_rows // 5
     judged, rest = people.slice(0, cut), people.slice(cut)

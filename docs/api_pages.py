@@ -31,7 +31,7 @@ FRONT = (
         "serving.impressions",
         "serving.retrieval",
     ),
-    *("gate", "publish", "report", "simulate", "errors"),
+    *("gate", "publish", "report", "simulate", "census", "datasets", "errors"),
 )
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "widedeep"

@@ -35,6 +35,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "options": ("errors",),
     "kernels": ("errors", "_native"),
     "features": ("options",),
+    "census": ("features", "files"),
     "schema": ("features", "options", "kernels", "files"),
     "optim": ("options", "kernels"),
     "ranks": ("options", "kernels", "files"),
@@ -54,8 +55,9 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "tuning": ("config",),
     "publish": ("training", "gate"),
     "report": ("publish",),
-    "simulate": ("config", "estimators", "publish", "join"),
-    "cli": ("report", "simulate", "tuning", "importing"),
+    "simulate": ("config", "join"),
+    "datasets": ("census", "simulate"),
+    "cli": ("report", "census", "simulate", "tuning", "importing"),
     "__main__": ("cli",),
 }
 

@@ -1,6 +1,6 @@
 """TensorFlow's own Wide & Deep tutorial (release 0.10, UCI Adult) by TensorFlow 2.15's estimators.
 
-    python benchmarks/peers/tf_estimator_tutorial.py [--data data/adult] [--seeds 3] [--out FILE]
+    python benchmarks/peers/tf_estimator_tutorial.py [--data FOLDER] [--seeds 3] [--out FILE]
 
 The tutorial's columns (hashed words, ages in buckets, three crosses, embeddings of 8, raw numbers),
 hidden layers of 100 and 50, and 200 steps, each over the whole training split. Three settings: the
@@ -113,7 +113,11 @@ def run(setting: str, seed: int, train: Any, test: Any) -> dict[str, Any]:
 def main() -> None:
     """Run every setting and seed; print each, and write them with their medians."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "data" / "adult")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(__file__).parents[2] / "src" / "widedeep" / "census",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file of all figures")
     options = parser.parse_args()

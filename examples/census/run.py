@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 import widedeep as wd
 
-DATA = Path(__file__).parents[2] / "data" / "adult"
+DATA = Path(__file__).parents[2] / "src" / "widedeep" / "census"
 NUMBERS = ["age", "education_num", "capital_gain", "capital_loss", "hours_per_week"]
 CATEGORIES = ["workclass", "education", "marital_status", "occupation", "relationship"]
 AGES = [18, 25, 30, 35, 40, 45, 50, 55, 60, 65]

@@ -24,7 +24,7 @@ from widedeep.data.transform import Transform
 from widedeep.errors import FeatureError
 from widedeep.schema import ColumnType, Schema
 
-ADULT = Path(__file__).parents[2] / "data" / "adult"
+ADULT = Path(__file__).parents[2] / "src" / "widedeep" / "census"
 Row = dict[str, Any]
 
 TEXTS = st.none() | st.sampled_from(["a", "b", "c", "", "né", "a\0", "zz", "B"])

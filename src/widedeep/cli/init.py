@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from widedeep.census import load_census
 from widedeep.cli.output import print_json, print_next, print_table, print_text
 from widedeep.cli.parser import EXIT_OK
 from widedeep.config import config_from_tables
@@ -17,7 +18,8 @@ from widedeep.files import write_text_whole
 
 EXAMPLE = (
     "  widedeep init train.parquet --label click -o ads.toml\n"
-    "  widedeep check ads.toml\n\n"
+    "  widedeep check ads.toml\n"
+    "  widedeep init --dataset census                # a data set of the package, to try it out\n\n"
     "Numbers become numeric features and bins; text, lists and integer keys become categorical\n"
     "features. Row ids, times and constants are left out. Crosses that help on held-out rows\n"
     "are added. Each line has a comment with its evidence: read it through."
@@ -38,7 +40,12 @@ batch_size = "auto"  # by the number of rows\
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument(
-        "data", metavar="DATA", help="training data: a Parquet or CSV file, or a glob"
+        "data", metavar="DATA", nargs="?", help="training data: a Parquet or CSV file, or a glob"
+    )
+    parser.add_argument(
+        "--dataset",
+        choices=("census",),
+        help="write a data set of the package into a folder of its name, and take that",
     )
     parser.add_argument(
         "--label", metavar="NAME", help="label column (default: guessed if it is obvious)"
@@ -55,9 +62,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    inferred = write_config(
-        arguments.data, arguments.out, label=arguments.label, overwrite=arguments.force
-    )
+    data, label = arguments.data, arguments.label
+    if (data is None) is (arguments.dataset is None):
+        raise ConfigError("got both or neither of them; give either DATA or --dataset")
+    if arguments.dataset is not None:
+        data, label = write_dataset(arguments.out, overwrite=arguments.force)
+    inferred = write_config(data, arguments.out, label=label, overwrite=arguments.force)
     if arguments.json:
         columns = [
             {
@@ -83,6 +93,16 @@ def run(arguments: argparse.Namespace) -> int:
     print_text(f"\nwrote {arguments.out}; read it through")
     print_next("check", arguments.out)
     return EXIT_OK
+
+
+def write_dataset(config: str | os.PathLike[str], *, overwrite: bool = False) -> tuple[str, str]:
+    """Write the census into a folder beside a configuration; return its train file and label."""
+    folder = Path(config).parent / "census"
+    for path in (Path(config), folder):
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path}: already exists; replace it with --force")
+    load_census().write(folder)
+    return str(folder / "train.parquet"), "income"
 
 
 def write_config(
