@@ -13,6 +13,7 @@
 #include "arrow_input.hpp"
 #include "bind_plan.hpp"
 #include "bind_rows.hpp"
+#include "bind_score.hpp"
 #include "crc32c.hpp"
 #include "fingerprint.hpp"
 #include "rank_request.hpp"
@@ -43,19 +44,70 @@ std::vector<T> to_vector(const Vector<T>& array) {
   return {array.data(), array.data() + array.shape(0)};
 }
 
+using TextSlot = TextVocabulary::Slot;
+using IntegerSlot = IntegerVocabulary::Slot;
+using Words = nb::ndarray<const std::uint64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// Slots that a file holds, as pairs of words.
+template <class T>
+const T* slots_of(const Words& words) {
+  static_assert(sizeof(T) == 16);
+  if (words.shape(1) != 2) throw std::invalid_argument("got an index without two words a slot");
+  return reinterpret_cast<const T*>(words.data());
+}
+
+template <class T>
+nb::object copied_slots(const SlotArray<T>& slots) {
+  const auto* const words = reinterpret_cast<const std::uint64_t*>(slots.data());
+  return to_numpy(std::vector<std::uint64_t>(words, words + 2 * slots.size()), slots.size(),
+                  std::size_t{2});
+}
+
+nb::object text_index(const Vector<std::int64_t>& offsets, const Vector<std::uint8_t>& bytes) {
+  const TextVocabulary vocabulary(offsets.data(), reinterpret_cast<const char*>(bytes.data()),
+                                  static_cast<std::int64_t>(offsets.shape(0)) - 1);
+  return copied_slots(vocabulary.slots());
+}
+
+nb::object integer_index(const Vector<std::int64_t>& values) {
+  const IntegerVocabulary vocabulary(values.data(), static_cast<std::int64_t>(values.shape(0)));
+  if (vocabulary.slots().empty()) {
+    const auto* const positions = reinterpret_cast<const std::int32_t*>(vocabulary.direct().data());
+    return to_numpy(std::vector<std::int32_t>(positions, positions + vocabulary.direct().size()));
+  }
+  return copied_slots(vocabulary.slots());
+}
+
 int add_text_vocabulary(OwnedPlan& self, const Vector<std::int64_t>& offsets,
-                        const Vector<std::uint8_t>& bytes) {
-  self.plan.texts.push_back(
-      std::make_unique<TextVocabulary>(offsets.data(), reinterpret_cast<const char*>(bytes.data()),
-                                       static_cast<std::int64_t>(offsets.shape(0)) - 1));
+                        const Vector<std::uint8_t>& bytes, const std::optional<Words>& index) {
+  const char* const text = reinterpret_cast<const char*>(bytes.data());
+  const auto size = static_cast<std::int64_t>(offsets.shape(0)) - 1;
+  self.plan.texts.push_back(index ? std::make_unique<TextVocabulary>(offsets.data(), text, size,
+                                                                     slots_of<TextSlot>(*index),
+                                                                     index->shape(0))
+                                  : std::make_unique<TextVocabulary>(offsets.data(), text, size));
   self.owners.push_back(nb::cast(offsets));
   self.owners.push_back(nb::cast(bytes));
+  if (index) self.owners.push_back(nb::cast(*index));
   return static_cast<int>(self.plan.texts.size()) - 1;
 }
 
-int add_integer_vocabulary(OwnedPlan& self, const Vector<std::int64_t>& values) {
-  self.plan.integers.push_back(std::make_unique<IntegerVocabulary>(
-      values.data(), static_cast<std::int64_t>(values.shape(0))));
+int add_integer_vocabulary(OwnedPlan& self, const Vector<std::int64_t>& values,
+                           const std::optional<Words>& index,
+                           const std::optional<Vector<std::int32_t>>& direct) {
+  const auto size = static_cast<std::int64_t>(values.shape(0));
+  SlotArray<std::uint32_t> positions;
+  SlotArray<IntegerSlot> slots;
+  if (index) slots = {slots_of<IntegerSlot>(*index), index->shape(0)};
+  if (direct) {
+    positions = {reinterpret_cast<const std::uint32_t*>(direct->data()), direct->shape(0)};
+  }
+  self.plan.integers.push_back(
+      index || direct ? std::make_unique<IntegerVocabulary>(values.data(), size,
+                                                            std::move(positions), std::move(slots))
+                      : std::make_unique<IntegerVocabulary>(values.data(), size));
+  if (index) self.owners.push_back(nb::cast(*index));
+  if (direct) self.owners.push_back(nb::cast(*direct));
   return static_cast<int>(self.plan.integers.size()) - 1;
 }
 
@@ -411,8 +463,10 @@ void bind_transform(nb::module_& m) {
       .def(
           "check_values", [](const OwnedPlan& self, std::int64_t n) { self.plan.check_values(n); },
           "total"_a)
-      .def("add_text_vocabulary", &add_text_vocabulary, "offsets"_a, "bytes"_a)
-      .def("add_integer_vocabulary", &add_integer_vocabulary, "values"_a)
+      .def("add_text_vocabulary", &add_text_vocabulary, "offsets"_a, "bytes"_a,
+           "index"_a = nb::none())
+      .def("add_integer_vocabulary", &add_integer_vocabulary, "values"_a, "index"_a = nb::none(),
+           "direct"_a = nb::none())
       .def("add_categorical", &add_categorical, "name"_a, "column"_a, nb::kw_only(), "way"_a,
            "vocabulary"_a, "buckets"_a, "oov_buckets"_a, "drop_unseen"_a, "empty_as_null"_a,
            "key_is_place"_a, "weights"_a.none(), "parallel"_a = nb::none(), "maxlen"_a = nb::none(),
@@ -459,6 +513,8 @@ void bind_transform(nb::module_& m) {
       .def("encode", &encode, "batches"_a, "origin"_a, "first_row"_a, "threads"_a)
       .def("encode_rows", &encode_rows, "rows"_a, "plain"_a, "origin"_a, "first_row"_a,
            "threads"_a);
+  m.def("text_index", &text_index, "offsets"_a, "bytes"_a);
+  m.def("integer_index", &integer_index, "values"_a);
   m.def("make_program", &make_program, "plan"_a, "slots"_a, nb::kw_only(), "dense"_a, "targets"_a,
         "fixed"_a);
 }

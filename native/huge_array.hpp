@@ -37,6 +37,7 @@ class HugeArray {
 
   std::size_t size() const noexcept { return size_; }
   bool empty() const noexcept { return size_ == 0; }
+  const T* data() const noexcept { return data_.get(); }
   T& operator[](std::size_t i) noexcept { return data_.get()[i]; }
   const T& operator[](std::size_t i) const noexcept { return data_.get()[i]; }
 

@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace widedeep {
 namespace {
@@ -79,6 +80,15 @@ std::uint32_t tag_of(std::uint64_t hash, std::int64_t length) noexcept {
                               std::to_string(second) + " of a vocabulary");
 }
 
+[[noreturn]] void throw_foreign(std::uint64_t at) {
+  throw std::invalid_argument("got an index that is not of its vocabulary (slot " +
+                              std::to_string(at) + ")");
+}
+
+void check_slots(std::size_t n_slots, std::uint64_t expected) {
+  if (n_slots != expected) throw_foreign(n_slots);
+}
+
 }  // namespace
 
 TextVocabulary::TextVocabulary(const std::int64_t* offsets, const char* bytes, std::int64_t size)
@@ -86,7 +96,8 @@ TextVocabulary::TextVocabulary(const std::int64_t* offsets, const char* bytes, s
       bytes_(bytes),
       size_(size),
       capacity_(capacity_for(size)),
-      slots_(capacity_, Slot{0, 0, kEmpty}) {
+      table_(capacity_, Slot{0, 0, kEmpty}),
+      slots_(table_.data()) {
   for (std::int64_t i = 0; i < size; ++i) {
     const TextSpan text = value(i);
     if (text.length < 0) throw std::invalid_argument("got offsets of a vocabulary that decrease");
@@ -99,8 +110,35 @@ TextVocabulary::TextVocabulary(const std::int64_t* offsets, const char* bytes, s
     for (; slots_[at].position != kEmpty; at = next_slot(at, capacity_)) {
       if (holds(slots_[at], text, payload, tag)) throw_twice(slots_[at].position, i);
     }
-    slots_[at] = {payload, tag, static_cast<std::uint32_t>(i)};
+    table_.own(at) = {payload, tag, static_cast<std::uint32_t>(i)};
   }
+}
+
+TextVocabulary::TextVocabulary(const std::int64_t* offsets, const char* bytes, std::int64_t size,
+                               const Slot* slots, std::size_t n_slots)
+    : offsets_(offsets),
+      bytes_(bytes),
+      size_(size),
+      capacity_(capacity_for(size)),
+      table_(slots, n_slots),
+      slots_(slots) {
+  check_slots(n_slots, capacity_);
+  const auto n_bytes = static_cast<std::uint64_t>(offsets[size] - offsets[0]);
+  std::int64_t n_used = 0;
+  for (std::uint64_t at = 0; at < capacity_; ++at) {
+    const Slot& slot = slots[at];
+    if (slot.position == kEmpty) continue;
+    ++n_used;
+    const std::uint64_t length = slot.tag & 255;
+    // A length of 255 stands for longer texts too, whose length is looked up.
+    const bool inside =
+        slot.position < static_cast<std::uint64_t>(size) &&
+        (length <= 8 || (slot.payload <= n_bytes && length <= n_bytes - slot.payload)) &&
+        (length < 255 ||
+         slot.payload == static_cast<std::uint64_t>(offsets[slot.position] - offsets[0]));
+    if (!inside) throw_foreign(at);
+  }
+  if (n_used != size) throw_foreign(capacity_);
 }
 
 TextSpan TextVocabulary::value(std::int64_t position) const noexcept {
@@ -170,27 +208,50 @@ void TextVocabulary::find(const TextSpan* values, std::int64_t n,
   }
 }
 
-IntegerVocabulary::IntegerVocabulary(const std::int64_t* values, std::int64_t size) : size_(size) {
-  capacity_ = capacity_for(size);
+IntegerVocabulary::IntegerVocabulary(const std::int64_t* values, std::int64_t size)
+    : size_(size), capacity_(capacity_for(size)) {
   if (size == 0) return;
-  const auto [smallest, largest] = std::minmax_element(values, values + size);
-  const std::uint64_t range =
-      static_cast<std::uint64_t>(*largest) - static_cast<std::uint64_t>(*smallest);
-  smallest_ = *smallest;
-  // A direct table of 4-byte positions takes no more than the slots would.
-  if (range < capacity_ * (sizeof(Slot) / sizeof(std::uint32_t))) {
-    direct_ = HugeArray<std::uint32_t>(range + 1, kEmpty);
+  if (is_dense(values)) {
+    direct_ = SlotArray<std::uint32_t>(range_ + 1, kEmpty);
     build_direct(values);
   } else {
-    slots_ = HugeArray<Slot>(capacity_, Slot{0, kEmpty});
+    slots_ = SlotArray<Slot>(capacity_, Slot{0, kEmpty, 0});
     build_hashed(values);
   }
+}
+
+IntegerVocabulary::IntegerVocabulary(const std::int64_t* values, std::int64_t size,
+                                     SlotArray<std::uint32_t> direct, SlotArray<Slot> slots)
+    : size_(size),
+      capacity_(capacity_for(size)),
+      direct_(std::move(direct)),
+      slots_(std::move(slots)) {
+  const bool dense = size > 0 && is_dense(values);
+  check_slots(direct_.size(), dense ? range_ + 1 : 0);
+  check_slots(slots_.size(), dense || size == 0 ? 0 : capacity_);
+  const std::size_t n = dense ? direct_.size() : slots_.size();
+  std::int64_t n_used = 0;
+  for (std::size_t at = 0; at < n; ++at) {
+    const std::uint32_t position = dense ? direct_.data()[at] : slots_.data()[at].position;
+    if (position == kEmpty) continue;
+    ++n_used;
+    if (position >= static_cast<std::uint64_t>(size)) throw_foreign(at);
+  }
+  if (n_used != size) throw_foreign(n);
+}
+
+// A direct table of 4-byte positions takes no more than the slots would.
+bool IntegerVocabulary::is_dense(const std::int64_t* values) noexcept {
+  const auto [smallest, largest] = std::minmax_element(values, values + size_);
+  smallest_ = *smallest;
+  range_ = static_cast<std::uint64_t>(*largest) - static_cast<std::uint64_t>(*smallest);
+  return range_ < capacity_ * (sizeof(Slot) / sizeof(std::uint32_t));
 }
 
 void IntegerVocabulary::build_direct(const std::int64_t* values) {
   for (std::int64_t i = 0; i < size_; ++i) {
     std::uint32_t& position =
-        direct_[static_cast<std::uint64_t>(values[i]) - static_cast<std::uint64_t>(smallest_)];
+        direct_.own(static_cast<std::uint64_t>(values[i]) - static_cast<std::uint64_t>(smallest_));
     if (position != kEmpty) throw_twice(position, i);
     position = static_cast<std::uint32_t>(i);
   }
@@ -199,20 +260,22 @@ void IntegerVocabulary::build_direct(const std::int64_t* values) {
 void IntegerVocabulary::build_hashed(const std::int64_t* values) {
   for (std::int64_t i = 0; i < size_; ++i) {
     std::uint64_t at = slot_of(mix(static_cast<std::uint64_t>(values[i]), 0), capacity_);
-    for (; slots_[at].position != kEmpty; at = next_slot(at, capacity_)) {
-      if (slots_[at].value == values[i]) throw_twice(slots_[at].position, i);
+    for (; slots_.own(at).position != kEmpty; at = next_slot(at, capacity_)) {
+      if (slots_.own(at).value == values[i]) throw_twice(slots_.own(at).position, i);
     }
-    slots_[at] = {values[i], static_cast<std::uint32_t>(i)};
+    slots_.own(at) = {values[i], static_cast<std::uint32_t>(i), 0};
   }
 }
 
 void IntegerVocabulary::find(const std::int64_t* values, std::int64_t n,
                              std::int64_t* positions) const noexcept {
+  const Slot* const slots = slots_.data();
   if (slots_.empty()) {
+    const std::uint32_t* const direct = direct_.data();
     for (std::int64_t i = 0; i < n; ++i) {
       const std::uint64_t at =
           static_cast<std::uint64_t>(values[i]) - static_cast<std::uint64_t>(smallest_);
-      const std::uint32_t position = at < direct_.size() ? direct_[at] : kEmpty;
+      const std::uint32_t position = at < direct_.size() ? direct[at] : kEmpty;
       positions[i] = position == kEmpty ? -1 : static_cast<std::int64_t>(position);
     }
     return;
@@ -222,15 +285,15 @@ void IntegerVocabulary::find(const std::int64_t* values, std::int64_t n,
     const std::int64_t count = std::min(kBatch, n - begin);
     for (std::int64_t i = 0; i < count; ++i) {
       starts[i] = slot_of(mix(static_cast<std::uint64_t>(values[begin + i]), 0), capacity_);
-      __builtin_prefetch(&slots_[starts[i]]);
+      __builtin_prefetch(&slots[starts[i]]);
     }
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t value = values[begin + i];
       std::uint64_t at = starts[i];
-      while (slots_[at].position != kEmpty && slots_[at].value != value) {
+      while (slots[at].position != kEmpty && slots[at].value != value) {
         at = next_slot(at, capacity_);
       }
-      const std::uint32_t position = slots_[at].position;
+      const std::uint32_t position = slots[at].position;
       positions[begin + i] = position == kEmpty ? -1 : static_cast<std::int64_t>(position);
     }
   }

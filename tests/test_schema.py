@@ -12,9 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from widedeep import schema as schema_module
+from widedeep.data.transform import Transform
 from widedeep.errors import DataError, SchemaError, WideDeepError
 from widedeep.features import FeatureSpec, bucketized, categorical, crossed, numeric
+from widedeep.features.learned import text_buffers
 from widedeep.files import map_tensors, read_metadata, write_tensors
+from widedeep.kernels.transform import TransformPlan, integer_index, text_index
 from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
 
 SPEC = FeatureSpec(
@@ -210,6 +214,59 @@ def test_a_schema_may_be_saved_over_the_file_it_is_mapped_from(tmp_path: Path) -
     assert Schema.load(path) == loaded == make_schema()
 
 
+LONG = ["x" * 254, "x" * 255, "y" * 300]
+WORDS = ["", "a", "né", "exactly8", "ninechars", "seventeen letters", *LONG]
+SPARSE = [5, -(2**63), 2**63 - 1, 0, 77_777_777_777]
+DENSE = [7, 3, 12, 0, -4]
+
+
+@pytest.mark.parametrize("values", [WORDS, SPARSE, DENSE, [], [11]])
+def test_a_mapped_index_finds_what_one_in_memory_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[Any]
+) -> None:
+    monkeypatch.setattr(schema_module, "INDEXED_VALUES", 0)
+    is_text = bool(values) and isinstance(values[0], str)
+    learned = text(*values) if is_text else ints(*values)
+    schema = Schema(
+        spec=FeatureSpec(features=categorical("v")),
+        columns={"v": ColumnType(kind="string" if is_text else "int")},
+        vocabularies={"v": Vocabulary(values=learned, counts=np.ones(len(values), np.int64))},
+        boundaries={},
+        numerics={},
+    )
+    path = tmp_path / "s.safetensors"
+    schema.save(path)
+    mapped = Schema.load(path)
+    assert mapped == schema
+    index = mapped.vocabularies["v"].index
+    assert index is not None and not (values and index.flags.writeable)
+    other = ["x" * 256, "z", "exactly9", "seventeen lettert"] if is_text else [6, -1, 2**62, 901]
+    rows = pa.table({"v": pa.array([*values, *other, None])})
+    ids = Transform(mapped)(rows).ids_N
+    assert ids.tolist() == [*range(2, 2 + len(values)), *([0] * len(other)), 1]
+    assert ids.tolist() == Transform(schema)(rows).ids_N.tolist()
+    mapped.save(tmp_path / "again.safetensors")  # the mapped index is written as it is
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_an_index_of_another_vocabulary_is_refused() -> None:
+    plan = TransformPlan()
+    offsets, data = text_buffers(text("aaaaaaaaaaaa", "b"))
+    index = text_index(offsets, data)
+    assert plan.add_text_vocabulary(offsets, data, index) == 0
+    fewer = text_buffers(text("aaaaaaaaaa", "b"))
+    for arrays in (fewer, text_buffers(text("aaaaaaaaaaaa")), text_buffers(text("a", "b", "c"))):
+        with pytest.raises(ValueError, match="an index that is not of its vocabulary"):
+            plan.add_text_vocabulary(*arrays, index)
+    slots, positions = integer_index(ints(*SPARSE)), integer_index(ints(*DENSE))
+    assert (slots.ndim, positions.ndim) == (2, 1)
+    with pytest.raises(ValueError, match="an index that is not of its vocabulary"):
+        plan.add_integer_vocabulary(ints(*DENSE), slots)
+    wrong = np.where(positions >= 0, positions + 1, positions).astype(np.int32)
+    with pytest.raises(ValueError, match="an index that is not of its vocabulary"):
+        plan.add_integer_vocabulary(ints(*DENSE), None, wrong)
+
+
 def test_an_empty_vocabulary_is_saved(tmp_path: Path) -> None:
     vocabularies = dict(make_schema().vocabularies)
     vocabularies["raw"] = Vocabulary(values=text(), counts=ints())
@@ -288,7 +345,11 @@ def test_counts_and_notes_leave_the_fingerprint(tmp_path: Path) -> None:
     assert changed.fingerprint == make_schema().fingerprint
 
 
-def test_any_flipped_byte_is_an_error_or_harmless(tmp_path: Path) -> None:
+@pytest.mark.parametrize("indexed_values", [1, 1 << 18])
+def test_any_flipped_byte_is_an_error_or_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indexed_values: int
+) -> None:
+    monkeypatch.setattr(schema_module, "INDEXED_VALUES", indexed_values)
     path = tmp_path / "s.safetensors"
     schema = make_schema()
     schema.save(path)

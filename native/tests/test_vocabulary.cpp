@@ -84,6 +84,27 @@ TEST(texts_that_differ_by_zero_bytes_stay_apart) {
   }
 }
 
+TEST(slots_of_another_vocabulary_are_followed_nowhere) {
+  const Texts texts = some_texts();
+  const TextVocabulary built(texts.offsets.data(), texts.bytes.data(), texts.size());
+  std::vector<TextVocabulary::Slot> slots(built.slots().data(),
+                                          built.slots().data() + built.slots().size());
+  const auto mapped = [&] {
+    return TextVocabulary(texts.offsets.data(), texts.bytes.data(), texts.size(), slots.data(),
+                          slots.size());
+  };
+  CHECK(find_text(mapped(), "value7") == find_text(built, "value7"));
+  CHECK(find_text(mapped(), "value5000") == -1);
+  for (TextVocabulary::Slot& slot : slots) {
+    const TextVocabulary::Slot good = slot;
+    slot.payload = ~std::uint64_t{0};
+    slot.tag |= 100;
+    slot.position = static_cast<std::uint32_t>(texts.size());
+    CHECK(throws_invalid_argument(mapped));
+    slot = good;
+  }
+}
+
 TEST(a_vocabulary_is_read_by_several_threads_at_once) {
   const Texts texts = some_texts();
   const TextVocabulary vocabulary(texts.offsets.data(), texts.bytes.data(), texts.size());

@@ -627,8 +627,17 @@ class TransformPlan:
     max_values: int
     def check_values(self, total: int) -> None: ...
     def __init__(self) -> None: ...
-    def add_text_vocabulary(self, offsets: _Ints, bytes: _Bytes) -> int: ...
-    def add_integer_vocabulary(self, values: _Ints) -> int: ...
+    def add_text_vocabulary(
+        self, offsets: _Ints, bytes: _Bytes, index: NDArray[np.uint64] | None = None
+    ) -> int:
+        """Add a vocabulary; with what ``text_index`` gave for it, none is built in memory."""
+    def add_integer_vocabulary(
+        self,
+        values: _Ints,
+        index: NDArray[np.uint64] | None = None,
+        direct: NDArray[np.int32] | None = None,
+    ) -> int:
+        """Add a vocabulary; with what ``integer_index`` gave, slots (n, 2) or positions (n,)."""
     def add_categorical(
         self,
         name: str,
@@ -724,6 +733,12 @@ class TransformProgram:
         first_row: int,
         threads: int,
     ) -> tuple[Encoded, list[int]]: ...
+
+def text_index(offsets: _Ints, bytes: _Bytes) -> NDArray[np.uint64]:
+    """Return the hash table of a vocabulary of texts, slots (n, 2)."""
+
+def integer_index(values: _Ints) -> NDArray[np.uint64] | NDArray[np.int32]:
+    """Return the hash table of integers, slots (n, 2), or positions (n,) by value."""
 
 def make_program(
     plan: TransformPlan,

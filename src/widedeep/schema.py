@@ -27,6 +27,7 @@ from widedeep.features.learned import (
 )
 from widedeep.features.spec import spec_from_table, spec_to_table
 from widedeep.files import map_tensors, read_metadata, write_tensors
+from widedeep.kernels.transform import integer_index, text_index
 from widedeep.options import check_value
 
 __all__ = ["ColumnType", "NumericFit", "Schema", "Slot", "Vocabulary"]
@@ -37,6 +38,11 @@ _COUNTS = "counts/"
 # Statistics of the training data, which turn no row into numbers.
 _TAIL = "tail/"
 _NOT_FINGERPRINTED = (_COUNTS, "profile_cuts/", "profile_counts/", _TAIL)
+# Hash tables of vocabularies: what look-ups build from the values. Another hash needs another name.
+_INDEX = "index/"
+INDEXED_VALUES = 1 << 18
+"""Fewest values of a vocabulary whose index is saved. That of a smaller one takes 8 MiB at most and
+is built in each process: there it lies on huge pages, which look-ups like better than a file's."""
 _DAMAGED = (AttributeError, ConfigError, FeatureError, KeyError, TypeError, ValueError)
 # What a schema file says beside its tensors.
 _FACTS: Mapping[str, Any] = {
@@ -368,7 +374,18 @@ class Schema:
             "fingerprint": self.fingerprint,
         }
         metadata["facts_sha256"] = _facts_digest(metadata["facts"], tensors)
-        write_tensors(path, tensors, metadata)
+        indices = self._indices()
+        if indices:
+            metadata["index_sha256"] = _index_digest(indices)
+        write_tensors(path, {**tensors, **indices}, metadata)
+
+    def _indices(self) -> dict[str, NDArray[Any]]:
+        """Return the hash tables of large vocabularies, built where none was mapped."""
+        return {
+            _INDEX + key: _built_index(vocabulary) if vocabulary.index is None else vocabulary.index
+            for key, vocabulary in self.vocabularies.items()
+            if len(vocabulary) >= INDEXED_VALUES and np.ndim(vocabulary.values) == 1
+        }
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Schema:
@@ -401,7 +418,11 @@ class Schema:
         schema = _assemble(identity, json.loads(metadata["facts"]), tensors)
         facts_digest = _facts_digest(metadata["facts"], tensors)
         digests = metadata["fingerprint"], metadata["facts_sha256"]
-        if (schema.fingerprint, facts_digest) != digests:
+        indices = {k: tensor for k, tensor in tensors.items() if k.startswith(_INDEX)}
+        index_digest = _index_digest(indices) if indices else None
+        if (schema.fingerprint, facts_digest) != digests or (
+            index_digest != metadata.get("index_sha256")
+        ):
             raise SchemaError(
                 f"{path}: its contents do not match its fingerprint; the file is damaged"
             )
@@ -423,6 +444,19 @@ def _facts_digest(facts: str, tensors: Mapping[str, NDArray[Any]]) -> str:
         if name.startswith(_NOT_FINGERPRINTED):
             _update(digest, name, tensor)
     return digest.hexdigest()
+
+
+def _index_digest(indices: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(indices.items()):
+        _update(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def _built_index(vocabulary: Vocabulary) -> NDArray[Any]:
+    if isinstance(vocabulary.values, np.ndarray):
+        return integer_index(np.ascontiguousarray(vocabulary.values))
+    return text_index(*text_buffers(vocabulary.values))
 
 
 def stored_spec(path: str | os.PathLike[str]) -> FeatureSpec:
@@ -452,6 +486,7 @@ def _assemble(
     check_value(tails, Mapping[str, int], "tails")
     for key, dropped in facts["dropped"].items():
         vocabulary = _stored_vocabulary(tensors, key, dropped)
+        vocabulary = replace(vocabulary, index=tensors.get(_INDEX + key))
         if key in tails:
             tail = _stored_vocabulary(tensors, key, tails[key], _TAIL)
             vocabulary = replace(vocabulary, tail=tail)

@@ -254,7 +254,8 @@ def without_values(schema: Schema, unused: Mapping[str, NDArray[np.bool_]]) -> S
 def _selected(vocabulary: Vocabulary, mask: NDArray[np.bool_]) -> Vocabulary:
     old = vocabulary.values
     values = old[mask] if isinstance(old, np.ndarray) else old.filter(pa.array(mask))
-    return replace(vocabulary, values=values, counts=np.asarray(vocabulary.counts)[mask])
+    counts = np.asarray(vocabulary.counts)[mask]
+    return replace(vocabulary, values=values, counts=counts, index=None)
 
 
 def _renumbered(

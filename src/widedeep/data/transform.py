@@ -243,9 +243,11 @@ class _Compiler:
         return f"{kind}_vocabulary", self.vocabularies[key]
 
     def add_vocabulary(self, vocabulary: Vocabulary) -> int:
-        if isinstance(vocabulary.values, np.ndarray):
-            return self.native.add_integer_vocabulary(_contiguous(vocabulary.values, np.int64))
-        return self.native.add_text_vocabulary(*text_buffers(vocabulary.values))
+        index = vocabulary.index
+        if not isinstance(vocabulary.values, np.ndarray):
+            return self.native.add_text_vocabulary(*text_buffers(vocabulary.values), index)
+        table = {} if index is None else {"direct" if index.ndim == 1 else "index": index}
+        return self.native.add_integer_vocabulary(_contiguous(vocabulary.values, np.int64), **table)
 
     def add_cross(self, name: str, encoding: CrossEncoding) -> int | None:
         parts = [self.operations[part_name][1] for part_name in encoding.parts]

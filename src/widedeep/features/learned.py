@@ -104,12 +104,15 @@ class Vocabulary:
         dropped: Distinct values left out by ``min_count`` and ``max_size``.
         tail: The most frequent of those with their counts, which ``grow=`` adds to; None where they
             were not kept. No part of what turns rows into ids.
+        index: The hash table of the values, mapped from the schema's file, so that all processes of
+            a machine share it; None: whoever looks values up builds one of its own.
     """
 
     values: pa.LargeBinaryArray | NDArray[np.int64]
     counts: NDArray[np.int64]
     dropped: int = 0
     tail: Vocabulary | None = None
+    index: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -196,7 +199,7 @@ def text_buffers(values: pa.LargeBinaryArray) -> tuple[NDArray[np.int64], NDArra
     """Return the offsets (from 0, one more than there are values) and the bytes of a vocabulary."""
     _, offsets, data = values.buffers()
     window = np.frombuffer(offsets, np.int64, len(values) + 1, values.offset * 8)
+    from_zero = window - window[0] if window[0] else window  # no copy of what a file maps
     if data is None:
-        return window - window[0], np.empty(0, np.uint8)
-    raw = np.frombuffer(data, np.uint8)[window[0] : window[-1]]
-    return window - window[0], raw
+        return from_zero, np.empty(0, np.uint8)
+    return from_zero, np.frombuffer(data, np.uint8)[window[0] : window[-1]]

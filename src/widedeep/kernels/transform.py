@@ -10,7 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from widedeep import _native
-from widedeep._native import TransformPlan, TransformProgram, crc32c, make_program
+from widedeep._native import (
+    TransformPlan,
+    TransformProgram,
+    crc32c,
+    integer_index,
+    make_program,
+    text_index,
+)
 
 if TYPE_CHECKING:
     from widedeep._native import Encoded as Encoded
@@ -20,8 +27,10 @@ __all__ = [
     "TransformProgram",
     "crc32c",
     "fingerprint64",
+    "integer_index",
     "is_misspelt",
     "make_program",
+    "text_index",
 ]
 
 
