@@ -29,6 +29,7 @@ from widedeep.join import (
     Label,
     Negatives,
     Split,
+    open_dataset,
     run_join,
 )
 from widedeep.join.engines import DuckDBEngine
@@ -90,7 +91,7 @@ def checksums(settings: JoinConfig) -> dict[str, Any]:
     result = run_join(settings)
     found: dict[str, Any] = {
         "statistics": flat(json.loads((result.output / "report.json").read_text())),
-        "schema": fitted(result),
+        "schema": fitted(result, result.output / "train"),
     }
     for split in SPLITS:
         tables = [pq.read_table(path) for path in result.paths(split)]
@@ -116,16 +117,19 @@ def flat(figures: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def fitted(result: JoinResult) -> str:
+def fitted(result: JoinResult, data: Path) -> bytes:
+    """Return the schema's file, fitted on examples or on the counts beside them."""
     columns = {column["name"] for column in result.manifest["columns"]}
     numbers = {"pair_since", "item_rate", "shown_before"} & columns
     categories = {"item_id", "user_id", "device", "brand", "last_items"} & columns
     features = list(wd.categorical(*sorted(categories)))
     if numbers:
         features += wd.numeric(*sorted(numbers))
-    spec = wd.FeatureSpec(features=features)
+    spec = wd.FeatureSpec(label="spend", weight="weight", features=features, group="request_id")
     # Fewer rows than there are: sampled quantiles are alike only where the rows' order is.
-    return wd.fit_schema(spec, result.output / "train", sample_rows=100).fingerprint
+    given = {"counts": data} if data.name == "counts" else {"data": data}
+    wd.fit_schema(spec, **given, sample_rows=100).save(result.output / "schema.safetensors")
+    return (result.output / "schema.safetensors").read_bytes()
 
 
 def both(settings: JoinConfig, **of_spark: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -242,7 +246,9 @@ def test_both_engines_make_the_same_rows(tmp_path: Path) -> None:
         impressions=ImpressionLog(path=(tmp_path / "shown").as_uri(), position="position"),
         actions=ActionLog(table="taken", kind="kind", value="price"),
     )
-    manifest = json.loads((tmp_path / "out-spark" / "manifest.json").read_text())
+    examples = open_dataset(tmp_path / "out-spark")
+    assert fitted(examples, examples.output / "counts") == one["schema"]
+    manifest = examples.manifest
     inputs = {entry["input"]: entry for entry in manifest["inputs"][:2]}
     assert inputs["impressions"]["path"] == f"file:{tmp_path / 'shown' / 'part.parquet'}"
     size = (tmp_path / "taken" / "part.parquet").stat().st_size

@@ -11,11 +11,12 @@ from widedeep.cli.output import print_json, print_next, print_text, say
 from widedeep.cli.parser import EXIT_OK, add_set
 from widedeep.cli.runs import RunDirectory, train_command, training_data
 from widedeep.config import load_config
+from widedeep.data.counts import CountsFolder
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.fragments import InputRecord
 from widedeep.data.peers import LONE, Peers
-from widedeep.data.sources import open_source
+from widedeep.data.sources import Data, RowShare, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError
 from widedeep.ranks.config import DistributedConfig
@@ -27,6 +28,7 @@ from widedeep.training.config import RunConfig
 EXAMPLE = (
     "  widedeep prepare ads.toml\n"
     "  widedeep prepare ads.toml --encode\n"
+    "  widedeep prepare ads.toml --counts examples/counts   # of a join on Spark\n"
     "  widedeep train ads.toml         # uses the saved schema\n"
     "  torchrun --standalone --nproc-per-node 4 -m widedeep prepare ads.toml   # 4 processes\n\n"
     "'train' fits the schema by itself; 'prepare' shows it before hours of training. With\n"
@@ -45,6 +47,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encode", action="store_true", help="save the encoded training rows too, in encoded/"
     )
+    parser.add_argument(
+        "--counts",
+        metavar="DIR",
+        help="learn from the counts beside a dataset that was joined on Spark, not from its rows",
+    )
     add_set(parser)
 
 
@@ -55,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     directory.check_free()
     # The lanes of training do not matter here, and a rank may read for hours before it answers.
     ranks = ranks_of(DistributedConfig(lanes=launched_size(), timeout=_TIMEOUT))
-    schema = prepare_schema(config, directory, progress=True, ranks=ranks)
+    counts = arguments.counts
+    schema = prepare_schema(config, directory, counts=counts, progress=True, ranks=ranks)
     if not ranks.is_first:
         return EXIT_OK
     encoded: dict[str, Any] = {}
@@ -87,10 +95,15 @@ def _feature_sizes(schema: Any) -> Mapping[str, int]:
 
 
 def prepare_schema(
-    config: RunConfig, directory: RunDirectory, *, progress: bool = False, ranks: Peers = LONE
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    counts: str | None = None,
+    progress: bool = False,
+    ranks: Peers = LONE,
 ) -> Schema:
     """Fit the schema of a run, over all ranks, and keep it in its folder."""
-    schema, inputs = fit_run_schema(config, progress, ranks=ranks)
+    schema, inputs = fit_run_schema(config, progress, counts=counts, ranks=ranks)
     if ranks.rank == 0:
         directory.save_schema(schema, inputs)
     return schema
@@ -108,7 +121,12 @@ def encode_rows(
 
 
 def fit_run_schema(
-    config: RunConfig, progress: bool, grow: Schema | None = None, ranks: Peers = LONE
+    config: RunConfig,
+    progress: bool,
+    grow: Schema | None = None,
+    ranks: Peers = LONE,
+    *,
+    counts: str | None = None,
 ) -> tuple[Schema, list[InputRecord]]:
     """Fit the schema of a run over all ranks and return it with a record of its inputs."""
     if not config.spec.labels:  # said before the long way through the data
@@ -116,7 +134,25 @@ def fit_run_schema(
     inputs = _inputs(config)
     train, _ = training_data(config)
     show_bar = progress and sys.stderr.isatty() and ranks.rank == 0
-    return fit_schema(config.spec, train, progress=show_bar, grow=grow, ranks=ranks), inputs
+    if counts is None:
+        return fit_schema(config.spec, train, progress=show_bar, grow=grow, ranks=ranks), inputs
+    _check_counted(train, counts, sum(record["rows"] for record in inputs))
+    return fit_schema(config.spec, counts=counts, progress=show_bar, ranks=ranks), inputs
+
+
+def _check_counted(train: Data, counts: str, rows: int) -> None:
+    """Refuse counts of other rows than those of the run."""
+    if isinstance(train, RowShare):
+        raise ConfigError(
+            f"--counts {counts}: counts all rows of its dataset's train folder, and [data] splits "
+            "them; name the dataset's folders as train and valid"
+        )
+    counted = CountsFolder.open(counts).rows
+    if rows != counted:
+        raise DataError(
+            f"--counts {counts}: counts {counted:,} rows, and [data] train has {rows:,}; name the "
+            "folder counts/ beside the train folder"
+        )
 
 
 def _inputs(config: RunConfig) -> list[InputRecord]:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 
 from widedeep.data.column_values import Chunk, read_numbers
 from widedeep.data.counting import ValueCounter
+from widedeep.data.counts import CountsFolder, open_counts
 from widedeep.data.extend_schema import extend_classes, keep_numbers
 from widedeep.data.fit_scans import (
     FitPlan,
@@ -54,6 +56,12 @@ def history_columns(data: Data, columns: Collection[str]) -> dict[str, dict[str,
     """Return the definition of each history column among ``columns``."""
     rows = data.data if isinstance(data, RowShare) else data
     manifests = {path.parent.parent / "manifest.json" for path in input_paths(rows) or ()}
+    return _history(manifests, columns)
+
+
+def _history(
+    manifests: Collection[InputPath], columns: Collection[str]
+) -> dict[str, dict[str, Any]]:
     definitions: dict[str, dict[str, Any]] = {}
     for manifest in sorted(manifests, key=str):
         for name, definition in _definitions(manifest).items():
@@ -306,8 +314,9 @@ _Scan = Callable[[ScanContext], FitResult]
 
 def fit_schema(
     spec: FeatureSpec,
-    data: Data,
+    data: Data | None = None,
     *,
+    counts: str | os.PathLike[str] | None = None,
     memory_limit: int | None = None,
     sample_rows: int = 262_144,
     seed: int = 0,
@@ -330,6 +339,10 @@ def fit_schema(
         spec: The declaration.
         data: A path, a glob, a list of paths, a data frame, an Arrow table or reader, or a list of
             dicts.
+        counts: In place of ``data`` the folder ``counts/`` that a join on Spark writes beside its
+            examples. The schema is that of a fit on its ``train`` folder, to the byte, and no
+            example is read. Crosses that learn combinations, and numbers in lists, need the
+            examples.
         memory_limit: Bytes for reading and counting, at least 16 MiB, beside what the schema itself
             takes; 1 GiB if not given.
         sample_rows: Quantiles and bins are exact on all rows up to this number, and exact on a
@@ -369,11 +382,15 @@ def fit_schema(
     _check_options(spec, limit, sample_rows, threads, grow)
     workers = min(threads or _processors(), max(1, limit // _MEMORY_PER_SCAN))
     columns = _columns(spec)
-    with open_source(data, columns=columns, column_types=declared_types(spec)) as source:
+    with _open(spec, data, counts, columns) as source:
         if not source.num_rows:
             raise DataError("data: got no rows, expected at least one; check the path or the query")
         plan = plan_fit(spec, source.arrow_schema)
-        history = history_columns(data, columns)
+        if counts is None:
+            history = history_columns(data, columns)
+        else:
+            _check_counts(CountsFolder.open(counts), spec, plan, sample_rows, seed)
+            history = _history([Path(counts).absolute().parent / "manifest.json"], columns)
         check_same_rows(source, ranks)
         scans = _first_scans(spec, plan, grow)
         crosses = [f for f in spec.all_features if f.part_names and not f.is_hashed]
@@ -413,6 +430,47 @@ def fit_schema(
             ]
             _run(cross_scans, scan, workers, fit)
             return _schema(spec, plan, scan, fit, history)
+
+
+def _open(
+    spec: FeatureSpec, data: Data | None, counts: str | os.PathLike[str] | None, columns: list[str]
+) -> Source:
+    if (data is None) == (counts is None):
+        got = "neither data nor" if data is None else "both data and"
+        raise ConfigError(f"got {got} counts, expected one of them")
+    if counts is not None:
+        return open_counts(counts, columns)
+    return open_source(data, columns=columns, column_types=declared_types(spec))
+
+
+def _check_counts(
+    counts: CountsFolder, spec: FeatureSpec, plan: FitPlan, sample_rows: int, seed: int
+) -> None:
+    """Refuse what counts of single columns cannot teach."""
+    for feature in spec.all_features:
+        reader = f"feature {feature.name!r}"
+        if feature.part_names and not feature.is_hashed:
+            raise ConfigError(
+                f"{reader}: learns which values occur together, and counts of single columns do "
+                "not say it; hash the cross (hash_buckets=), or fit on the examples"
+            )
+        if (numbers := feature.number_input) is not None:
+            if plan.types[numbers.column].nested:
+                raise ConfigError(
+                    f"{reader}: column {numbers.column!r} holds lists of numbers, whose order "
+                    "counts do not keep; fit on the examples"
+                )
+            counts.check_counted(numbers.column, reader)
+    counts.check_sample(sample_rows, seed)
+    for use in [use for columns in plan.learned for use in columns]:
+        counts.check_counted(use.name, use.reader)
+    for column in [*spec.labels.values(), *spec.weights]:
+        counts.check_counted(column, f"column {column!r}")
+        if plan.types[column].nested:
+            raise ConfigError(
+                f"label {column!r}: counts of lists do not say which classes a row has; fit on the "
+                "examples"
+            )
 
 
 def _schema(

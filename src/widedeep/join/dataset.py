@@ -288,6 +288,7 @@ class FinishedJoin:
     inputs: Sequence[Mapping[str, Any]]  # Name, path, size and checksum of each input file
     engine: Mapping[str, str]  # Its name and version
     logged: Mapping[str, int]  # Rows of each history feature that the server had logged
+    value_counts: Path | None = None  # The folder of counts for fit_schema, if there is one
     measures: Measures | None = None  # What the rows show; None: the shards are yet to be read
 
 
@@ -306,6 +307,8 @@ def write_dataset(finished: FinishedJoin, workdir: Path) -> JoinResult:
         manifest = _manifest(finished, schema)
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         (target / "manifest.json").write_text(text, encoding="utf-8")
+        if finished.value_counts is not None:
+            shutil.copytree(finished.value_counts, target / "counts", copy_function=os.link)
         spill_dir = workdir if config.spill_folder is None else Path(config.spill_folder)
         measures = finished.measures or measure(target, manifest, spill_dir=spill_dir)
         write_report(target, manifest, measures)

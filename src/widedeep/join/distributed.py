@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from widedeep.data.arrow_types import is_text
+from widedeep.data.counts import FORMAT, KIND, SAMPLE_ROWS, sampled_rows
 from widedeep.errors import DataError
 from widedeep.join.config import SPLITS
 from widedeep.join.dataset import ROW_GROUP, Shard
@@ -94,7 +103,8 @@ def measure_staged(engine: SparkEngine, plan: JoinPlan, folder: Path) -> Measure
     """Return what the staged examples show; counts of all values are written to ``folder``."""
     types = engine.column_types(EXAMPLES)
     names = output_columns(plan)
-    engine.write("counting the values", _value_counts(names, types), folder, by=["wd_column"])
+    by = ["wd_split", "wd_column"]
+    engine.write("counting the values", _value_counts(names, types), folder, by=by)
     engine.open_staged(_VALUES, folder)
     columns: dict[str, dict[str, Any]] = {name: {} for name in names}
     rows_by_split = engine.query(
@@ -146,7 +156,7 @@ def _value_counts(names: Sequence[str], types: Mapping[str, str]) -> str:
             column = "wd_value"
         selects.append(_values(number, column, kind, source))
     return (
-        f"SELECT wd_split, {', '.join(_KINDS)}, COUNT(*) AS wd_count, wd_column "
+        f"SELECT {', '.join(_KINDS)}, COUNT(*) AS wd_count, wd_split, wd_column "
         f"FROM ({' UNION ALL '.join(selects)}) GROUP BY wd_split, {', '.join(_KINDS)}, wd_column"
     )
 
@@ -177,6 +187,71 @@ def _most_frequent(n_columns: int) -> str:
         f"SELECT * FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY wd_split, wd_column "
         f"ORDER BY {order}) AS wd_place FROM {_VALUES} WHERE wd_column < {n_columns} AND "
         f"({_IS_VALUE})) WHERE wd_place <= {TOP} ORDER BY wd_split, wd_column, wd_place"
+    )
+
+
+def write_counts(
+    engine: SparkEngine, plan: JoinPlan, shards: Sequence[Shard], parts: Path, stage: Path
+) -> Path | None:
+    """Put the counts of train's values together, as :mod:`widedeep.data.counts` reads them."""
+    train = [shard for shard in shards if shard.split == "train"]
+    if not train:
+        return None
+    folder = stage / "written_counts"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    names, rows = output_columns(plan), sum(shard.rows for shard in train)
+    uncounted = [names[0], time_name(plan)]  # The request, and when it was
+    for number in range(2 * len(names)):
+        source = stage / "counts" / "wd_split=0" / f"wd_column={number}"
+        if source.exists() and names[number % len(names)] not in uncounted:
+            shutil.copytree(source, folder / "values" / source.name, copy_function=os.link)
+    schema = pq.read_schema(parts / train[0].file).remove_metadata()
+    pq.write_metadata(schema, folder / "schema.parquet")
+    _write_sample(engine, schema, train, parts, stage, folder, set(uncounted))
+    content = {
+        "kind": KIND,
+        "format": FORMAT,
+        "rows": rows,
+        "columns": names,
+        "uncounted": uncounted,
+        "sample_rows": SAMPLE_ROWS,
+    }
+    (folder / "counts.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return folder
+
+
+def _write_sample(
+    engine: SparkEngine,
+    schema: pa.Schema,
+    train: Sequence[Shard],
+    parts: Path,
+    stage: Path,
+    folder: Path,
+    uncounted: set[str],
+) -> None:
+    """Write the numbers of the rows that quantiles are learned from; Spark picks them out."""
+    ends = np.cumsum([0, *(shard.rows for shard in train)])
+    row_S = sampled_rows(int(ends[-1]))
+    shard_S = np.searchsorted(ends, row_S, "right") - 1
+    files = pa.array([Path(shard.file).name for shard in train])
+    rows = {"wd_row": row_S, "wd_file": files.take(shard_S), "wd_index": row_S - ends[shard_S]}
+    pq.write_table(pa.table(rows), stage / "sampled.parquet")
+    numbers = [
+        f"s.{_quoted(field.name)}"
+        for field in schema
+        if not (is_text(field.type) or pa.types.is_list(field.type) or field.name in uncounted)
+    ]
+    own = "SUBSTRING_INDEX(_metadata.file_path, '/', -1) AS wd_file"
+    engine.write(
+        "sampling the examples",
+        f"SELECT /*+ BROADCAST(r) */ r.wd_row, {', '.join(numbers)} FROM "
+        f"(SELECT *, {own}, _metadata.row_index AS wd_index "
+        f"FROM parquet.{_quoted(str(parts / 'train'))}) AS s "
+        f"JOIN parquet.{_quoted(str(stage / 'sampled.parquet'))} AS r "
+        "ON s.wd_file = r.wd_file AND s.wd_index = r.wd_index ORDER BY r.wd_row",
+        folder / "sample",
+        by=[],
     )
 
 

@@ -36,7 +36,7 @@ from widedeep.join.dataset import (
     write_dataset,
     write_part,
 )
-from widedeep.join.distributed import EXAMPLES, measure_staged, write_shards
+from widedeep.join.distributed import EXAMPLES, measure_staged, write_counts, write_shards
 from widedeep.join.engines import DuckDBEngine, Engine, SparkEngine, explained
 from widedeep.join.inputs import OpenedInput, damaged_files_named
 from widedeep.join.plan import JoinPlan, SqlInput, id_as_integer, in_partition, sql_hash
@@ -311,11 +311,12 @@ class JoinRun:
         with damaged_files_named(resolved.inputs):
             resolved = self.stage(resolved)
             shards, counts = self._parts(resolved)
-            measures = None
+            measures = value_counts = None
             if isinstance(self.engine, SparkEngine):
                 self.display.start("counting the values")
-                counts_folder = self.workdir / "stage" / "counts"
-                measures = measure_staged(self.engine, resolved.plan, counts_folder)
+                stage, parts = self.workdir / "stage", self.workdir / "parts" / "0"
+                measures = measure_staged(self.engine, resolved.plan, stage / "counts")
+                value_counts = write_counts(self.engine, resolved.plan, shards, parts, stage)
             notes = (*resolved.notes, *match_notes(self.engine, self.config, counts))
             resolved = dataclasses.replace(resolved, notes=notes)
         return FinishedJoin(
@@ -326,6 +327,7 @@ class JoinRun:
             engine={"name": self.engine.name, "version": self.engine.version},
             logged=self._logged(resolved),
             measures=measures,
+            value_counts=value_counts,
         )
 
     def _input_records(self, inputs: Sequence[OpenedInput]) -> list[dict[str, Any]]:
