@@ -45,11 +45,11 @@ from widedeep.bundle.layout import (
     METRICS,
     SCHEMA,
     WARMUP,
-    WEIGHTS,
     BundleModel,
 )
 from widedeep.bundle.manifest import MANIFEST, Manifest, file_entries
 from widedeep.bundle.program import Program
+from widedeep.bundle.weights import WEIGHTS
 from widedeep.errors import WideDeepError
 from widedeep.schema import Schema
 from widedeep.serving.ranker import Ranker

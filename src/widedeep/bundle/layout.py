@@ -16,15 +16,15 @@ from widedeep.bundle.items import ItemVectors
 from widedeep.bundle.manifest import Engine, Manifest
 from widedeep.bundle.plain_json import read_json, write_json
 from widedeep.bundle.program import Program
+from widedeep.bundle.weights import weight_files
 from widedeep.errors import BundleError
 from widedeep.features import Combiner
-from widedeep.files import TensorFiles, is_part_of, map_tensors
+from widedeep.files import map_tensors
 from widedeep.kernels.score import ACTIVATIONS, sigmoid
 from widedeep.options import check_types, check_value
 from widedeep.schema import Schema, Slot
 
 SCHEMA = "schema.safetensors"
-WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.json"
 WARMUP = "warmup.json"
@@ -348,16 +348,20 @@ def check_weights(
             )
 
 
-def check_finite(weights: Mapping[str, NDArray[Any]]) -> None:
+def check_finite(
+    weights: Mapping[str, NDArray[Any]],
+    row_of: Callable[[str, int], int] = lambda name, row: row,
+) -> None:
     """Raise a :class:`BundleError` that names the first tensor with a NaN or an infinity."""
     for name, array in weights.items():
         for start in range(0, len(array), _ROWS_PER_BLOCK):
             rows = array[start : start + _ROWS_PER_BLOCK]
             finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
             if not finite.all():
+                row = row_of(name, start + int(finite.argmin()))
                 raise BundleError(
-                    f"tensor {name!r} (row {start + int(finite.argmin())}): got NaN or infinity, "
-                    "expected finite numbers; the training diverged: lower its learning rates"
+                    f"tensor {name!r} (row {row}): got NaN or infinity, expected finite numbers; "
+                    "the training diverged: lower its learning rates"
                 )
 
 
@@ -433,27 +437,10 @@ class BundleContents:
     items: ItemVectors | None = None  # Vectors of items, for retrieval
 
 
-def write_weights(
-    path: Path, weights: Mapping[str, NDArray[np.float32]], part_bytes: int | None
-) -> None:
-    """Write the weights into a directory: in one file, or in parts of ``part_bytes`` at most."""
-    shapes = {name: (array.dtype, array.shape) for name, array in weights.items()}
-    files = TensorFiles(path / WEIGHTS, shapes, part_bytes=part_bytes)
-    files.create()
-    for name, array in weights.items():
-        files.write(name, array)
-
-
-def weight_files(path: Path) -> list[Path]:
-    """Return the files of a bundle's weights, in order."""
-    return sorted(f for f in path.iterdir() if f.name == WEIGHTS or is_part_of(f, WEIGHTS))
-
-
-def write_contents(path: Path, contents: BundleContents, part_bytes: int | None = None) -> None:
-    """Write the files into a directory, but for the warm-up rows."""
+def write_contents(path: Path, contents: BundleContents) -> None:
+    """Write the files into a directory, but for the weights and the warm-up rows."""
     # A served model has no use for values that its vocabularies leave out.
     contents.schema.without_tails().write(path / SCHEMA)
-    write_weights(path, contents.weights, part_bytes)
     config = {"run": contents.config, "model": contents.model.to_json()}
     if contents.program is not None:
         config["program"] = contents.program.to_json()

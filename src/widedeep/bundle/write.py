@@ -26,11 +26,9 @@ from widedeep.bundle.layout import (
     Warmup,
     check_finite,
     check_weights,
-    weight_files,
     write_calibration,
     write_contents,
     write_warmup,
-    write_weights,
 )
 from widedeep.bundle.manifest import (
     FORMAT_VERSION,
@@ -43,8 +41,10 @@ from widedeep.bundle.manifest import (
 from widedeep.bundle.plain_json import plain
 from widedeep.bundle.posterior import fit_posterior
 from widedeep.bundle.program import Program
+from widedeep.bundle.weights import SharedWeights, weight_files
 from widedeep.errors import BundleError
 from widedeep.files import atomic_directory, write_tensors
+from widedeep.ranks.shared import shared_directory, shared_failures
 from widedeep.schema import Schema
 
 __all__ = ["write_bundle"]
@@ -57,7 +57,7 @@ def write_bundle(
     path: str | os.PathLike[str],
     *,
     schema: Schema,
-    weights: Weights,
+    weights: Weights | SharedWeights,
     model: BundleModel,
     metrics: Mapping[str, Any],
     warmup_rows: Sequence[Mapping[str, Any]],
@@ -82,7 +82,7 @@ def write_bundle(
             ``table/<logical table>`` (size, D); ``mlp/<i>/weight`` (out, in), ``mlp/<i>/bias`` and
             ``head/weight`` (C, H) unless ``program`` or ``onnx`` computes the deep part; the
             tensors of ``program``. Without ``head/weight`` the deep part is left out, its tables
-            with it.
+            with it. Those of several ranks are written by all of them, each of which calls this.
         model: The model's shape.
         metrics: Metrics to store.
         warmup_rows: Raw rows to be stored with their scores.
@@ -130,19 +130,26 @@ def write_bundle(
         [0.269, 0.731]
     """
     path = Path(path)
-    _check_path(path, overwrite)
+    if not isinstance(weights, SharedWeights):
+        weights = SharedWeights(weights=weights)
+    ranks = weights.ranks
+    with shared_failures(ranks):
+        if ranks.is_first:
+            _check_path(path, overwrite)
     if part_bytes is not None and part_bytes < _LEAST_PART:
         raise BundleError(f"got part_bytes={part_bytes}, expected at least {_LEAST_PART:,} (1 MiB)")
-    if engine == "native" and "head/weight" not in weights:
-        model, weights = _without_deep(model, weights)
-    check_weights(schema, model, weights, engine, program)
-    check_finite(weights)
+    if engine == "native" and "head/weight" not in weights.weights:
+        model, used = _without_deep(model, weights.weights)
+        weights = replace(weights, weights=used)
+    check_weights(schema, model, weights.whole(), engine, program)
+    with shared_failures(ranks):
+        check_finite(weights.weights, weights.row_of)
     if (engine == "onnx") != (onnx is not None):
         raise BundleError(f"got engine={engine!r} {'without' if onnx is None else 'with'} a graph")
     contents = BundleContents(
         schema=schema,
         model=model,
-        weights=weights,
+        weights={},
         config=config,
         metrics=metrics,
         calibration=_calibration_by_head(model, calibration),
@@ -150,17 +157,20 @@ def write_bundle(
     )
     existed = path.exists()
     try:
-        with atomic_directory(path) as directory:
-            write_contents(directory, contents, part_bytes)
-            if onnx is not None:
-                (directory / GRAPH).write_bytes(onnx)
-            if items is not None and item_id is not None:
-                _write_items(directory, schema, engine, items, item_id)
-            _write_warmup(directory, schema, engine, warmup_rows)
-            _write_posterior(directory, schema, engine, posterior_rows)
-            manifest = _manifest(directory, schema, engine)
-            (directory / MANIFEST).write_text(manifest.to_text(), encoding="utf-8")
-            check(Bundle.load(directory, verify=False))
+        with shared_directory(ranks, path) as directory:
+            weights.write(directory, part_bytes)
+            with shared_failures(ranks):
+                if ranks.is_first:
+                    write_contents(directory, contents)
+                    if onnx is not None:
+                        (directory / GRAPH).write_bytes(onnx)
+                    if items is not None and item_id is not None:
+                        _write_items(directory, schema, engine, items, item_id)
+                    _write_warmup(directory, schema, engine, warmup_rows)
+                    _write_posterior(directory, schema, engine, posterior_rows)
+                    manifest = _manifest(directory, schema, engine)
+                    (directory / MANIFEST).write_text(manifest.to_text(), encoding="utf-8")
+                    check(Bundle.load(directory, verify=False))
     except OSError as error:
         state = "the bundle that was there is unchanged" if existed else "nothing was left there"
         raise BundleError(
@@ -210,7 +220,7 @@ def rewrite_bundle(
             part_bytes = max(file.stat().st_size for file in parts) if len(parts) > 1 else None
             for file in parts:
                 file.unlink()
-            write_weights(directory, weights, part_bytes)
+            SharedWeights(weights=weights).write(directory, part_bytes)
             write_calibration(directory, curves)
             _write_warmup(directory, schema, engine, bundle.warmup.rows)
             _write_posterior(directory, schema, engine, posterior_rows)

@@ -28,6 +28,8 @@ class DistributedConfig:
             bytes, which changes results by its rounding.
         timeout: How long a rank waits for the others before it gives up: a number with a unit
             (s, m, h), at least 1 s.
+        part_bytes: Most bytes of a bundle's weights in one file, at least 1 MiB: larger weights
+            are written in parts (``weights-00001-of-00008.safetensors``), mapped and scored as one.
 
     Example:
         >>> DistributedConfig(lanes=6, timeout="2m").timeout_seconds
@@ -37,12 +39,15 @@ class DistributedConfig:
     lanes: int = 1
     wire: Wire = "fp32"
     timeout: str = "120s"
+    part_bytes: int = 16 << 30
 
     def __post_init__(self) -> None:
         owner = "[distributed]"
         check_types(self, owner)
         check_range(owner, "lanes", self.lanes, self.lanes in COUNTS, COUNT)
         allowed = "a number with a unit (s, m, h) such as '120s', at least 1 s"
+        least = self.part_bytes >= 1 << 20
+        check_range(owner, "part_bytes", self.part_bytes, least, "an integer of at least 1,048,576")
         check_range(owner, "timeout", self.timeout, self.timeout_seconds >= 1, allowed)
 
     @property

@@ -6,10 +6,9 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -22,8 +21,6 @@ from widedeep.errors import (
 )
 from widedeep.files import atomic_directory
 from widedeep.ranks.ranks import Ranks
-
-Result = TypeVar("Result")
 
 _PULSE_SECONDS = 1.0  # between signs of life of the first rank
 _BY_NAME = {kind.__name__: kind for kind in (BundleError, CheckpointError, ConfigError, DataError)}
@@ -77,12 +74,6 @@ def _signs_of_life(ranks: Ranks) -> Iterator[None]:
         finally:
             done.set()
             others.result()
-
-
-def on_first(ranks: Ranks, work: Callable[[], Result]) -> Result | None:
-    """Do work on the first rank while the others wait; return its result there, None elsewhere."""
-    with shared_failures(ranks):
-        return work() if ranks.is_first else None
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from widedeep.bundle.graph import (
 from widedeep.bundle.items import item_ids
 from widedeep.bundle.layout import LINKS
 from widedeep.bundle.program import Program
+from widedeep.bundle.weights import SharedWeights
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import column_stream
 from widedeep.data.sources import Data, open_source
@@ -44,6 +45,8 @@ from widedeep.kernels.torch_ops import Float64Scorer
 from widedeep.models.tower import DeepInput, PaddedSequence
 from widedeep.models.two_tower import TwoTowerTower
 from widedeep.models.wide_deep import WideDeep, add_logits
+from widedeep.ranks.layout import Layout
+from widedeep.ranks.ranks import Ranks
 from widedeep.schema import Schema
 from widedeep.training.evaluation import (
     Evaluator,
@@ -142,26 +145,43 @@ Floats = NDArray[Any]
 ByHead = Mapping[str, Floats]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerLogits:
+    """What the trainer computes of some rows, for the bundle to agree with."""
+
+    title: str  # What the rows are
+    data: Any
+    logits_BC: NDArray[np.float32]
+
+
+def trainer_logits(
+    state: TrainState, evaluator: Evaluator, rows: Sequence[Mapping[str, Any]]
+) -> list[TrainerLogits]:
+    """Score a sample of the training data, the warm-up rows and rows made up; all ranks call it."""
+    return [
+        TrainerLogits(title=title, data=data, logits_BC=_exact_logits(state, evaluator, data))
+        for title, data in _comparison_data(state, evaluator.transform, rows)
+    ]
+
+
 def check_agreement(
-    state: TrainState,
-    evaluator: Evaluator,
+    model: WideDeep,
     bundle: Bundle,
+    comparisons: Sequence[TrainerLogits],
     calibration: Mapping[str, Calibration],
-    rows: Sequence[Mapping[str, Any]],
     path: Path,
 ) -> None:
-    """Score rows by a bundle that was just read from disk and by its trainer, and compare."""
-    for title, data in _comparison_data(state, evaluator.transform, rows):
-        logits_BC = _exact_logits(evaluator, data)
-        scores = _check_heads(state.model, bundle, logits_BC, calibration, path)
-        batches = list(bundle.batches(data))
-        _check_logits(state.model, bundle, batches, logits_BC, scores, f"{path}: of {title}")
+    """Score rows by a bundle that was just read from disk, and compare with its trainer."""
+    for expected in comparisons:
+        scores = _check_heads(model, bundle, expected.logits_BC, calibration, path)
+        batches, where = list(bundle.batches(expected.data)), f"{path}: of {expected.title}"
+        _check_logits(model, bundle, batches, expected.logits_BC, scores, where)
 
 
 def _comparison_data(
     state: TrainState, transform: Transform, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, Any]]:
-    sample = state.warmup.sample
+    sample = _shared_table(state.step.ranks, state.warmup.sample)
     if sample is not None:
         yield "a sample of the training data", sample
     if rows:
@@ -176,12 +196,35 @@ def _comparison_data(
         )
 
 
-def _exact_logits(evaluator: Evaluator, data: object) -> NDArray[np.float32]:
-    """Return the model's logits, in full float32 on any device."""
+def _shared_table(ranks: Ranks, table: pa.Table | None) -> pa.Table | None:
+    """Return the first rank's table on all ranks."""
+    if ranks.size == 1:
+        return table
+    sink = io.BytesIO()
+    if ranks.is_first and table is not None:
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+    data = ranks.broadcast(sink.getvalue(), "a sample of the training data")
+    return pa.ipc.open_stream(data).read_all() if data else None
+
+
+def _exact_logits(state: TrainState, evaluator: Evaluator, data: object) -> NDArray[np.float32]:
+    """Return the model's logits, in full float32 on any device; all ranks score all rows."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
+    exchange = state.step.exchange
     try:
-        return evaluator.logits(data, by_modules=True)
+        if exchange is None or state.step.ranks.size == 1:
+            return evaluator.logits(data, by_modules=True)
+        blocks = []
+        with (
+            evaluator.open(data, "data to score", targets=False) as source,
+            evaluating(state.model, threads=evaluator.threads, by_modules=True) as logits,
+        ):
+            for batch in evaluator.batches(source, targets=False):
+                with exchange.rows_for(batch):
+                    blocks.append(logits(batch))
+        return np.concatenate(blocks)
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -269,9 +312,12 @@ def _check_logits(
     where: str,
 ) -> None:
     bundle_BC = np.concatenate([bundle.logits(batch) for batch in batches])
-    limit = _ONNX_TOLERANCE if bundle.manifest.engine == "onnx" else _TOLERANCE
+    engine, divided = bundle.manifest.engine, model.shard[1] > 1
+    limit = _ONNX_TOLERANCE if engine == "onnx" else _TOLERANCE
+    if engine == "graph" and divided:  # in float64 it would take the rows of all ranks
+        limit *= _ROUNDING
     row = _worst_row(logits_BC, bundle_BC, limit)
-    if row >= 0 and bundle.manifest.engine != "onnx":
+    if row >= 0 and (engine == "native" or (engine == "graph" and not divided)):
         exact_BC = np.concatenate([_float64_logits(model, bundle, batch) for batch in batches])
         rounding = _ROUNDING * float(np.abs(bundle_BC - exact_BC).max(initial=0.0))
         row = _worst_row(logits_BC, bundle_BC, limit, rounding)
@@ -555,13 +601,18 @@ def export_bundle(
         )
     if metrics is None:
         metrics = state.valid_metrics if state.step.is_current else {}
+    ranks = state.step.ranks
     rows = _warmup_rows(state, warmup)
+    if warmup is True:  # the first rank has read them
+        rows = ranks.broadcast(list(rows), "warm-up rows")
+    comparisons = trainer_logits(state, evaluator, rows)
     curve = _calibration(evaluator, calibration, calibrate_on, negative_rate)
     curves = {} if curve is None else {model.heads[0].name: curve}
+    weights = {**bundle_weights(model, described.sequences), **described.tensors}
     return write_bundle(
         path,
         schema=model.schema,
-        weights={**bundle_weights(model, described.sequences), **described.tensors},
+        weights=SharedWeights(weights=weights, ranks=ranks, layouts=_layouts(model, ranks)),
         model=bundle_model(model, described.sequences),
         metrics=dict(metrics),
         warmup_rows=rows,
@@ -574,9 +625,18 @@ def export_bundle(
         items=item_table,
         item_id=item_id,
         overwrite=overwrite,
-        part_bytes=part_bytes,
-        check=lambda bundle: check_agreement(state, evaluator, bundle, curves, rows, Path(path)),
+        part_bytes=state.distributed.part_bytes if part_bytes is None else part_bytes,
+        check=lambda bundle: check_agreement(model, bundle, comparisons, curves, Path(path)),
     )
+
+
+def _layouts(model: WideDeep, ranks: Ranks) -> dict[str, Layout]:
+    """Return how the rows of tables are divided, by the names of a bundle's weights."""
+    return {
+        f"{'wide' if name == 'wide' else 'table'}/{logical}": layout
+        for name, table in (model.tables.items() if ranks.size > 1 else ())
+        for logical, layout in table.layouts.items()
+    }
 
 
 def check_items(model: WideDeep, items: Data | None) -> None:

@@ -743,7 +743,8 @@ class Trainer:
                 item, for a model with two towers (:class:`widedeep.models.TwoTower`).
             overwrite: Replace a bundle that is already there.
             part_bytes: Most bytes of weights in one file, at least 1 MiB; larger weights are
-                written in parts, which are mapped and scored like one. None: one file.
+                written in parts, which are mapped and scored like one. None: that of
+                ``distributed``, 16 GiB.
 
         Returns:
             The bundle, loaded from ``path``.
