@@ -32,8 +32,10 @@ __all__ = [
 ]
 
 _EXTRA_OF = {
+    "deltalake": "delta",
     "duckdb": "join",
     "faiss": "retrieval",
+    "fastavro": "avro",
     "fsspec": "publish",
     "google": "grpc",
     "grpc": "grpc",
@@ -44,6 +46,7 @@ _EXTRA_OF = {
     "onnxruntime": "onnx",
     "optuna": "tune",
     "prometheus_client": "serve",
+    "pyiceberg": "iceberg",
     "pyspark": "spark",
     "sklearn": "sklearn",
     "sqlglot": "spark",
@@ -155,7 +158,7 @@ class BundleError(WideDeepError):
     """
 
 
-class MissingPackageError(ConfigError, ImportError):
+class MissingPackageError(ImportError, ConfigError):  # the first takes the name of the package
     """A package that is not part of a plain install is needed and not installed.
 
     Example:

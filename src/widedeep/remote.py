@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -164,6 +165,13 @@ InputPath: TypeAlias = Path | RemoteFile
 def readable(file: InputPath) -> Path | IO[bytes]:
     """Return what libraries read a file from: its path, or what is opened behind its URL."""
     return file.open() if isinstance(file, RemoteFile) else file
+
+
+def open_bytes(file: InputPath) -> IO[bytes]:
+    """Open a file here or behind a URL for reading; one in gzip (``.gz``) is decompressed."""
+    if file.name.lower().endswith(".gz"):
+        return io.BufferedReader(gzip.open(readable(file)))
+    return file.open() if isinstance(file, RemoteFile) else open(file, "rb")
 
 
 def file_size(file: InputPath) -> int:

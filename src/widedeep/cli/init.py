@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from widedeep.cli.output import print_json, print_next, print_table, print_text
 from widedeep.cli.parser import EXIT_OK
 from widedeep.config import config_from_tables
 from widedeep.data.infer import InferredSpec, data_lines, features_block, infer_spec
+from widedeep.data.paths import input_paths
 from widedeep.data.roles import no_label
-from widedeep.errors import ConfigError
+from widedeep.errors import ConfigError, DataError
 from widedeep.features.toml import toml_value
 from widedeep.files import write_text_whole
 
@@ -172,18 +174,21 @@ def _data_block(inferred: InferredSpec, data: str, folder: Path) -> str:
 
 def _siblings(data: str) -> dict[str, str]:
     """Return test and validation data that lie beside training data and are named like it."""
-    path = Path(data)
+    folder, slash, file = data.rpartition("/")
     paths: dict[str, str] = {}
     for role, names in (("valid", ("valid", "validation", "dev")), ("test", ("test",))):
         for name in names:
-            other = path.with_name(path.name.replace("train", name))
-            if other != path and (other.is_file() or any(other.glob("*.parquet"))):
-                paths.setdefault(role, str(other))
+            other = f"{folder}{slash}{file.replace('train', name)}"
+            with contextlib.suppress(DataError):
+                if other != data and input_paths(other):
+                    paths.setdefault(role, other)
     return paths
 
 
 def _relative(path: str, folder: Path) -> str:
     """Seen from the file's folder, or absolute where that would climb far up."""
+    if "://" in path:
+        return path
     relative = os.path.relpath(path, folder)
     return (
         os.path.abspath(path)

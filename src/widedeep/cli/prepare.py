@@ -9,7 +9,7 @@ from typing import Any
 
 from widedeep.cli.output import print_json, print_next, print_text, say
 from widedeep.cli.parser import EXIT_OK, add_set
-from widedeep.cli.runs import RunDirectory, train_command, training_data
+from widedeep.cli.runs import RunDirectory, pin_tables, train_command, training_data
 from widedeep.config import load_config
 from widedeep.data.counts import CountsFolder
 from widedeep.data.encoded import EncodedRows, encoded_rows
@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    config = load_config(arguments.config, arguments.set)
+    config = pin_tables(load_config(arguments.config, arguments.set))
     directory = RunDirectory.of_config(arguments.config, arguments.out)
     directory.check_free()
     # The lanes of training do not matter here, and a rank may read for hours before it answers.

@@ -19,6 +19,7 @@ from widedeep.cli.output import free_path
 from widedeep.cli.parser import typed_options
 from widedeep.config import load_config
 from widedeep.data.fragments import InputRecord
+from widedeep.data.lake_tables import pinned
 from widedeep.data.sources import RowShare, split_rows
 from widedeep.errors import BundleError, ConfigError
 from widedeep.files import write_text_whole
@@ -27,7 +28,7 @@ from widedeep.publish.storage import LocalStore
 from widedeep.ranks.config import DistributedConfig
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory
-from widedeep.training.config import RunConfig
+from widedeep.training.config import DATA_PATHS, RunConfig
 
 RunState = Literal["new", "unfinished", "finished"]
 
@@ -200,10 +201,16 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
+def pin_tables(config: RunConfig) -> RunConfig:
+    """Name the newest version of each table of Delta Lake or Iceberg, so that a run reads one."""
+    paths = {name: pinned(getattr(config.data, name)) for name in DATA_PATHS}
+    return replace(config, data=replace(config.data, **paths))
+
+
 def _absolute(paths: str | list[str] | None) -> str | list[str] | None:
     if isinstance(paths, list):
-        return [os.path.abspath(item) for item in paths]
-    return None if paths is None else os.path.abspath(paths)
+        return [str(_absolute(item)) for item in paths]
+    return paths if paths is None or "://" in paths else os.path.abspath(paths)
 
 
 # ---- the rows that a configuration names --------------------------------------------------------

@@ -27,7 +27,7 @@ from widedeep.cli.parser import (
     typed_options,
     without_option,
 )
-from widedeep.cli.runs import RunDirectory
+from widedeep.cli.runs import RunDirectory, pin_tables
 from widedeep.config import load_config, load_follow_config
 from widedeep.errors import ConfigError
 from widedeep.gate.config import load_gate_config
@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     from widedeep.cli.run_training import train_run
 
     of_quality = [f'train.quality="{arguments.quality}"'] if arguments.quality else []
-    config = load_config(arguments.config, [*arguments.set, *of_quality])
+    config = pin_tables(load_config(arguments.config, [*arguments.set, *of_quality]))
     directory = RunDirectory.of_config(arguments.config, arguments.out)
     warm = _warm_from(arguments)
     follow = _follow_config(arguments)

@@ -119,8 +119,8 @@ def _best_text(study: Study, path: str, overrides: list[str]) -> str:
 
 def _absolute(paths: str | list[str]) -> str | list[str]:
     if isinstance(paths, list):
-        return [str(Path(path).absolute()) for path in paths]
-    return str(Path(paths).absolute())
+        return [str(_absolute(path)) for path in paths]
+    return paths if "://" in paths else str(Path(paths).absolute())
 
 
 def _print_study(study: Study, folder: Path) -> None:

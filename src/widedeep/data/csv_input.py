@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from widedeep.data.arrow_types import logical_type
 from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, cast_blocks
 from widedeep.data.parquet_input import spooled_input
 from widedeep.errors import DataError, nearest
-from widedeep.remote import InputPath, RemoteFile, readable
+from widedeep.remote import InputPath, open_bytes
 
 _EXACT = float(2**53)
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
@@ -595,9 +593,7 @@ def _blocks(path: InputPath) -> Iterator[_Block]:
 
 def _opened(path: InputPath) -> IO[bytes]:
     try:
-        if path.name.lower().endswith(".gz"):
-            return io.BufferedReader(gzip.open(readable(path)))
-        return path.open() if isinstance(path, RemoteFile) else open(path, "rb")
+        return open_bytes(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error}); check the path") from error
 

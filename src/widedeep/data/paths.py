@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from widedeep.data.formats import find_format
+from widedeep.data.lake_tables import find_table
 from widedeep.data.parquet_input import PARQUET, parquet_metadata
 from widedeep.errors import DataError
 from widedeep.remote import (
@@ -63,12 +64,14 @@ def input_paths(data: Any) -> list[InputPath] | None:
 def input_files(data: Any) -> list[InputFile] | None:
     """Return the files of :func:`input_paths` with the partitions that they lie in.
 
+    None for the table of a table format too: its log says which of its files count.
+
     A folder ``NAME=VALUE`` below a folder that is named, or from the first wildcard of a pattern
     on, is a partition: its rows have the column ``NAME``.
     """
     kinds = (str, os.PathLike, InputFile)
     if isinstance(data, kinds):
-        return _expanded(data)
+        return None if find_table(data) is not None else _expanded(data)
     if isinstance(data, Sequence) and data and isinstance(data[0], kinds):
         for number, item in enumerate(data):
             if not isinstance(item, kinds):

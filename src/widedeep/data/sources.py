@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,13 @@ from widedeep.data.fragments import (
     check_columns,
     selected_columns,
     table_input,
+)
+from widedeep.data.lake_tables import (
+    dataset_input,
+    delta_input,
+    find_table,
+    iceberg_input,
+    open_table,
 )
 from widedeep.data.parquet_input import spooled_input
 from widedeep.data.partitions import partition_columns, with_partitions
@@ -210,11 +218,17 @@ def _fraction_after(values: pa.ChunkedArray, column: str) -> NDArray[np.float64]
 
 
 Data: TypeAlias = Any
-"""A path, glob or list of them; a data frame; Arrow data; a list of dicts; a dict of columns."""
+"""A path, URL, glob or list of them; a table of Delta Lake or Iceberg; a data frame; Arrow data;
+dicts of rows; a dict of columns."""
+
+_DICTS = (
+    65_536  # rows of a generator of dicts that become a table at once; the first state the types
+)
 
 _ALLOWED = (
     f"expected a path or glob of files ({known_suffixes()}), a list of them, a pandas or "
-    "Polars DataFrame, an Arrow table or record-batch reader, a list of dicts or a dict of columns"
+    "Polars frame, an Arrow table, dataset or record-batch reader, dicts of rows, or a dict of "
+    "columns"
 )
 
 
@@ -247,6 +261,9 @@ def open_source(
 def _inputs(
     data: Data, columns: list[str] | None, types: Mapping[str, ColumnKind], spool: Spool
 ) -> list[Input]:
+    table = find_table(data)
+    if table is not None:
+        return [open_table(table, columns, spool)]
     files = input_files(data)
     if files is None:
         return [_object_input(data, columns, spool)]
@@ -276,6 +293,9 @@ def _object_input(data: Data, columns: list[str] | None, spool: Spool) -> Input:
     library = type(data).__module__.split(".")[0]
     if library == "pandas" and hasattr(data, "columns"):
         return table_input(pandas_table(data, columns, origin), origin, columns)
+    planned = _planned_input(data, library, origin, columns, spool)
+    if planned is not None:
+        return planned
     if isinstance(data, Mapping):
         return table_input(_mapping_table(data, columns, origin), origin, columns)
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
@@ -290,9 +310,48 @@ def _object_input(data: Data, columns: list[str] | None, spool: Spool) -> Input:
     if library == "numpy" or isinstance(data, bytes):
         raise DataError(f"data: got {origin[4:]}, whose columns have no names; {_ALLOWED}")
     if isinstance(data, Iterable):
-        reader = batches_reader(data, origin)
+        reader = batches_reader(_tables_of_dicts(data, origin), origin)
         return spooled_input(selected_columns(reader, columns, origin), origin, spool)
     raise DataError(f"data: got {origin[4:]}; {_ALLOWED}")
+
+
+def _planned_input(
+    data: Data, library: str, origin: str, columns: list[str] | None, spool: Spool
+) -> Input | None:
+    """Return an input of an object that says where rows are; None for one that holds them."""
+    if library == "deltalake" and hasattr(data, "to_pyarrow_dataset"):
+        return delta_input(data, columns, spool)
+    if library == "pyiceberg" and hasattr(data, "current_snapshot"):
+        return iceberg_input(data, columns, spool)
+    if library == "pyarrow" and hasattr(data, "get_fragments"):
+        return dataset_input(data, origin, columns, spool)
+    if library == "polars" and hasattr(data, "collect_batches"):
+        reader = batches_reader(_collected(data, columns, origin), origin)
+        return spooled_input(reader, origin, spool)
+    return None
+
+
+def _collected(plan: Any, columns: list[str] | None, origin: str) -> Iterator[Any]:
+    """Run a lazy frame of Polars for the columns that are needed, batch by batch."""
+    names = plan.collect_schema().names()
+    if columns is not None:
+        check_columns(columns, names, origin)
+        plan = plan.select(columns)
+    yield from plan.collect_batches(maintain_order=True)
+
+
+def _tables_of_dicts(items: Iterable[Any], origin: str) -> Iterator[Any]:
+    """Yield what a generator yields, dicts as tables of thousands."""
+    rows = iter(items)
+    for first in rows:
+        if not isinstance(first, Mapping):
+            yield first
+            continue
+        chunk = [first, *itertools.islice(rows, _DICTS - 1)]
+        for number, row in enumerate(chunk):
+            if not isinstance(row, Mapping):
+                raise DataError(f"{origin}: yielded a {type(row).__name__} after {number} dicts")
+        yield _rows_table(chunk, origin)
 
 
 def _stream_reader(data: Any, origin: str) -> pa.RecordBatchReader:
@@ -304,8 +363,6 @@ def _stream_reader(data: Any, origin: str) -> pa.RecordBatchReader:
 
 
 def _arrow_table(data: Any, origin: str) -> pa.Table:
-    if hasattr(data, "collect") and not hasattr(data, "__arrow_c_stream__"):
-        raise DataError(f"data: got {origin[4:]}, a plan that was not run; call .collect() first")
     try:
         return data if isinstance(data, pa.Table) else pa.table(data)
     except (TypeError, ValueError) as error:
@@ -453,8 +510,7 @@ def _sequence_table(items: Sequence[Any], origin: str) -> pa.Table:
     return batches_reader(items, origin).read_all()
 
 
-def _rows_table(rows: Sequence[Mapping[Any, Any]]) -> pa.Table:
-    origin = "the list of dicts"
+def _rows_table(rows: Sequence[Mapping[Any, Any]], origin: str = "the list of dicts") -> pa.Table:
     keys = _names(dict.fromkeys(key for row in rows for key in row), origin)
     arrays = [
         _converted([row.get(key) for row in rows], name, origin, _plain_values)

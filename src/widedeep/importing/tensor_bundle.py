@@ -29,14 +29,12 @@ from widedeep.data.protobuf import (
     read_varint,
     signed,
 )
+from widedeep.data.tfrecord_input import masked_checksum
 from widedeep.errors import CheckpointError, nearest
-from widedeep.kernels.transform import crc32c
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
 _TRAILER = 5  # compression, checksum
-_MASK = 0xA282EAD8
-_CHUNK = 1 << 26  # bytes that are compared with a checksum at a time
 
 # DataType (types.proto): number, name, NumPy's type.
 _TYPES: dict[int, tuple[str, type[np.generic] | None]] = {
@@ -317,14 +315,6 @@ def _block_entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         at += own
         yield key, block[at : at + size]
         at += size
-
-
-def masked_checksum(data: NDArray[np.uint8]) -> int:
-    """Return the checksum as TensorFlow stores it: rotated, and moved by a constant."""
-    crc = 0
-    for begin in range(0, len(data), _CHUNK):
-        crc = crc32c(data[begin : begin + _CHUNK], crc)
-    return (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF
 
 
 def _stored(entry: Message) -> StoredTensor:

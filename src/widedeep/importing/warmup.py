@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.data.protobuf import (
     UNREADABLE,
     Message,
-    WireError,
     map_entry,
     messages,
     numbers,
     read_example,
     read_message,
 )
+from widedeep.data.tfrecord_input import read_records
 from widedeep.errors import CheckpointError
 from widedeep.importing.saved_model import tensor_value
-from widedeep.importing.tensor_bundle import masked_checksum
 
 Row = dict[str, list[Any]]
 _CLASSIFY, _REGRESS, _PREDICT = 2, 3, 6  # kinds of a PredictionLog
@@ -47,7 +44,7 @@ def read_warmup(path: Path) -> WarmupRequests:
     rows: list[Row] = []
     answers: dict[str, dict[int, Any]] = {}
     try:
-        for record in _records(memoryview(path.read_bytes())):
+        for record in _records_of(path):
             log = read_message(record)
             for kind in (_CLASSIFY, _REGRESS, _PREDICT):
                 for entry in messages(log, kind):
@@ -67,22 +64,9 @@ def read_warmup(path: Path) -> WarmupRequests:
     return WarmupRequests(rows=rows, answers=answers)
 
 
-def _records(data: memoryview) -> Iterator[memoryview]:
-    """Yield the records of a TFRecord file."""
-    at = 0
-    while at < len(data):
-        if at + 12 > len(data):
-            raise WireError(f"ends within a record (byte {at:,})")
-        (size,) = struct.unpack("<Q", data[at : at + 8])
-        stop = at + 12 + size
-        if stop + 4 > len(data):
-            raise WireError(f"ends within a record (byte {at:,})")
-        (checksum,) = struct.unpack("<I", data[stop : stop + 4])
-        record = data[at + 12 : stop]
-        if masked_checksum(np.frombuffer(record, np.uint8)) != checksum:
-            raise WireError(f"has a record with a wrong checksum (byte {at:,})")
-        yield record
-        at = stop + 4
+def _records_of(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        yield from read_records(file)
 
 
 def _request_rows(request: Message, kind: int) -> list[Row]:

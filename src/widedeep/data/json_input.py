@@ -1,0 +1,91 @@
+"""JSON lines as inputs: one object a line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.json as pajson
+
+from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, selected_columns
+from widedeep.data.parquet_input import spooled_input
+from widedeep.errors import DataError
+from widedeep.remote import InputPath, open_bytes
+
+_CHUNK_BYTES = 16 << 20
+
+
+def _open(
+    paths: Sequence[InputPath],
+    columns: Sequence[str] | None,
+    spool: Spool,
+    declared: Mapping[str, ColumnKind],
+) -> list[Input]:
+    known = {name: kind for name, kind in declared.items() if isinstance(kind, pa.DataType)}
+    return [_json_input(path, columns, spool, known) for path in paths]
+
+
+def _json_input(
+    path: InputPath,
+    columns: Sequence[str] | None,
+    spool: Spool,
+    known: Mapping[str, pa.DataType],
+) -> Input:
+    # Two passes: a field may come late, or be a fraction for the first time there.
+    types: dict[str, set[pa.DataType]] = {}
+    for line, text in _chunks(path):
+        for field in _parsed(path, line, text, pa.schema([])).schema:
+            types.setdefault(field.name, set()).add(field.type)
+    for name, kinds in types.items():
+        # Text that looks like a time is text, as in CSV, unless the column is one of times.
+        is_time = pa.types.is_timestamp(known.get(name, pa.null()))
+        time = known[name] if is_time else pa.string()
+        types[name] = {time if pa.types.is_timestamp(kind) else kind for kind in kinds}
+    schema = pa.schema([(name, _one_type(path, name, kinds)) for name, kinds in types.items()])
+    batches = (
+        batch
+        for line, text in _chunks(path)
+        for batch in _parsed(path, line, text, schema).select(schema.names).to_batches()
+    )
+    reader = pa.RecordBatchReader.from_batches(schema, batches)
+    return spooled_input(selected_columns(reader, columns, str(path)), str(path), spool, path=path)
+
+
+def _chunks(path: InputPath) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file, about 16 MiB at a time, with the number of the first."""
+    line = 1
+    try:
+        with open_bytes(path) as file:
+            while lines := file.readlines(_CHUNK_BYTES):
+                yield line, b"".join(lines)
+                line += len(lines)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); write it again") from error
+
+
+def _parsed(path: InputPath, line: int, text: bytes, schema: pa.Schema) -> pa.Table:
+    options = pajson.ParseOptions(explicit_schema=schema, newlines_in_values=False)
+    block = pajson.ReadOptions(block_size=len(text) + 1)
+    try:
+        return pajson.read_json(io.BytesIO(text), read_options=block, parse_options=options)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{path}, counted from line {line}: cannot be read ({error}); expected one JSON object "
+            "a line, with one type for each field"
+        ) from error
+
+
+def _one_type(path: InputPath, name: str, kinds: set[pa.DataType]) -> pa.DataType:
+    """Return the type that holds the values of a field in all chunks."""
+    schemas = [pa.schema([(name, kind)]) for kind in kinds]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        listed = ", ".join(sorted(map(str, kinds)))
+        raise DataError(
+            f"{path}: the field {name!r} is {listed} in different rows; expected one type"
+        ) from error
+
+
+JSON_LINES = InputFormat(suffixes=(".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"), open=_open)
