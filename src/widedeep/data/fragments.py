@@ -268,6 +268,7 @@ class Fragment:
     num_rows: int  # Rows it holds, at least 1
     origin: str  # The name of its input
     first_row: int  # The position of its first row in that input
+    skipped: int = 0  # Rows of the group before its first, where it is a part of one
 
 
 class RowBlock(Protocol):
@@ -416,13 +417,16 @@ class Source:
             if name not in self.arrow_schema.names:
                 raise DataError(f"no column {name!r}; {nearest(name, self.arrow_schema.names)}")
         schema = pa.schema([self.arrow_schema.field(name) for name in names])
+        whole = self.fragments[fragment.index]
         table = self._blocks[fragment.index].read(names)
-        if table.num_rows != fragment.num_rows:
+        if table.num_rows != whole.num_rows:
             raise DataError(
                 f"{fragment.origin}: changed while being read; leave input files alone during a run"
             )
         table = conform(table, schema)
-        self._check_text(fragment, table)
+        self._check_text(whole, table)
+        if fragment.num_rows < whole.num_rows:
+            table = table.slice(fragment.skipped, fragment.num_rows)
         metadata = {ORIGIN_KEY: fragment.origin.encode(), FIRST_ROW_KEY: str(fragment.first_row)}
         return table.replace_schema_metadata(metadata)
 

@@ -7,9 +7,9 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,9 @@ POOLS, HANDS = 16, 64
 
 _MASK_64 = (1 << 64) - 1
 _MOST_POOL_ROWS = 1 << 40
-_FRAGMENT_STREAM, _ROW_STREAM, _SEGMENT_STREAM, _PHASE_STREAM, _HAND_STREAM = range(1, 6)
+_FRAGMENT_STREAM, _ROW_STREAM, _SEGMENT_STREAM, _PHASE_STREAM, _HAND_STREAM, _LANE_STREAM = range(
+    1, 7
+)
 _GOLDEN_RATIO = 0.6180339887498949
 
 
@@ -70,11 +72,15 @@ class Position:
 
 
 class EpochPlan:
-    """Which rows make up each batch of one epoch; of a :class:`RequestSource`, which requests."""
+    """Which rows make up each batch of one epoch; of a :class:`RequestSource`, which requests.
+
+    With several lanes each has an equal, consecutive part of the fragments' rows, the fragments in
+    a random order, and a plan of its own over it. A batch holds as many rows of each lane.
+    """
 
     def __init__(
         self,
-        source: Source | RequestSource,
+        source: Source | RequestSource | LaneSource,
         *,
         batch_size: int,
         seed: int,
@@ -82,33 +88,58 @@ class EpochPlan:
         shuffle: bool = True,
         pool_rows: int = 262_144,
         drop_last: bool = False,
+        lanes: int = 1,
     ) -> None:
-        _check_at_least(1, batch_size=batch_size, pool_rows=pool_rows)
+        _check_at_least(1, batch_size=batch_size, pool_rows=pool_rows, lanes=lanes)
         _check_at_least(0, seed=seed, epoch=epoch)
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = epoch
         self.shuffle = shuffle
-        fragments = source.fragments
-        if shuffle and fragments:
-            pools = self._dealt_pools(fragments, min(pool_rows, _MOST_POOL_ROWS))
-        else:
-            pools = [[Segment(fragment, 0, fragment.num_rows)] for fragment in fragments]
-        self.pools: tuple[Pool, ...] = tuple(_numbered(pools))
+        self.lanes, self._pool_rows = lanes, min(pool_rows, _MOST_POOL_ROWS)
+        # A lane knows its number, by which its random numbers differ from those of others.
+        self._lane, self._of = (source.lane, source.lanes) if is_lane(source) else (0, 1)
+        self._source, self._lane_plans = source, dict[int, EpochPlan]()
         self.num_rows = source.num_rows
+        self.pools: tuple[Pool, ...] = self._own_pools() if lanes == 1 else self.lane(0).pools
         if drop_last:
             self.num_rows -= self.num_rows % batch_size
         self.num_batches = -(-self.num_rows // batch_size)
         self._first_rows = [pool.first_row for pool in self.pools]
+
+    def _own_pools(self) -> tuple[Pool, ...]:
+        fragments = self._source.fragments
+        if self.shuffle and fragments:
+            return tuple(_numbered(self._dealt_pools(fragments, self._pool_rows)))
+        return tuple(_numbered([Segment(part, 0, part.num_rows)] for part in fragments))
+
+    def lane(self, lane: int) -> EpochPlan:
+        """Return the plan of one of several lanes."""
+        if lane not in self._lane_plans:
+            fragments = self._source.fragments
+            order = np.arange(len(fragments))
+            if self.shuffle:
+                order = _permutation(len(fragments), self.seed, self.epoch, _LANE_STREAM, 0)
+            self._lane_plans[lane] = EpochPlan(
+                LaneSource([fragments[i] for i in order.tolist()], lane, self.lanes),
+                batch_size=self.batch_size // self.lanes,
+                seed=self.seed,
+                epoch=self.epoch,
+                shuffle=self.shuffle,
+                pool_rows=-(-self._pool_rows // self.lanes),
+            )
+        return self._lane_plans[lane]
 
     def _dealt_pools(self, fragments: Sequence[Fragment], pool_rows: int) -> list[list[Segment]]:
         """Let each fragment deal its rows, a hand at a time, over its stretch of the epoch."""
         sizes = np.array([fragment.num_rows for fragment in fragments], np.int64)
         largest = int(sizes.max())
         # Half of the rows of a stretch are dealt already: memory holds the other half.
-        stretch = max(2 * pool_rows, FEWEST_OPEN * largest)
+        # All lanes together have as many fragments open as one has by itself.
+        fewest, most = (max(2, -(-n // self._of)) for n in (FEWEST_OPEN, MOST_OPEN))
+        stretch = max(2 * pool_rows, fewest * largest)
         step = -(-stretch // POOLS)
-        stretch = min(stretch, MOST_OPEN * largest)
+        stretch = min(stretch, most * largest)
         order = self._fragment_order(sizes, max(stretch, step))
         sizes = sizes[order]
         first, last = _stretches(sizes, stretch)
@@ -135,7 +166,7 @@ class EpochPlan:
 
     def _fragment_order(self, sizes: NDArray[np.int64], stretch: int) -> NDArray[np.int64]:
         """Permute fragments so that those of any stretch of an epoch come from all the input."""
-        random = _permutation(len(sizes), self.seed, self.epoch, _FRAGMENT_STREAM, 0)
+        random = _permutation(len(sizes), self.seed, self.epoch, _FRAGMENT_STREAM, self._lane)
         ends = np.cumsum(sizes)
         # (F,) stratum of each fragment: equal runs of rows of the input, as many as a stretch holds
         n_strata = -(-stretch * int(ends[-1]) // int((sizes * sizes).sum()))
@@ -153,12 +184,13 @@ class EpochPlan:
         return by_stratum[np.argsort((before + sizes * phases) / rows[strata], kind="stable")]
 
     def _fractions(self, stream: int, n: int) -> NDArray[np.float64]:
-        words = _words(n, self.seed, self.epoch, stream, 0)
+        words = _words(n, self.seed, self.epoch, stream, self._lane)
         return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def batch_rows(self, batch: int) -> tuple[int, int]:
         """Return where a global batch begins and ends in the epoch's order of rows."""
-        return batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_rows)
+        first, last = batch * self.batch_size, (batch + 1) * self.batch_size
+        return min(first, self.num_rows), min(last, self.num_rows)
 
     def position(self, batch: int) -> Position:
         """Return the pool a global batch begins in; reading can start there."""
@@ -167,13 +199,25 @@ class EpochPlan:
                 f"batch {batch}: this epoch has batches 0 to {self.num_batches - 1}; "
                 "resume with the data and batch size of the interrupted run"
             )
-        row = min(batch * self.batch_size, self.num_rows)
+        return self._position(min(batch * self.batch_size, self.num_rows))
+
+    def _position(self, row: int) -> Position:
         pool = max(bisect_right(self._first_rows, row) - 1, 0)
         return Position(pool, row - self._first_rows[pool] if self.pools else 0)
 
     def fragment_order(self, fragment: Fragment) -> NDArray[np.int64]:
         """Return the order in which a fragment deals its rows."""
         return _permutation(fragment.num_rows, self.seed, self.epoch, _ROW_STREAM, fragment.index)
+
+    def batch_row(
+        self, batch: int, row: int, lanes: range, lane_starts: NDArray[np.int64] | None
+    ) -> tuple[str, int]:
+        """Return the input, and the place in it, of a row of a batch that holds some lanes."""
+        if self.lanes == 1 or lane_starts is None:
+            return self.source_row(batch * self.batch_size + row)
+        number = int(np.searchsorted(lane_starts, row, side="right")) - 1
+        plan = self.lane(lanes[number])
+        return plan.source_row(batch * plan.batch_size + row - int(lane_starts[number]))
 
     def source_row(self, row: int) -> tuple[str, int]:
         """Return the input, and the place in it, of a row of the epoch's order."""
@@ -194,8 +238,38 @@ class EpochPlan:
         if len(numbers) == 1:
             return segments
         return segments[
-            _permutation(len(segments), self.seed, self.epoch, _SEGMENT_STREAM, pool.index)
+            _permutation(
+                len(segments), self.seed, self.epoch, _SEGMENT_STREAM, pool.index, self._lane
+            )
         ]
+
+
+class LaneSource:
+    """The rows of one lane: an equal, consecutive part of the rows of fragments in an order."""
+
+    def __init__(self, fragments: Sequence[Fragment], lane: int, lanes: int) -> None:
+        self.lane, self.lanes = lane, lanes
+        ends = np.cumsum([0, *(fragment.num_rows for fragment in fragments)])
+        total = int(ends[-1])
+        low, high = total * lane // lanes, total * (lane + 1) // lanes
+        parts = []
+        touched = range(*np.searchsorted(ends, [low, high], side="right").tolist())
+        for number in range(max(touched.start - 1, 0), min(touched.stop, len(fragments))):
+            whole, before = fragments[number], int(ends[number])
+            first, last = max(low - before, 0), min(high - before, whole.num_rows)
+            if first < last:
+                first_row = whole.first_row + first
+                parts.append(
+                    replace(whole, num_rows=last - first, first_row=first_row, skipped=first)
+                )
+        # In the order of the input, over which a plan mixes them anew.
+        self.fragments: tuple[Fragment, ...] = tuple(sorted(parts, key=lambda part: part.index))
+        self.num_rows = high - low
+
+
+def is_lane(source: Source | RequestSource | LaneSource) -> TypeGuard[LaneSource]:
+    """Tell whether a source is one of several lanes."""
+    return isinstance(source, LaneSource)
 
 
 def large_fragments(source: Source, pool_rows: int) -> str | None:
@@ -236,15 +310,19 @@ def _numbered(pools: Iterable[Sequence[Segment]]) -> Iterator[Pool]:
             index, first_row = index + 1, first_row + pool.num_rows
 
 
-def _words(n: int, seed: int, epoch: int, stream: int, index: int) -> NDArray[np.uint64]:
+def _words(
+    n: int, seed: int, epoch: int, stream: int, index: int, lane: int = 0
+) -> NDArray[np.uint64]:
     key = np.array([seed, epoch], np.uint64)
-    counter = np.array([0, 0, index, stream], np.uint64)
+    counter = np.array([0, lane, index, stream], np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(n)
 
 
-def _permutation(n: int, seed: int, epoch: int, stream: int, index: int) -> NDArray[np.int64]:
+def _permutation(
+    n: int, seed: int, epoch: int, stream: int, index: int, lane: int = 0
+) -> NDArray[np.int64]:
     """Sort random words whose low bits are positions: all differ, so every sort agrees."""
-    words = _words(n, seed, epoch, stream, index)
+    words = _words(n, seed, epoch, stream, index, lane)
     low_bits = np.uint64((1 << n.bit_length()) - 1)
     words = (words & ~low_bits) | np.arange(n, dtype=np.uint64)
     words.sort()
@@ -263,7 +341,11 @@ POOLS_AHEAD = 2
 
 
 class BatchReader:
-    """Iterates over the encoded batches of an epoch, from any batch on."""
+    """Iterates over the encoded batches of an epoch, from any batch on.
+
+    Of a plan with several lanes it reads ``lanes`` alone: a batch holds their rows, lane after
+    lane, and may have none at the end of an epoch.
+    """
 
     def __init__(
         self,
@@ -275,12 +357,16 @@ class BatchReader:
         prefetch: int = 2,
         threads: int = 1,
         encoded: Callable[[Fragment], Batch] | None = None,
+        lanes: range | None = None,
     ) -> None:
         for name, number in (("prefetch", prefetch), ("threads", threads)):
             if number < 1:
                 raise ConfigError(f"{name}: got {number}, expected at least 1")
         plan.position(start_batch)
-        self._read_batches = _BatchCutter(source, encode, encoded, plan, start_batch, threads)
+        lanes = range(plan.lanes) if lanes is None else lanes
+        self._read_batches = _BatchCutter(
+            source, encode, encoded, plan, start_batch, threads, lanes, plan.num_batches
+        )
         self._prefetch = prefetch
         self._open: list[tuple[_Channel, threading.Thread]] = []
 
@@ -375,13 +461,14 @@ class _BatchCutter:
     plan: EpochPlan
     start_batch: int
     threads: int
+    lanes: range
+    num_batches: int
 
     def run(self, channel: _Channel) -> None:
         error: BaseException | None = None
         workers = ThreadPoolExecutor(self.threads, thread_name_prefix="widedeep-encode")
         try:
-            pieces = self._rows(workers, channel)
-            for batch in self._batches(pieces):
+            for batch in self._batches(workers, channel):
                 if not channel.put(batch):
                     break
         except BaseException as caught:
@@ -392,7 +479,7 @@ class _BatchCutter:
 
     def _rows(self, workers: ThreadPoolExecutor, channel: _Channel) -> Iterator[Any]:
         """Yield the epoch's rows from the first batch on, in order, in blocks of any size."""
-        first = self.plan.position(self.start_batch)
+        first = self.plan._position(self.plan.batch_rows(self.start_batch)[0])
         pools = self.plan.pools[first.pool :]
 
         def load(fragment: Fragment, segments: Sequence[Segment]) -> Future[deque[Any]]:
@@ -416,7 +503,8 @@ class _BatchCutter:
         if channel.closed:
             raise _ClosedError
         if self.encoded is not None:
-            return self.encoded(fragment)
+            rows = self.encoded(self.source.fragments[fragment.index])
+            return rows.slice(fragment.skipped, fragment.skipped + fragment.num_rows)
         table = self.source.read(fragment)
         batch = self.encode(table)
         if len(batch) != fragment.num_rows:
@@ -440,10 +528,29 @@ class _BatchCutter:
             parts += [rows.slice(segment.start - first, segment.stop - first) for segment in copied]
         return parts
 
-    def _batches(self, pieces: Iterator[Any]) -> Iterator[Any]:
+    def _batches(self, workers: ThreadPoolExecutor, channel: _Channel) -> Iterator[Any]:
         """Cut at the plan's boundaries."""
-        limits = map(self.plan.batch_rows, range(self.start_batch, self.plan.num_batches))
-        return _cut(pieces, (last - first for first, last in limits))
+        if self.plan.lanes > 1:
+            yield from self._lane_batches(workers, channel)
+            return
+        limits = map(self.plan.batch_rows, range(self.start_batch, self.num_batches))
+        yield from _cut(self._rows(workers, channel), (last - first for first, last in limits))
+
+    def _lane_batches(self, workers: ThreadPoolExecutor, channel: _Channel) -> Iterator[Batch]:
+        """Put the batches of the lanes one behind the other."""
+        cutters = [replace(self, plan=self.plan.lane(lane)) for lane in self.lanes]
+        none: Batch | None = None
+        for pieces in zip(*(cutter._batches(workers, channel) for cutter in cutters), strict=True):
+            parts = [piece for piece in pieces if piece is not None]
+            if parts:
+                none = parts[0].slice(0, 0)
+            elif none is None:  # no lane has a row: what an example looks like says another one
+                fragment = self.source.fragments[0]
+                none = self._encoded(replace(fragment, num_rows=1), channel).slice(0, 0)
+            lengths = [0 if piece is None else len(piece) for piece in pieces]
+            starts = np.cumsum([0, *lengths], dtype=np.int64)
+            assert none is not None
+            yield replace(Batch.concat(parts) if parts else none, lane_starts=starts)
 
 
 class _Fragments:
@@ -495,7 +602,7 @@ class _ClosedError(Exception):
 
 
 def _cut(pieces: Iterator[Any], sizes: Iterable[int]) -> Iterator[Any]:
-    """Cut consecutive pieces anew: ``sizes[0]`` rows, then ``sizes[1]``, ..."""
+    """Cut consecutive pieces anew: ``sizes[0]`` rows, then ``sizes[1]``, ...; None for no row."""
     piece: Any = None
     used = 0
     for size in sizes:
@@ -508,7 +615,7 @@ def _cut(pieces: Iterator[Any], sizes: Iterable[int]) -> Iterator[Any]:
             head.append(piece.slice(used, used + n_taken))
             used += n_taken
             missing -= n_taken
-        yield type(head[0]).concat(head)
+        yield type(head[0]).concat(head) if head else None
 
 
 def _copied_at_once(segments: Sequence[Segment]) -> Iterator[Sequence[Segment]]:
