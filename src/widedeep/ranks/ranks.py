@@ -64,6 +64,8 @@ class Ranks:
         self.rank, self.size, self.lanes = rank, size, lanes
         self.sent_bytes = 0
         """Payload that this rank sent to others since it began."""
+        self.waited_seconds = 0.0
+        """Time spent in exchanges, which is waiting for others for the most part."""
         self.hosts: list[str] = [socket.gethostname()] * size
         self._group = group
         self._patient: Ranks | None = None
@@ -254,8 +256,10 @@ class Ranks:
     @contextlib.contextmanager
     def _failures(self, what: str) -> Iterator[None]:
         """Say which rank did not answer where an exchange fails."""
+        started = time.perf_counter()
         try:
             yield
+            self.waited_seconds += time.perf_counter() - started
         except RuntimeError as error:
             traceback.clear_frames(error.__traceback__)  # they hold the connections
             reason = str(error).strip().splitlines()[0]

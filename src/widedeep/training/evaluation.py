@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +31,8 @@ from widedeep.models.head_base import Head
 from widedeep.models.layer_options import NATIVE_ACTIVATIONS
 from widedeep.models.mlp import MLPTower
 from widedeep.models.wide_deep import JOIN, NUMBERS, WideDeep
+from widedeep.ranks.ranks import Ranks
+from widedeep.training.exchange import Exchange
 
 
 def bundle_model(model: WideDeep, sequences: Collection[str] = ()) -> BundleModel:
@@ -177,18 +181,38 @@ Logits = Callable[[Batch], NDArray[np.float32]]
 
 
 @contextlib.contextmanager
-def evaluating(model: WideDeep, *, threads: int = 1, by_modules: bool = False) -> Iterator[Logits]:
-    """Switch dropout off and batch norm to its running figures, and back."""
+def evaluating(
+    model: WideDeep,
+    *,
+    threads: int = 1,
+    by_modules: bool = False,
+    exchange: Exchange | None = None,
+) -> Iterator[Logits]:
+    """Switch dropout off and batch norm to its running figures, and back.
+
+    With ``exchange`` the rows come from all ranks, which compute as many batches together.
+    """
     was_training = model.training
     model.eval()
     try:
         tower = standard_tower(model) if not by_modules and model.device.type == "cpu" else None
         if tower is None:
-            yield lambda batch: model(batch, threads=threads).cpu().numpy()
+            logits: Logits = lambda batch: model(batch, threads=threads).cpu().numpy()  # noqa: E731
         else:
-            yield _as_served(model, tower, threads)
+            logits = _as_served(model, tower, threads)
+        yield logits if exchange is None else _over_ranks(model, logits, exchange)
     finally:
         model.train(was_training)
+
+
+def _over_ranks(model: WideDeep, logits: Logits, exchange: Exchange) -> Logits:
+    def own_logits(batch: Batch) -> NDArray[np.float32]:
+        with exchange.rows_for(batch):
+            if not len(batch):  # but others have rows, and this rank may own some of theirs
+                return np.zeros((0, model.n_logits), np.float32)
+            return logits(batch)
+
+    return own_logits
 
 
 def _as_served(model: WideDeep, tower: MLPTower, threads: int) -> Logits:
@@ -326,12 +350,23 @@ class Evaluator:
         *,
         threads: int = 1,
         observe: Callable[[pa.Table], None] = lambda table: None,
+        exchange: Exchange | None = None,
     ) -> None:
         self.model = model
+        self.exchange = exchange
         self.threads = threads
         self.transform = Transform(model.schema)
         self._requests: list[tuple[Source, RequestSource]] = []  # of training, and of validation
         self._observe = observe  # Called with each table before it is encoded
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that score together."""
+        return Ranks() if self.exchange is None else self.exchange.ranks
+
+    def rows_for(self, batch: Batch) -> AbstractContextManager[object]:
+        """Let the model read the rows of a batch, whichever ranks own them."""
+        return nullcontext() if self.exchange is None else self.exchange.rows_for(batch)
 
     def open(self, data: object, role: str, *, targets: bool = True) -> Source:
         """Open data with the columns this model needs; ``role`` names it in an error."""
@@ -358,7 +393,7 @@ class Evaluator:
     def batches(
         self, source: Source, *, targets: bool, batch_size: int = EVALUATION_ROWS
     ) -> Iterator[Batch]:
-        """Encode an open source in its own order, batch by batch."""
+        """Encode an open source in its own order, batch by batch; with lanes, in that of each."""
         encode = self.encoder(targets=targets)
         rows = self.by_requests(source) if targets else source
         if isinstance(rows, RequestSource):
@@ -366,8 +401,16 @@ class Evaluator:
             plan = EpochPlan(rows, batch_size=size, seed=0, epoch=0, shuffle=False)
             reader = BatchReader(rows, request_encoder(encode), plan)
         else:
-            plan = EpochPlan(source, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
-            reader = BatchReader(source, encode, plan)
+            ranks = self.ranks
+            plan = EpochPlan(
+                source,
+                batch_size=-(-batch_size // ranks.lanes) * ranks.lanes,
+                seed=0,
+                epoch=0,
+                shuffle=False,
+                lanes=ranks.lanes,
+            )
+            reader = BatchReader(source, encode, plan, lanes=ranks.lanes_of())
         with contextlib.closing(reader):
             yield from reader
 
@@ -385,30 +428,124 @@ class Evaluator:
 
     def logits(self, data: object, *, by_modules: bool = False) -> NDArray[np.float32]:
         """Return the logits of every row, (rows, C), in the data's order."""
-        forward = evaluating(self.model, threads=self.threads, by_modules=by_modules)
-        with self.open(data, "data to score", targets=False) as source, forward as logits:
-            return np.concatenate([logits(b) for b in self.batches(source, targets=False)])
+        with (
+            self.open(data, "data to score", targets=False) as source,
+            self._evaluating(by_modules=by_modules) as logits,
+        ):
+            batches = self.batches(source, targets=False)
+            (logits_BC,) = self._columns(batches, lambda batch: (logits(batch),))
+        return logits_BC
 
     def labelled_logits(
         self, data: object
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the first logit, the first label and the weight of every row."""
-        forward = evaluating(self.model, threads=self.threads)
-        with self.open(data, "labelled data") as source, forward as logits:
-            columns = [
-                (logits(batch)[:, 0], batch.labels_BL, self.model.losses.weights(batch, 0))
-                for batch in self.batches(source, targets=True)
-            ]
-        weights = [weight_B for _, _, weight_B in columns if weight_B is not None]
-        return (
-            np.concatenate([logits_B for logits_B, _, _ in columns]),
-            np.concatenate(
-                [labels_BL[:, 0] for _, labels_BL, _ in columns if labels_BL is not None]
-            ),
-            np.concatenate(weights) if weights else None,
-        )
+        weighs = False
+
+        def columns(batch: Batch) -> tuple[NDArray[np.float32], ...]:
+            nonlocal weighs
+            weight_B = self.model.losses.weights(batch, 0)
+            weighs = weighs or weight_B is not None
+            weight_B = np.ones(len(batch), np.float32) if weight_B is None else weight_B
+            assert batch.labels_BL is not None
+            return logits(batch)[:, 0], batch.labels_BL[:, 0], weight_B
+
+        with self.open(data, "labelled data") as source, self._evaluating() as logits:
+            batches = self.batches(source, targets=True)
+            logits_B, labels_B, weight_B = self._columns(batches, columns)
+        return logits_B, labels_B, weight_B if self.ranks.any(weighs) else None
 
     def evaluate(self, source: Source) -> Metrics:
-        """Return metrics on an open source, which stays open."""
-        with evaluating(self.model, threads=self.threads) as logits:
-            return evaluate_batches(self.model, logits, self.batches(source, targets=True))
+        """Return metrics on an open source, which stays open; the same on every rank."""
+        ranks = self.ranks
+        with self._evaluating() as logits:
+            batches = self.batches(source, targets=True)
+            if ranks.size == 1:
+                return evaluate_batches(self.model, logits, batches)
+            scored = _gathered(ranks, logits, batches)
+            answer: dict[str, Any] = {}
+            if ranks.is_first:
+                metrics = evaluate_batches(self.model, *_apart(scored))
+                answer = {"metrics": metrics, "reasons": metrics.reasons}
+            else:
+                for _ in scored:
+                    pass
+            answer = ranks.broadcast(answer, "metrics")
+            metrics = Metrics(answer["metrics"])
+            metrics.reasons = answer["reasons"]
+            return metrics
+
+    def _columns(
+        self, batches: Iterable[Batch], columns: Callable[[Batch], Sequence[NDArray[Any]]]
+    ) -> list[NDArray[Any]]:
+        """Return columns of all rows in the data's order, on every rank."""
+        lanes: list[list[list[NDArray[Any]]]] = [[] for _ in self.ranks.lanes_of()]
+        for batch in batches:
+            arrays = columns(batch)
+            starts = [0, len(batch)] if batch.lane_starts is None else batch.lane_starts.tolist()
+            for lane, (start, stop) in zip(lanes, itertools.pairwise(starts), strict=True):
+                lane.append([array[start:stop] for array in arrays])
+        own = [np.concatenate(pieces) for pieces in zip(*itertools.chain(*lanes), strict=True)]
+        if self.ranks.size == 1:
+            return own
+        return [np.concatenate(self.ranks.gather(column)) for column in own]
+
+    def _evaluating(self, *, by_modules: bool = False) -> AbstractContextManager[Logits]:
+        return evaluating(
+            self.model,
+            threads=self.threads,
+            by_modules=by_modules,
+            exchange=self.exchange if self.ranks.size > 1 else None,
+        )
+
+
+def _gathered(
+    ranks: Ranks, logits: Logits, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
+    """Yield on rank 0 what metrics read of the rows of all ranks, and their logits."""
+    for batch in batches:
+        n, labels_BL = len(batch), batch.labels_BL
+        assert labels_BL is not None
+        weight_B = np.ones(n, np.float32) if batch.weight_B is None else batch.weight_B
+        group_B = np.zeros(n, np.int64) if batch.group_B is None else batch.group_B
+        columns: list[NDArray[Any]] = [
+            logits(batch),
+            labels_BL,
+            weight_B[:, None],
+            group_B[:, None],
+        ]
+        rows = [np.ascontiguousarray(column).view(np.uint8) for column in columns]
+        received = ranks.gather_to_first(np.concatenate(rows, axis=1))
+        if received is None:
+            continue
+        every = np.concatenate(received)
+        ends = np.cumsum([part.shape[1] for part in rows])[:-1]
+        parts = [np.ascontiguousarray(part) for part in np.split(every, ends, axis=1)]
+        logits_BC, labels_BL, weight_B1, group_B1 = (
+            part.view(column.dtype) for part, column in zip(parts, columns, strict=True)
+        )
+        yield (
+            Batch(
+                ids_N=np.empty(0, np.int64),
+                offsets_BF=np.zeros(1, np.int64),
+                dense_BK=np.empty((len(every), 0), np.float32),
+                labels_BL=labels_BL,
+                weight_B=None if batch.weight_B is None else weight_B1[:, 0],
+                group_B=None if batch.group_B is None else group_B1[:, 0],
+            ),
+            logits_BC,
+        )
+
+
+def _apart(
+    scored: Iterator[tuple[Batch, NDArray[np.float32]]],
+) -> tuple[Logits, Iterator[Batch]]:
+    """Return the logits of the batch at hand, and the batches."""
+    present: list[NDArray[np.float32]] = []
+
+    def batches() -> Iterator[Batch]:
+        for batch, logits_BC in scored:
+            present[:] = [logits_BC]
+            yield batch
+
+    return lambda batch: present[0], batches()

@@ -107,6 +107,8 @@ class Progress:
         ):
             if metrics.get(name) is not None and metrics[name] == metrics[name]:
                 parts.append(f"{label} {metrics[name]:{style}}")
+        if metrics.get("slow"):
+            parts.append(metrics["slow"])
         done = step - self._done
         if self._total and done > 0:
             parts.append(f"left {_clock((self._total - step) * seconds / done)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from widedeep.callbacks.base import Callbacks
@@ -29,6 +31,8 @@ from widedeep.training.progress import Progress, RecentScores
 from widedeep.training.state import Position, TrainState
 from widedeep.training.step import DenseResult
 
+_SLOW = 1.5
+"""How much longer than most a rank computes of which the progress line tells."""
 _NO_WEIGHT = (
     "weight {!r}: got 0 in every row of the training data, from which nothing is learned; give "
     "some rows a weight above 0, or leave weight= out of the spec"
@@ -80,15 +84,21 @@ class TrainingRun:
             position.tail_steps = 0  # resumed with more epochs: the tail was not the end
         between = min(per_epoch, eval_every or per_epoch) if eval_seconds is None else 0
         self.evaluates_again = self.total_steps > between
+        self.ranks = state.ranks
         self.progress = self._new_progress()
-        self.interrupt = DeferredInterrupt(announce=show_progress)
+        self.interrupt = DeferredInterrupt(announce=show_progress, terminates=self.ranks.size > 1)
+        self._stop = False  # Whether a callback ends the run, as rank 0 says
+        self._calls_back = self.ranks.any(bool(self.callbacks.objects))
+        self._interrupts = False  # Whether one of several ranks was told to end
+        self._busy_R = np.zeros(self.ranks.size)  # Seconds that each rank computed
+        self._waited = 0.0
         self.recent = RecentScores()
         self.encoded = None if cache is None else self._encoded_rows(cache)
         # A tensor, read when the loss is asked for: a device is not waited for in every step.
         self._losses = torch.zeros((), dtype=torch.float64, device=state.model.device)
         self._rows = self._epoch_weight = 0.0
         self._started = self._evaluated = self._saved = time.perf_counter()
-        self._rows_before = position.rows
+        self._rows_before, self._stepped = position.rows, self._started
         # Rows of earlier calls of fit are those of other runs; a resumed run goes on with its own.
         self._first_row = 0 if position.step else len(state.history)
         self._best_position = position
@@ -99,7 +109,10 @@ class TrainingRun:
         )
 
     def _encoded_rows(self, cache: str | os.PathLike[str]) -> EncodedRows:
-        encoded, is_new = encoded_rows(cache, self.evaluator.transform, self.source)
+        transform, source, ranks = self.evaluator.transform, self.source, self.ranks
+        # The others find what the first one wrote.
+        is_new = ranks.on_first(lambda: encoded_rows(cache, transform, source)[1], "encoded rows")
+        encoded, _ = encoded_rows(cache, transform, source)
         status = f"written, {self.source.num_rows:,} rows" if is_new else "as they were"
         size = f"{encoded.nbytes >> 20:,} MiB"
         self.progress.message(f"encoded rows: {encoded.path} ({status}; {size})")
@@ -161,7 +174,7 @@ class TrainingRun:
     @property
     def _called_off(self) -> bool:
         """Whether a callback ends the run; a shard of a stream is learned to its end."""
-        return self.callbacks.stopped and self.stream_steps is None
+        return self._stop and self.stream_steps is None
 
     @property
     def _reached(self) -> bool:
@@ -203,8 +216,10 @@ class TrainingRun:
             epoch=position.epoch,
             shuffle=config.shuffle,
             pool_rows=self.pool_rows,
+            lanes=self.ranks.lanes,
         )
-        state.warmup.select(plan)
+        if self.ranks.is_first:
+            state.warmup.select(plan)
         if self.encoded is not None:
             state.warmup.read(self.source)
         if state.step.feature_rates is not None:
@@ -218,6 +233,7 @@ class TrainingRun:
             plan,
             start_batch=position.batch,
             encoded=None if self.encoded is None else self.encoded.read,
+            lanes=self.ranks.lanes_of(),
         )
         with contextlib.closing(reader):
             for batch in reader:
@@ -228,7 +244,7 @@ class TrainingRun:
                 if last:
                     position.epoch, position.batch = position.epoch + 1, 0
                 self._after_step(epoch_done=last)
-                self.interrupt.check()
+                self.interrupt.check(self._interrupts if self.ranks.size > 1 else None)
                 if self._done():
                     return
 
@@ -236,15 +252,16 @@ class TrainingRun:
         """Learn a batch, or say which row of which file it is that cannot be learned."""
         number = self.state.position.batch
         try:
-            self._step(batch)
+            self._step(batch, plan)
         except RowError as error:
             where = f"batch {number + 1} of epoch {plan.epoch + 1}, example {error.row}"
             if not isinstance(self.rows, RequestSource):
-                origin, row = plan.source_row(number * plan.batch_size + error.row)
+                lanes = self.ranks.lanes_of()
+                origin, row = plan.batch_row(number, error.row, lanes, batch.lane_starts)
                 where = f"row {row} of {origin}, in {where}"
             raise error.at(where) from None
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: Batch, plan: EpochPlan) -> None:
         state, position = self.state, self.state.position
         tail = None
         if position.tail_steps:
@@ -256,13 +273,17 @@ class TrainingRun:
         state.valid_metrics = {}
         position.step += 1
         position.updates += 1
+        first, last = plan.batch_rows(position.batch)
         position.batch += 1
-        position.rows += len(batch)
+        position.rows += len(batch) if self.ranks.lanes == 1 else last - first
         self._count(batch, result)
 
     def _count(self, batch: Batch, result: DenseResult) -> None:
         state, losses_B = self.state, result.losses_B
-        if batch.weight_B is None:
+        total: float | torch.Tensor
+        if self.ranks.lanes > 1:
+            total, weight = self._lane_totals(batch, losses_B)
+        elif batch.weight_B is None:
             total, weight = losses_B.sum(), float(len(batch))
         else:
             weight = float(torch.from_numpy(batch.weight_B).sum())
@@ -283,8 +304,29 @@ class TrainingRun:
                 "loss": float(total) / weight if weight else 0.0,
             }
             self.callbacks.call("on_step", metrics)
+        if self._calls_back:
+            self._stop = self.ranks.any(self.callbacks.stopped)
         if self.progress.due():
             self.progress.show(self._progress_row())
+
+    def _lane_totals(self, batch: Batch, losses_B: torch.Tensor) -> tuple[float, float]:
+        """Return the loss and the weight of all rows, added lane after lane on every rank."""
+        ranks, starts = self.ranks, batch.lane_starts
+        assert starts is not None
+        own = np.zeros((len(starts) - 1, 4))
+        weight_B = np.ones(len(batch)) if batch.weight_B is None else batch.weight_B
+        losses = losses_B.double().numpy() * weight_B
+        for number, (start, stop) in enumerate(itertools.pairwise(starts.tolist())):
+            own[number, :2] = losses[start:stop].sum(), weight_B[start:stop].sum(dtype=np.float64)
+        own[:, 2] = self.interrupt.pending
+        now = time.perf_counter()
+        own[0, 3] = now - self._stepped - (ranks.waited_seconds - self._waited)
+        lanes = ranks.lane_sums(own)
+        self._stepped, self._waited = time.perf_counter(), ranks.waited_seconds
+        self._interrupts = bool(lanes[:, 2].any())
+        self._busy_R += [lanes[ranks.lanes_of(rank), 3].sum() for rank in range(ranks.size)]
+        total, weight = np.add.reduce(lanes[:, :2])
+        return float(total), float(weight)
 
     def _loss(self) -> float:
         return float(self._losses) / self._rows if self._rows else float("nan")
@@ -297,17 +339,28 @@ class TrainingRun:
             "rows": position.rows - self._rows_before,
             "loss": self._loss(),
             "auc": self.recent.auc(),
-            "nonzero_wide": None if wide is None else wide.nonzero,
+            "nonzero_wide": None if wide is None or self.ranks.size > 1 else wide.nonzero,
+            "slow": self._slow_rank(),
         }
+
+    def _slow_rank(self) -> str | None:
+        """Name the rank for which the others wait, if it computes much longer than most."""
+        busy_R, slowest = self._busy_R, int(self._busy_R.argmax())
+        self._busy_R = np.zeros(self.ranks.size)
+        typical = float(np.median(busy_R))
+        if self.ranks.size == 1 or busy_R[slowest] < _SLOW * typical:
+            return None
+        host = self.ranks.hosts[slowest]
+        return f"slow: rank {slowest} ({host}), {busy_R[slowest] / max(typical, 1e-9):.1f}x"
 
     def _after_step(self, *, epoch_done: bool) -> None:
         config, step, directory = self.state.config, self.state.position.step, self.directory
         if self.eval_seconds is not None:
-            evaluates = time.perf_counter() - self._evaluated >= self.eval_seconds
+            evaluates = self._is_over(self._evaluated, self.eval_seconds)
         else:
             evaluates = epoch_done or bool(self.eval_every and step % self.eval_every == 0)
         if config.checkpoint_seconds is not None:
-            saves = time.perf_counter() - self._saved >= config.checkpoint_seconds
+            saves = self._is_over(self._saved, config.checkpoint_seconds)
         else:
             saves = step % config.checkpoint_every == 0 if config.checkpoint_every else epoch_done
         evaluates |= step >= self._last_step or self._called_off
@@ -317,6 +370,10 @@ class TrainingRun:
         last = step >= self._last_step or self._called_off
         if directory is not None and (improved or last or saves):
             self._save(directory, best=improved)
+
+    def _is_over(self, since: float, seconds: float) -> bool:
+        """Tell whether a time is over, by the clock of the first rank."""
+        return self.ranks.any(self.ranks.is_first and time.perf_counter() - since >= seconds)
 
     def _check_losses(self) -> None:
         """Stop a run on a device before its checkpoint or best model is replaced by numbers lost.
@@ -342,7 +399,8 @@ class TrainingRun:
             "rows_per_s": (position.rows - self._rows_before) / seconds,
         }
         if state.model.wide_table is not None:
-            row["nonzero_wide"] = state.model.wide_table.nonzero
+            own = np.array([state.model.wide_table.nonzero])
+            row["nonzero_wide"] = int(np.sum(self.ranks.gather(own)))
         self._losses.zero_()
         self._rows = 0.0
         improved, notes = False, []
@@ -361,6 +419,7 @@ class TrainingRun:
             self._warn_of_overfitting(loss_metric(state.valid_metrics))
         if self.stream_steps is None:  # of a shard the stream tells more
             self.callbacks.call("on_evaluate", row)
+        self._stop = self.ranks.any(self.callbacks.stopped)
         self._evaluated = time.perf_counter()
         return improved
 
@@ -466,10 +525,12 @@ def _numerics(threads: int) -> Iterator[None]:
 class DeferredInterrupt:
     """Defers the first Ctrl-C until :meth:`check`; a second one interrupts at once."""
 
-    def __init__(self, *, announce: bool = False) -> None:
+    def __init__(self, *, announce: bool = False, terminates: bool = False) -> None:
         self._announce = announce
-        self._pending = False
-        self._installed = False
+        self._signals = [signal.SIGINT, signal.SIGTERM] if terminates else [signal.SIGINT]
+        self._before: dict[int, Any] = {}
+        self.pending = False
+        """True once a signal came."""
         self.forced = False
         """True if a second Ctrl-C interrupted, perhaps in the middle of a step."""
 
@@ -478,28 +539,29 @@ class DeferredInterrupt:
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
-            signal.signal(signal.SIGINT, self._defer)
-            self._installed = True
+            self._before = {one: signal.signal(one, self._defer) for one in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._installed = False
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def _defer(self, number: int, frame: FrameType | None) -> Any:
-        if self._pending:
+        if self.pending and len(self._signals) > 1:
+            return  # the ranks end together, and a launcher repeats the signals of a terminal
+        if self.pending:
             self.forced = True
             raise KeyboardInterrupt
-        self._pending = True
+        self.pending = True
         if self._announce:
             # print may be under way in the very thread that is interrupted here.
             text = "\nfinishing this step, then saving (Ctrl-C again: stop at once, save nothing)\n"
             with contextlib.suppress(OSError):
                 os.write(2, text.encode())
 
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
-        if self._pending:
-            self._pending = False
+    def check(self, agreed: bool | None = None) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed; ``agreed``: whether the ranks say so."""
+        if self.pending if agreed is None else agreed:
+            self.pending = False
             raise KeyboardInterrupt

@@ -184,7 +184,6 @@ class TrainState:
     config: TrainConfig  # With numbers where ``"auto"`` was given
     warmup: WarmupSample
     schedules: RateSchedules
-    ranks: Ranks = field(default_factory=Ranks)  # The processes that train this model
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     position: Position = field(default_factory=Position)
     history: History = field(default_factory=History)
@@ -194,6 +193,11 @@ class TrainState:
     idle: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     # Validation metrics of the model as it is; none once it moved
     valid_metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train this model."""
+        return self.step.ranks
 
     def config_tables(self) -> dict[str, Any]:
         """Return the resolved configuration as nested tables, for checkpoints and bundles."""

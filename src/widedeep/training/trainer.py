@@ -54,12 +54,12 @@ from widedeep.training.early_stopping import (
 from widedeep.training.evaluation import Evaluator, bundle_model, metric_names
 from widedeep.training.export import export_bundle
 from widedeep.training.grow import use_schema
-from widedeep.training.lanes import check_lanes
 from widedeep.training.run import TrainingRun
 from widedeep.training.schedules import RateSchedules
 from widedeep.training.state import History, Position, TrainState, WarmupSample
 from widedeep.training.step import TrainStep
 from widedeep.training.stream import Shard, fit_stream
+from widedeep.training.trainable import check_lanes, check_model
 from widedeep.training.warm_start import WarmStart, warm_start
 
 __all__ = ["Trainer"]
@@ -122,7 +122,7 @@ class Trainer:
         distributed: DistributedConfig | None = None,
         **options: Any,
     ) -> None:
-        _check_model(model)
+        check_model(model)
         distributed = distributed or DistributedConfig()
         objects = {"wide": wide, "deep": deep, "dense": dense}
         tables = {part: x for part, x in objects.items() if isinstance(x, (str, Mapping))}
@@ -151,16 +151,27 @@ class Trainer:
         columns = Transform(model.schema).columns(targets=False)
         self.state = TrainState(
             model=model,
-            step=TrainStep(model, resolved, **optimizers._asdict(), threads=self.threads),
+            step=TrainStep(
+                model,
+                resolved,
+                **optimizers._asdict(),
+                threads=self.threads,
+                ranks=ranks,
+                wire=distributed.wire,
+            ),
             config=with_descriptions(resolved, optimizers),
             schedules=RateSchedules(resolved.part_schedules(), warmup_steps=resolved.warmup_steps),
-            ranks=ranks,
             distributed=distributed,
             warmup=WarmupSample(
                 {name: model.schema.columns[name] for name in columns}, resolved.seed
             ),
         )
-        self.evaluator = Evaluator(model, threads=self.threads, observe=self.state.warmup.update)
+        self.evaluator = Evaluator(
+            model,
+            threads=self.threads,
+            observe=self.state.warmup.update,
+            exchange=self.state.step.exchange,
+        )
 
     # ---- the state of training ------------------------------------------------------------------
 
@@ -207,8 +218,6 @@ class Trainer:
     def valid_metrics(self) -> dict[str, float]:
         """Validation metrics of the model as it is; none once it moved."""
         return self.state.valid_metrics
-
-    # ---- training -------------------------------------------------------------------------------
 
     def fit(
         self,
@@ -276,7 +285,7 @@ class Trainer:
             valid_source = None
             if valid is not None:
                 valid_source = stack.enter_context(self.evaluator.open(valid, "validation data"))
-            state.inputs = source.describe()
+            state.inputs = state.ranks.on_first(source.describe, "the inputs")
             state.position = Position(updates=state.position.updates)
             state.warmup.rows = []
             recorded = self._resume(stopping) if resume else {}
@@ -587,8 +596,14 @@ class Trainer:
         optimizers = Optimizers(step.wide, **{**present, **adopted})
         state.config = with_descriptions(state.config, optimizers)
         state.step = TrainStep(
-            state.model, step.config, **optimizers._asdict(), threads=self.threads
+            state.model,
+            step.config,
+            **optimizers._asdict(),
+            threads=self.threads,
+            ranks=step.ranks,
+            wire=state.distributed.wire,
         )
+        self.evaluator.exchange = state.step.exchange
         if self.show_progress:
             names = ", ".join(f"{group}: {optimizer}" for group, optimizer in adopted.items())
             print(f"optimizers of the checkpoint: {names}", file=sys.stderr)
@@ -704,7 +719,8 @@ class Trainer:
             column_types=self.model.schema.input_types(),
         )
         batch = transform(sample.table, targets=False)
-        return mean_attributions(self.model, batch, steps=steps, threads=self.threads)
+        with self.evaluator.rows_for(batch):
+            return mean_attributions(self.model, batch, steps=steps, threads=self.threads)
 
     def export(
         self,
@@ -773,18 +789,6 @@ class Trainer:
     def _say(self, message: str) -> None:
         if self.show_progress:
             print(message, file=sys.stderr)
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, WideDeep):
-        raise ConfigError(f"got {type(model).__name__} as the model, expected wd.WideDeep(schema)")
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32 or parameter.device.type != model.device.type:
-            raise ConfigError(
-                f"parameter {name!r}: got {parameter.dtype} on {parameter.device}, expected "
-                f"float32 on {model.device}, where the model's tables are; give device= to "
-                "WideDeep and precision= to Trainer"
-            )
 
 
 def _check_count(name: str, count: object) -> None:

@@ -1,15 +1,28 @@
-"""Which runs keep their meaning when each batch is cut into lanes."""
+"""Which models can be trained, and which of them with batches that are cut into lanes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+
+import torch
 
 from widedeep.errors import ConfigError
 from widedeep.models.two_tower import TwoTowerTower
 from widedeep.models.wide_deep import WideDeep
 from widedeep.training.config import TrainConfig
 
-TRAINS_IN_LANES = False
+
+def check_model(model: object) -> None:
+    """Refuse what is no model, and parameters of another type or place than its tables."""
+    if not isinstance(model, WideDeep):
+        raise ConfigError(f"got {type(model).__name__} as the model, expected wd.WideDeep(schema)")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != model.device.type:
+            raise ConfigError(
+                f"parameter {name!r}: got {parameter.dtype} on {parameter.device}, expected "
+                f"float32 on {model.device}, where the model's tables are; give device= to "
+                "WideDeep and precision= to Trainer"
+            )
 
 
 def check_lanes(model: WideDeep, config: TrainConfig, lanes: int) -> None:
@@ -20,11 +33,6 @@ def check_lanes(model: WideDeep, config: TrainConfig, lanes: int) -> None:
     """
     if lanes == 1:
         return
-    if not TRAINS_IN_LANES:
-        raise ConfigError(
-            f"got distributed.lanes = {lanes}, but this release trains in one process alone; leave "
-            "distributed.lanes at 1, and launch one process"
-        )
     size = config.batch_size
     if size != "auto" and size % lanes:
         raise ConfigError(
