@@ -13,6 +13,7 @@ import widedeep as wd
 from tests.ranks.processes import run_ranks
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
+from widedeep.errors import ConfigError
 from widedeep.ranks.config import DistributedConfig, Wire
 from widedeep.ranks.ranks import Ranks, ranks_of
 from widedeep.training.config import TrainConfig
@@ -163,6 +164,18 @@ def test_lanes_change_results_by_the_order_of_sums_alone() -> None:
         for key, values in table.named_state().items():
             other = steps[1].model.tables[name].named_state()[key]
             torch.testing.assert_close(other, values, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_a_model_too_large_for_one_machine_fits_on_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = make_schema()
+    monkeypatch.setattr("widedeep.models.wide_deep._memory_bytes", lambda device: 16_000)
+    with pytest.raises(ConfigError, match=r"would take 0\.0 GiB, most of it for wide weights"):
+        wd.WideDeep(schema, hidden_units=[4])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "wide: 6 features, " in repr(wd.WideDeep(schema, hidden_units=[4]))
+    with pytest.raises(ConfigError, match="GiB on each of 4 ranks, most of it for hidden layers"):
+        wd.WideDeep(schema, hidden_units=[100_000])
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,28 @@ def test_a_shard_of_rows_has_the_bits_of_the_whole() -> None:
     assert np.array_equal(whole[20:].numpy(), shard)
 
 
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("is_filled", [False, True])
+def test_ranks_keep_the_rows_of_the_whole(world: int, *, is_filled: bool) -> None:
+    ids_M, vectors_MD = np.array([1, 4, 7]), torch.full((3, 4), 0.5)
+    options: dict[str, Any] = {"dim": 4, "seed": 3, "std": 0.1}
+    options["vectors"] = {"city": (ids_M, vectors_MD)}
+    whole = EmbeddingTable({**SIZES, "city": 45}, FEATURES, **options)
+    whole.attach(Adagrad(initial_accumulator=0.3))
+    expected = whole.named_state()
+    for rank in range(world):
+        table = EmbeddingTable(SIZES, FEATURES, **options)
+        table.attach(Adagrad(initial_accumulator=0.3))
+        if is_filled:
+            assert table.weight.any()
+        table.set_shard(rank, world)
+        table.grow("city", 45)
+        for key, values in table.named_state().items():
+            ids = table.layouts[key.rpartition(".")[0]].ids_of(rank)
+            assert len(values) < len(expected[key])
+            assert torch.equal(values, expected[key][ids]), key
+
+
 def test_rows_made_before_and_after_attaching_are_the_same() -> None:
     early, late = make_table(), make_table()
     assert early.weight.any()  # makes the rows

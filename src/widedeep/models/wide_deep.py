@@ -39,6 +39,7 @@ from widedeep.models.tower import (
     tower_configs,
 )
 from widedeep.options import keyword_signature, with_options
+from widedeep.ranks.launch import launched_size
 from widedeep.schema import Schema, Slot
 from widedeep.tables.embedding_table import EmbeddingTable
 from widedeep.tables.storage import DeviceBatches, batch_rows
@@ -178,7 +179,7 @@ class WideDeep(nn.Module):
         )
         dense = sum(parameter.numel() for parameter in self.parameters())
         wide = self.n_logits * sum(slot.size for slot in self.schema.slots if slot.wide)
-        embeddings = sum(table.weight.numel() for table in self.embedding_tables)
+        embeddings = sum(table.n_rows * table.dim for table in self.embedding_tables)
         found = "".join(f"pretrained {name}: {rows}\n" for name, rows in self.pretrained.items())
         return (
             f"WideDeep ({heads}; {self.device})\n"
@@ -221,18 +222,21 @@ class WideDeep(nn.Module):
             if slot.deep
         }
         widths = [self.layout.width, *(self.config.hidden_units or ())]
+        ranks = launched_size()  # which divide the rows of tables
+        wide = self.n_logits * sum(slot.size for slot in self.schema.slots if slot.wide)
         floats = {
-            "wide weights": self.n_logits * sum(s.size for s in self.schema.slots if s.wide),
-            "embeddings": sum(tables.values()),
+            "wide weights": wide // ranks,
+            "embeddings": sum(tables.values()) // ranks,
             "hidden layers": sum(a * b for a, b in itertools.pairwise(widths)),
         }
         limit = _memory_bytes(self.device)
         if 4 * sum(floats.values()) > limit:
             name = max(floats, key=lambda part: floats[part])
+            where = f" on each of {ranks} ranks" if ranks > 1 else ""
             raise ConfigError(
-                f"the model would take {4 * sum(floats.values()) / 2**30:,.1f} GiB, most of it for "
-                f"{name}, and {limit / 2**30:,.1f} GiB are here; lower embedding_dim, hidden_units "
-                "or hash_buckets, or bound vocabularies (min_count, max_size)"
+                f"the model would take {4 * sum(floats.values()) / 2**30:,.1f} GiB{where}, most of "
+                f"it for {name}, and {limit / 2**30:,.1f} GiB are here; lower embedding_dim, "
+                "hidden_units or hash_buckets, or bound vocabularies (min_count, max_size)"
             )
 
     def _read_pretrained(self, sources: Mapping[str, object]) -> dict[str, PretrainedRows]:
@@ -571,7 +575,7 @@ class WideDeep(nn.Module):
     @property
     def n_parameters(self) -> int:
         """Trainable numbers, tables and towers together; ``parameters()`` gives the towers'."""
-        in_tables = sum(int(table.weight.numel()) for table in self.tables.values())
+        in_tables = sum(table.n_rows * table.dim for table in self.tables.values())
         return in_tables + sum(p.numel() for p in self.parameters())
 
     # ---- what torch asks of a module ------------------------------------------------------------

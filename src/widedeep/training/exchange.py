@@ -105,6 +105,7 @@ class Exchange:
                 "expected one on the CPU; leave lanes out, or train with device='cpu'"
             )
         self.model, self.ranks, self.threads = model, ranks, threads
+        kernels.keep_freed_memory()  # for the next step's buffers
         self._in_place = ranks.size == 1 and wire == "fp32"
         self._sections = _sections(model, wire)
         self._members = {m.name: m for section in self._sections for m in section.members}
@@ -118,13 +119,14 @@ class Exchange:
         """
         requests = [self._request(section, batches) for section in self._sections]
         rows = self._send_ids(requests, batches, lanes)
+        if self._in_place:
+            return LaneRows(batches, rows, requests, {}, {})
         routes = {
             member.name: self._route(section, member, request)
             for section, request in zip(self._sections, requests, strict=True)
             for member in section.members
         }
-        looked_up = {} if self._in_place else self._fetch(routes)
-        return LaneRows(batches, rows, requests, routes, looked_up)
+        return LaneRows(batches, rows, requests, routes, self._fetch(routes))
 
     @contextmanager
     def rows_for(self, batch: Batch) -> Iterator[Batch]:
@@ -179,23 +181,29 @@ class Exchange:
             sums: By table, the (U, D) sums of each of this rank's lanes. Those of a table's name
                 and :data:`COUNTS`, (U, 1), are how often rows occur.
         """
+        values = {name: torch.cat(list(lanes)).numpy() for name, lanes in sorted(sums.items())}
+        if not self._in_place:
+            values = self._send_values(lane_rows, values)
+        return {
+            name: row_sums
+            for section, request in zip(self._sections, lane_rows.requests, strict=True)
+            for name, row_sums in self._add(section, request, values)
+        }
+
+    def _send_values(self, lane_rows: LaneRows, values: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Send a number of each row that was asked for to its owner; names are sorted."""
         members: dict[str, _Member] = {}
         outgoing: list[tuple[Floats, Ints, Ints]] = []
         starts: list[Ints] = []
-        for name, lanes in sorted(sums.items()):  # in one order on every rank
+        for name, matrix in values.items():
             member = self._members[name.removesuffix(COUNTS)]
             if name.endswith(COUNTS):
                 member = replace(member, is_half=False, dim=1)
             route = lane_rows.routes[member.name]
             members[name] = member
-            outgoing.append((torch.cat(list(lanes)).numpy(), route.read_order, route.read_starts))
+            outgoing.append((matrix, route.read_order, route.read_starts))
             starts.append(route.own_starts)
-        received = self._all_to_all(members, outgoing, starts)
-        return {
-            name: row_sums
-            for section, request in zip(self._sections, lane_rows.requests, strict=True)
-            for name, row_sums in self._add(section, request, received)
-        }
+        return self._all_to_all(members, outgoing, starts)
 
     def _add(
         self, section: _Section, request: _Request, received: Mapping[str, Floats]
