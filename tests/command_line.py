@@ -17,6 +17,7 @@ VERBS = [
     "simulate",
     "join",
     "prepare",
+    "plan",
     "train",
     "import",
     "tune",

@@ -32,6 +32,7 @@ VERBS = {
     "simulate": "simulate days of an app store, ranked by a policy, and write their logs",
     "join": "join impression and action logs into labelled examples",
     "prepare": "fit the schema (vocabularies, quantiles) on the training data and save it",
+    "plan": "tell what training on several machines takes: memory, payload, rate",
     "train": "train a model: fit the schema, train, evaluate, export a bundle",
     "import": "carry an estimator of TensorFlow over: its scores, its optimizers' state",
     "tune": "search for the settings of a configuration that predict its validation data best",
