@@ -36,7 +36,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "kernels": ("errors", "_native"),
     "features": ("options",),
     "census": ("features", "files"),
-    "schema": ("features", "options", "kernels", "files"),
+    "schema": ("features", "options", "kernels", "files", "page"),
     "optim": ("options", "kernels"),
     "ranks": ("options", "kernels", "files"),
     "data": ("schema", "page", "metrics", "ranks", "remote"),

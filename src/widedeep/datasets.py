@@ -52,7 +52,9 @@ def load_app_store(
             logs.write(folder, f"day{day:04d}")
         (folder / "join.toml").write_text(JOIN_TOML, encoding="utf-8")
         examples = run_join(load_join_config(folder / "join.toml")).output
-        train, valid, test = (pq.read_table(examples / part) for part in ("train", "valid", "test"))
+        train, valid, test = (
+            pq.read_table(examples / split) for split in ("train", "valid", "test")
+        )
     return Dataset(
         train=train,
         valid=valid,

@@ -29,6 +29,7 @@ from widedeep.features.spec import spec_from_table, spec_to_table
 from widedeep.files import map_tensors, read_metadata, write_tensors
 from widedeep.kernels.transform import integer_index, text_index
 from widedeep.options import check_value
+from widedeep.page import framed_page, note, table
 
 __all__ = ["ColumnType", "NumericFit", "Schema", "Slot", "Vocabulary"]
 
@@ -430,6 +431,15 @@ class Schema:
 
     def __repr__(self) -> str:
         return schema_table(self)
+
+    def _repr_html_(self) -> str:
+        features = self.spec.all_features
+        rows = table(_HEADINGS, [_row(self, f) for f in features], numbers=("size", "missing"))
+        notes = [note(f"label: {_label(self)}"), *map(note, self.notes)]
+        title = f"Schema of {len(features)} features"
+        subtitle = f"fitted on {self.rows:,} rows, fingerprint {self.fingerprint[:12]}"
+        height = min(160 + 36 * (len(features) + len(notes)), 560)
+        return framed_page(title, [rows, *notes], subtitle=subtitle, height=height)
 
 
 def _update(digest: Any, name: str, tensor: NDArray[Any]) -> None:

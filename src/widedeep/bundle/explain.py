@@ -14,6 +14,7 @@ from widedeep.bundle.graph import TowerParts
 from widedeep.bundle.layout import BundleHead, BundleModel
 from widedeep.data.batch import Batch
 from widedeep.features import NumberInput
+from widedeep.page import bar_list, framed_page, subsection
 from widedeep.schema import Schema
 
 __all__ = ["Explanation", "WideTerm", "name_ids"]
@@ -83,7 +84,21 @@ class Explanation:
             blocks.append("\n".join([f"attention of {tower} to {sequence}", *lines]))
         return "\n\n".join(blocks)
 
-    def _column_text(self, head: BundleHead, column: int) -> str:
+    def _repr_html_(self) -> str:
+        parts = []
+        for head in self.model.heads:
+            for column in range(head.start, head.stop):
+                rows = self._column_rows(head, column)
+                bars = [(name, value, f"{value:+.4f}") for name, value in rows[:-1]]
+                name, score = rows[-1]
+                title = _title(self.model, head, column)
+                lead = f"{title}: {name} {score:.4f}" if title else f"{name} {score:.4f}"
+                headings = ("term", "logit")
+                parts.append(subsection(lead, bar_list(bars, signed=True, headings=headings)))
+        return framed_page("Explanation", parts, height=min(120 + 32 * (len(self.wide) + 5), 640))
+
+    def _column_rows(self, head: BundleHead, column: int) -> list[tuple[str, float]]:
+        """Return the terms of a logit, the largest first, its parts, its sum and the score."""
         terms = sorted(self.wide, key=lambda term: -abs(term.weights[column]))
         terms = [term for term in terms if term.weights[column]]
         rows = [(str(term), term.weights[column]) for term in terms]
@@ -99,6 +114,10 @@ class Explanation:
         number = score if isinstance(score, float) else score[column - head.start]
         is_number = head.kind in ("regression", "ranking")
         rows.append(("value" if is_number else "probability", number))
+        return rows
+
+    def _column_text(self, head: BundleHead, column: int) -> str:
+        rows = self._column_rows(head, column)
         width = max(len(name) for name, _ in rows)
         lines = [f"{name.ljust(width)}  {value:+.4f}" for name, value in rows[:-1]]
         lines.append(f"{rows[-1][0].ljust(width)}   {rows[-1][1]:.4f}")

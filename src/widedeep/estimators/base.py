@@ -128,9 +128,9 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters by name; ``deep``: those of the optimizers too, as ``wide__lr``."""
         params: dict[str, Any] = super().get_params(deep)
-        for part in _DEFAULT_OPTIMIZERS if deep else ():
-            for name, value in self._optimizer_table(part).items():
-                params[f"{part}__{name}"] = value
+        for group in _DEFAULT_OPTIMIZERS if deep else ():
+            for name, value in self._optimizer_table(group).items():
+                params[f"{group}__{name}"] = value
         return params
 
     def set_params(self, **params: Any) -> WideDeepEstimator:
@@ -141,23 +141,23 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         """
         changes: dict[str, dict[str, Any]] = {}
         for key in list(params):
-            part, nested, name = key.partition("__")
-            if nested and part in _DEFAULT_OPTIMIZERS:
-                changes.setdefault(part, {})[name] = params.pop(key)
+            group, nested, name = key.partition("__")
+            if nested and group in _DEFAULT_OPTIMIZERS:
+                changes.setdefault(group, {})[name] = params.pop(key)
         super().set_params(**params)
-        for part, values in changes.items():
-            table = self._optimizer_table(part) or {"optimizer": _DEFAULT_OPTIMIZERS[part]}
+        for group, values in changes.items():
+            table = self._optimizer_table(group) or {"optimizer": _DEFAULT_OPTIMIZERS[group]}
             if values.get("optimizer", table["optimizer"]) != table["optimizer"]:
                 table = {}  # another optimizer has parameters of its own
-            setattr(self, part, make_optimizer({**table, **values}))
+            setattr(self, group, make_optimizer({**table, **values}))
         return self
 
-    def _optimizer_table(self, part: str) -> dict[str, Any]:
+    def _optimizer_table(self, group: str) -> dict[str, Any]:
         """Return an optimizer's name and parameters; {} if none is given, or no valid one."""
-        choice = getattr(self, part)
+        choice = getattr(self, group)
         with contextlib.suppress(ConfigError):
-            known = make_optimizer(choice) if isinstance(choice, str | Mapping) else choice
-            return {} if choice is None else describe_optimizer(known)
+            optimizer = make_optimizer(choice) if isinstance(choice, str | Mapping) else choice
+            return {} if choice is None else describe_optimizer(optimizer)
         return {}
 
     def _fit(

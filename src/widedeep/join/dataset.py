@@ -25,6 +25,7 @@ from widedeep.join.plan import JoinPlan
 from widedeep.join.report import Measures, measure, write_report
 from widedeep.join.resolve import ResolvedJoin
 from widedeep.join.sql import output_columns
+from widedeep.page import page_frame
 
 _LOST_MUCH = 0.5
 _EXPECTED = 10
@@ -266,6 +267,13 @@ class JoinResult:
         """
         shards = self.manifest["splits"][split]["shards"]
         return [str(self.output / shard["file"]) for shard in shards]
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
+        return f"JoinResult ({rows} examples)"
+
+    def _repr_html_(self) -> str:
+        return page_frame((self.output / "report.html").read_text(encoding="utf-8"))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ from widedeep.models.tower import (
     tower_configs,
 )
 from widedeep.options import keyword_signature, with_options
+from widedeep.page import bar_list, framed_page, subsection, tiles
 from widedeep.ranks.launch import launched_size
 from widedeep.schema import Schema, Slot
 from widedeep.tables.embedding_table import EmbeddingTable
@@ -190,6 +191,28 @@ class WideDeep(nn.Module):
             f"embeddings: {tables or 'none'}; {embeddings:,} weights\n"
             f"{found}schema: {self.schema.fingerprint[:12]}"
         )
+
+    def _repr_html_(self) -> str:
+        sizes = {slot.name: slot.size for slot in self.schema.slots}
+        wide = {slot.name: self.n_logits * slot.size for slot in self.schema.slots if slot.wide}
+        tables = {name: sizes[name] * dim for name, dim in self.gathered.dims.items()}
+        towers = {
+            f"tower {name}": sum(p.numel() for p in tower.parameters())
+            for name, tower in self.towers.items()
+        }
+        counts = {"wide": sum(wide.values()), "embeddings": sum(tables.values()), **towers}
+        entries = [(name, f"{count:,}", "weights") for name, count in counts.items()]
+        features = [
+            (name, float(wide.get(name, 0) + tables.get(name, 0)), f"{wide.get(name, 0):,}",
+             f"{sizes[name]:,} x {self.gathered.dims[name]}" if name in tables else "")
+            for name in sorted({*wide, *tables}, key=lambda n: -wide.get(n, 0) - tables.get(n, 0))
+        ]  # fmt: skip
+        headings = ("feature", "wide weights", "embedding")
+        heads = ", ".join(f"{head.name} {head.kind}".strip() for head in self.heads)
+        subtitle = f"{heads}; hidden units {list(self.config.hidden_units or ())}; {self.device}"
+        parts = [tiles(entries), subsection("Weights", bar_list(features, headings=headings))]
+        height = min(280 + 32 * len(features), 640)
+        return framed_page("WideDeep", parts, subtitle=subtitle, height=height)
 
     def _start_bias(self) -> Tensor:
         start = self.config.bias_init or ("prior" if self.config.compat is None else "zeros")

@@ -14,7 +14,9 @@ from widedeep.page.document import (
     charts,
     contents,
     document,
+    framed_page,
     note,
+    page_frame,
     pair,
     render,
     section,
@@ -22,6 +24,7 @@ from widedeep.page.document import (
     table,
     tiles,
 )
+from widedeep.page.training_charts import is_number, training_charts
 
 __all__ = [
     "DotRow",
@@ -32,14 +35,18 @@ __all__ = [
     "contents",
     "document",
     "dot_list",
+    "framed_page",
+    "is_number",
     "legend",
     "line_chart",
     "note",
     "outer_ticks",
+    "page_frame",
     "pair",
     "render",
     "section",
     "subsection",
     "table",
     "tiles",
+    "training_charts",
 ]

@@ -46,6 +46,19 @@ def document(title: str, parts: Sequence[str], *, subtitle: str = "") -> str:
     return render("page/page.html", title=title, subtitle=subtitle, parts=parts)
 
 
+def framed_page(title: str, parts: Sequence[str], *, subtitle: str = "", height: int = 420) -> str:
+    """Return blocks of HTML as a page in a frame, as a notebook shows it; ``height`` in pixels."""
+    return page_frame(document(title, parts, subtitle=subtitle), height=height)
+
+
+def page_frame(page: str, *, height: int = 720) -> str:
+    """Return a whole page in a frame that keeps its style inside and runs no script."""
+    return (
+        f'<iframe sandbox srcdoc="{escape(page)}" title="widedeep" loading="lazy" '
+        f'style="width:100%;height:{height}px;border:0"></iframe>'
+    )
+
+
 def contents(headings: Sequence[str]) -> str:
     """Return links to the sections of these headings."""
     return _block("contents", headings)

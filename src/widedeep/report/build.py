@@ -22,6 +22,7 @@ from widedeep.files import write_text_whole
 from widedeep.gate.config import GateConfig
 from widedeep.gate.verdict import Verdict, bundle_identity, verdict_path
 from widedeep.metrics import registered
+from widedeep.page import page_frame
 from widedeep.publish.lineage import PublishedVersion, read_lineage
 from widedeep.report.hash_bucket_values import HashBucketValues
 from widedeep.report.inputs import input_statistics
@@ -147,6 +148,9 @@ class Report:
     def to_html(self) -> str:
         """Return the report as one page that needs nothing else: no script, no network."""
         return report_page(self.to_json())
+
+    def _repr_html_(self) -> str:
+        return page_frame(self.to_html())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page; a name that ends in ``.json`` gets the figures instead.

@@ -10,12 +10,13 @@ from widedeep.gate.verdict_page import policy_tables, verdict_text
 from widedeep.metrics import registered
 from widedeep.page import (
     charts,
-    line_chart,
+    is_number,
     note,
     pair,
     render,
     subsection,
     table,
+    training_charts,
 )
 from widedeep.report.format import bytes_text, figure, moment, rows_text
 from widedeep.report.page_model import (
@@ -96,55 +97,9 @@ def _training(run: Mapping[str, Any]) -> str:
         )
     if len(history) < 2:
         row = history[0]
-        cells = [[name, figure(value)] for name, value in row.items() if _is_number(value)]
+        cells = [[name, figure(value)] for name, value in row.items() if is_number(value)]
         return intro + table(["the one evaluation", "figure"], cells, numbers=["figure"])
-    return intro + charts(*_charts(history, run["kept_step"]))
-
-
-def _charts(history: Sequence[Mapping[str, Any]], kept_step: int | None) -> list[str]:
-    """Loss, the metric that ranks or fits, and how many wide weights are not zero."""
-    stepped = all(_is_number(row.get("step")) for row in history)
-    xs = [float(row["step"]) if stepped else index + 1.0 for index, row in enumerate(history)]
-
-    def points(column: str) -> list[tuple[float, float]]:
-        return [
-            (x, float(row[column]))
-            for x, row in zip(xs, history, strict=True)
-            if _is_number(row.get(column))
-        ]
-
-    columns = list(dict.fromkeys(name for row in history for name in row))
-    columns_of = {
-        "Loss": ["loss", *_measured(columns, "log_loss")],
-        "AUC": _measured(columns, "auc"),
-        "Root mean squared error": _measured(columns, "rmse"),
-        "Accuracy": [] if _measured(columns, "auc") else _measured(columns, "accuracy"),
-        "Wide weights that are not zero": ["nonzero_wide"],
-    }
-    mark = None if kept_step is None else (float(kept_step), "kept")
-    label = "step" if stepped else "evaluation"
-    blocks = []
-    for heading, names in columns_of.items():
-        lines = {_line_name(name): points(name) for name in names}
-        chart = line_chart(lines, x_label=label, mark=mark if stepped else None)
-        blocks.append(subsection(heading, chart) if chart else "")
-    return blocks
-
-
-def _measured(columns: Sequence[str], metric: str) -> list[str]:
-    """The columns of a metric on rows not yet learned: validation, or a stream's next shard."""
-    return [
-        name
-        for name in columns
-        if name.partition("/")[0] in ("valid", "before") and name.rpartition("/")[2] == metric
-    ]
-
-
-def _line_name(column: str) -> str:
-    names = {"loss": "training", "nonzero_wide": "not zero"}
-    kind, *suffix = column.split("/")
-    name = {"valid": "validation", "before": "next shard"}.get(kind, names.get(kind, kind))
-    return " ".join([name, *suffix[:-1]])
+    return intro + charts(*training_charts(history, run["kept_step"]))
 
 
 def _warm(warm: Mapping[str, Any] | None) -> str:
@@ -154,10 +109,6 @@ def _warm(warm: Mapping[str, Any] | None) -> str:
     counts = {state: states.count(state) for state in ("carried", "remapped", "fresh")}
     summary = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     return note(f"Started warm from {warm['path']}: of its tensors {summary}.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # ---- versions -----------------------------------------------------------------------------------

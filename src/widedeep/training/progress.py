@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 import time
 from collections import deque
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -61,13 +63,15 @@ class Progress:
         self._done = done_steps
         self._enabled = enabled
         self._live = sys.stderr.isatty() if terminal is None else terminal
+        self._in_notebook = terminal is None and _in_notebook()
+        self._display: Any = None  # Of a notebook: what updates the line shown
         self._started = time.perf_counter()
         self._shown = self._started
         self._width = 0
 
     def due(self) -> bool:
         """True if it is time to show a line."""
-        wait = _REFRESH_S if self._live else _PLAIN_EVERY_S
+        wait = _REFRESH_S if self._live or self._in_notebook else _PLAIN_EVERY_S
         return self._enabled and time.perf_counter() - self._shown >= wait
 
     def show(self, metrics: dict[str, Any]) -> None:
@@ -76,13 +80,25 @@ class Progress:
             return
         self._shown = time.perf_counter()
         line = self._line(metrics)
-        if self._live:
+        if self._in_notebook:
+            self._show_in_notebook(line, metrics["step"])
+        elif self._live:
             # A line that wraps cannot be written over.
             line = line[: shutil.get_terminal_size().columns - 1]
             print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
             self._width = len(line)
         else:
             print(line, file=sys.stderr, flush=True)
+
+    def _show_in_notebook(self, line: str, step: int) -> None:
+        """Show a bar and the line in the cell's output, in the place of those before."""
+        display = importlib.import_module("IPython.display")
+        bar = f'<progress value="{step}" max="{self._total}"></progress> ' if self._total else ""
+        content = display.HTML(f"{bar}<code>{escape(line)}</code>")
+        if self._display is None:
+            self._display = display.display(content, display_id=True)
+        else:
+            self._display.update(content)
 
     def message(self, text: str) -> None:
         """Show a line that stays."""
@@ -113,6 +129,13 @@ class Progress:
         if self._total and done > 0:
             parts.append(f"left {_clock((self._total - step) * seconds / done)}")
         return "  ".join(parts)
+
+
+def _in_notebook() -> bool:
+    """True in a cell of a notebook, whose output can be replaced."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return hasattr(shell, "kernel")
 
 
 def _clock(seconds: float) -> str:

@@ -18,6 +18,8 @@ from widedeep.data.reader import ORDER_VERSION, EpochPlan
 from widedeep.errors import BundleError, CheckpointError
 from widedeep.models.head_config import describe_head
 from widedeep.models.wide_deep import WideDeep
+from widedeep.page import charts, framed_page, note, training_charts
+from widedeep.page import table as page_table
 from widedeep.ranks.config import DistributedConfig
 from widedeep.ranks.ranks import Ranks
 from widedeep.schema import ColumnType
@@ -83,11 +85,18 @@ class History:
             return "History (empty)"
         cells = [names, *([_text(row.get(name)) for name in names] for row in self.rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-        table = [
+        lines = [
             "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
             for line in cells
         ]
-        return "\n".join([*table, *(f"warning: {warning}" for warning in self.warnings)])
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        names = [name for name in _COLUMNS if any(name in row for row in self.rows)]
+        cells = [[_text(row.get(name)) for name in names] for row in self.rows]
+        blocks = charts(*training_charts(self.rows)) if len(self.rows) > 1 else ""
+        rows = page_table(names, cells, numbers=names) if names else note("empty")
+        return framed_page("Training", [blocks, rows, *map(note, self.warnings)])
 
 
 def _text(value: object) -> str:
