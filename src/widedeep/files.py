@@ -143,7 +143,7 @@ _PADDING = "__pad."
 _SMALL_ALIGNMENT = 64
 _PAGE = 4096
 _CUT = 1 << 16  # a page of any system: where a tensor may go on in another file
-_COPY_BYTES = 1 << 26
+_COPY_BYTES = 1 << 24
 _MAP_FIXED = 0x10  # of Linux and of macOS
 _HEADER_LIMIT = 100_000_000
 

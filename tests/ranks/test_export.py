@@ -35,7 +35,7 @@ def export(
     state.warmup.rows = [dict(row) for row in ROWS[:4]] if ranks.is_first else []
     return export_bundle(
         state,
-        Evaluator(state.model),
+        Evaluator(state.model, exchange=state.step.exchange),
         path,
         metrics={"auc": 0.5},
         warmup=True,

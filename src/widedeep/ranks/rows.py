@@ -15,7 +15,7 @@ from widedeep.ranks.ranks import Ranks
 
 Rows = NDArray[Any]
 
-_WINDOW_BYTES = 1 << 25  # of rows that a rank holds at a time
+_WINDOW_BYTES = 1 << 23  # of rows that a rank holds at a time
 
 
 class ShardedRows:

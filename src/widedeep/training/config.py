@@ -152,6 +152,9 @@ class TrainConfig:
         pool_rows: Rows that wait in memory while they are mixed with others from all over the
             input; at any time those of 6 to 16 row groups are mixed. More take more memory, and
             mix better where row groups are large.
+        rollback_bytes: Most bytes of rows, in each process, that are kept as they were in the best
+            model so far, to go back to it; with more of them its checkpoint is read instead, where
+            a run writes checkpoints.
         wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``, or its name.
         posterior: Store in the bundle how uncertain the last layer is after the training data, for
             a ranker that explores by Thompson sampling or LinUCB.
@@ -192,6 +195,7 @@ class TrainConfig:
     precision: Precision = "fp32"
     device: str = "cpu"
     pool_rows: int = 262_144
+    rollback_bytes: int = 4 << 30
     posterior: bool = False
     freeze: list[str] = field(default_factory=list)
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -220,6 +224,8 @@ class TrainConfig:
             raise ConfigError(
                 f"{owner}: got patience = {self.patience} and early_stopping = false; drop one"
             )
+        in_range = self.rollback_bytes >= 1
+        check_range(owner, "rollback_bytes", self.rollback_bytes, in_range, "at least 1")
         check_threads(owner, self.threads)
         check_seed(owner, self.seed)
         fraction = self.decay_fraction

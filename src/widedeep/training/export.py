@@ -159,7 +159,7 @@ def trainer_logits(
 ) -> list[TrainerLogits]:
     """Score a sample of the training data, the warm-up rows and rows made up; all ranks call it."""
     return [
-        TrainerLogits(title=title, data=data, logits_BC=_exact_logits(state, evaluator, data))
+        TrainerLogits(title=title, data=data, logits_BC=_exact_logits(evaluator, data))
         for title, data in _comparison_data(state, evaluator.transform, rows)
     ]
 
@@ -208,23 +208,12 @@ def _shared_table(ranks: Ranks, table: pa.Table | None) -> pa.Table | None:
     return pa.ipc.open_stream(data).read_all() if data else None
 
 
-def _exact_logits(state: TrainState, evaluator: Evaluator, data: object) -> NDArray[np.float32]:
-    """Return the model's logits, in full float32 on any device; all ranks score all rows."""
+def _exact_logits(evaluator: Evaluator, data: object) -> NDArray[np.float32]:
+    """Return the model's logits, in full float32 on any device."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    exchange = state.step.exchange
     try:
-        if exchange is None or state.step.ranks.size == 1:
-            return evaluator.logits(data, by_modules=True)
-        blocks = []
-        with (
-            evaluator.open(data, "data to score", targets=False) as source,
-            evaluating(state.model, threads=evaluator.threads, by_modules=True) as logits,
-        ):
-            for batch in evaluator.batches(source, targets=False):
-                with exchange.rows_for(batch):
-                    blocks.append(logits(batch))
-        return np.concatenate(blocks)
+        return evaluator.logits(data, by_modules=True)
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -122,7 +122,8 @@ class TrainingRun:
         """Train to the end, to an early stop, or to Ctrl-C (which saves a checkpoint first)."""
         state, config = self.state, self.state.config
         if self.stopping is not None:
-            state.step.keep_best()
+            has_files = self.directory is not None  # The best model's checkpoint among them
+            state.step.keep_best(config.rollback_bytes if has_files else math.inf)
             self._count_resumed_evaluation(self.stopping)
         note = large_fragments(self.source, config.pool_rows) if config.shuffle else None
         if note is not None:
@@ -476,7 +477,7 @@ class TrainingRun:
 
     def _restore_best(self) -> None:
         state = self.state
-        if state.step.has_best:
+        if not state.step.ranks.any(not state.step.has_best):
             state.step.restore_best()
         elif self.directory is not None:
             best = self.directory.best()

@@ -477,8 +477,13 @@ class TrainStep:
 
     # ---- the best model so far ------------------------------------------------------------------
 
-    def keep_best(self) -> None:
-        """Track from now on what :meth:`restore_best` needs; called once, before training."""
+    def keep_best(self, limit_bytes: float = math.inf) -> None:
+        """Track from now on what :meth:`restore_best` needs; called once, before training.
+
+        Args:
+            limit_bytes: Most bytes of old rows; with more of them there is no best model here.
+        """
+        self.rollback.limit_bytes = limit_bytes
         for name, table in self.model.tables.items():
             if name.startswith("frozen/"):
                 continue
@@ -493,7 +498,7 @@ class TrainStep:
 
     @property
     def has_best(self) -> bool:
-        """True once a model was marked as the best."""
+        """True once a model was marked as the best, unless too many rows moved since."""
         return self.rollback.marked
 
     def mark_best(self) -> None:
@@ -688,11 +693,13 @@ class RollbackLog:
         self._small: dict[str, Tensor] = {}
         self._small_copy: dict[str, Tensor] = {}
         self._epoch = 0
+        self.limit_bytes = math.inf  # Of old rows; beyond it there is no way back
+        self._bytes = 0
 
     @property
     def marked(self) -> bool:
-        """True once there is a state to go back to."""
-        return self._epoch > 0
+        """True once there is a state to go back to, until the limit is reached."""
+        return self._epoch > 0 and self._bytes <= self.limit_bytes
 
     def track(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Add a group of tensors that have the same rows (weights and their optimizer state)."""
@@ -707,9 +714,7 @@ class RollbackLog:
     def mark(self) -> None:
         """Make the present values those that :meth:`restore` brings back."""
         self._epoch += 1
-        for journal in self._journals.values():
-            journal.rows.clear()
-            journal.values.clear()
+        self._forget_rows()
         self._small_copy = {name: tensor.detach().clone() for name, tensor in self._small.items()}
 
     def before_update(self, name: str, rows_U: Tensor) -> None:
@@ -721,8 +726,18 @@ class RollbackLog:
         if len(new_rows) == 0:
             return
         journal.epoch_R[new_rows] = self._epoch
+        values = {key: tensor[new_rows] for key, tensor in journal.tensors.items()}
         journal.rows.append(new_rows)
-        journal.values.append({key: tensor[new_rows] for key, tensor in journal.tensors.items()})
+        journal.values.append(values)
+        self._bytes += sum(tensor.nbytes for tensor in (new_rows, *values.values()))
+        if self._bytes > self.limit_bytes:
+            self._forget_rows(self._bytes)
+
+    def _forget_rows(self, n_bytes: int = 0) -> None:
+        for journal in self._journals.values():
+            journal.rows.clear()
+            journal.values.clear()
+        self._bytes = n_bytes
 
     def restore(self) -> None:
         """Bring back the values of the last mark. Does nothing if there was none."""
@@ -732,8 +747,7 @@ class RollbackLog:
             for rows, values in zip(journal.rows, journal.values, strict=True):
                 for key, old in values.items():
                     journal.tensors[key][rows] = old
-            journal.rows.clear()
-            journal.values.clear()
+        self._forget_rows()
         self._epoch += 1
         with torch.no_grad():
             for name, tensor in self._small.items():
