@@ -11,10 +11,18 @@ import widedeep as wd
 
 _RNG = np.random.default_rng(7)
 ROWS = [
-    {"job": "abcd"[job], "y": int(_RNG.random() < (0.1, 0.3, 0.6, 0.9)[job])}
-    for job in _RNG.integers(4, size=64)
+    {
+        "job": "abcd"[job],
+        "age": job + 0.5,
+        "tags": ["x", "y"][: job % 3],
+        "y": int(_RNG.random() < (0.1, 0.3, 0.6, 0.9)[job]),
+    }
+    for job in _RNG.integers(4, size=64).tolist()
 ]
-SPEC = wd.FeatureSpec(label="y", features=wd.categorical("job", embedding_dim=4))
+SPEC = wd.FeatureSpec(
+    label="y",
+    features=[wd.categorical("job", embedding_dim=4), wd.numeric("age"), wd.categorical("tags")],
+)
 
 
 def make_trainer(checkpoints: Path | None = None, **options: Any) -> wd.Trainer:
