@@ -34,21 +34,25 @@ def make_rows(count: int, seed: int) -> list[dict[str, object]]:
             "last": words[int(rng.integers(40))],
             "tags": ["pqr"[i] for i in rng.integers(3, size=rng.integers(3))],
             "age": float(rng.normal()),
+            "weight": float(rng.random()),
             "y": int(rng.integers(2)),
         }
         for _ in range(count)
     ]
 
 
-def make_schema(dropout: float = 0.2) -> wd.Schema:
+def make_schema(dropout: float = 0.2, *, history: bool = False) -> wd.Schema:
+    seen = {"combiner": None, "maxlen": 3} if history else {}
     spec = wd.FeatureSpec(
         label="y",
+        weight="weight" if history else None,
         features=[
             wd.categorical(
                 "job", embedding_dim=4, embedding={"dropout": dropout, "max_norm": 0.02, "l2": 0.01}
             ),
             wd.categorical("city", embedding_dim=2, embedding={"frozen": True}),
-            wd.categorical("seen", "last", embedding_dim=4, table="words"),
+            wd.categorical("seen", embedding_dim=4, table="words", **seen),
+            wd.categorical("last", embedding_dim=4, table="words"),
             wd.categorical("tags", embedding_dim=4, combiner="max"),
             wd.numeric("age"),
             wd.crossed("job", "city", hash_buckets=5000),
@@ -73,17 +77,20 @@ def own_part(batch: Batch, ranks: Ranks) -> Batch:
     return own
 
 
-def learn(wire: Wire = "fp32") -> dict[str, Any]:
+def learn(wire: Wire = "fp32", tower: str = "mlp") -> dict[str, Any]:
     """Learn the batches on this rank's lanes; return losses, rows with their ids, and layers."""
     ranks = ranks_of(DistributedConfig(lanes=LANES, wire=wire))
-    schema = make_schema()
-    model = wd.WideDeep(schema, hidden_units=[8, 4], dropout=0.1)
+    schema = make_schema(history=tower == "bst")
+    if tower == "bst":
+        model = wd.WideDeep(schema, deep=wd.models.BST(hidden_units=[8, 4], dropout=0.1))
+    else:
+        model = wd.WideDeep(schema, hidden_units=[8, 4], dropout=0.1)
     step = TrainStep(
         model,
-        TrainConfig(),
+        TrainConfig(clip_norm=0.5 if tower == "bst" else None),
         wide=wd.FTRL(lr=0.1, adapt=0.1),
         deep=wd.Adagrad(lr=0.05),
-        dense=wd.Adagrad(lr=0.05),
+        dense=torch.optim.AdamW if tower == "bst" else wd.Adagrad(lr=0.05),
         ranks=ranks,
         wire=wire,
     )
@@ -179,13 +186,20 @@ def test_a_model_too_large_for_one_machine_fits_on_several(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("size", "wire"),
+    ("size", "wire", "tower"),
     [
-        (2, "fp32"),
-        pytest.param(3, "fp32", marks=pytest.mark.slow),
-        pytest.param(5, "fp32", marks=pytest.mark.slow),
-        pytest.param(3, "bf16", marks=pytest.mark.slow),
+        (2, "fp32", "mlp"),
+        pytest.param(3, "fp32", "mlp", marks=pytest.mark.slow),
+        pytest.param(5, "bf16", "mlp", marks=pytest.mark.slow),
+        pytest.param(3, "fp32", "bst", marks=pytest.mark.slow),
     ],
 )
-def test_ranks_learn_what_one_process_learns(size: int, wire: Wire) -> None:
-    check_equal(merged([learn(wire)]), merged(run_ranks(size, learn, wire)))
+def test_ranks_learn_what_one_process_learns(size: int, wire: Wire, tower: str) -> None:
+    check_equal(merged([learn(wire, tower)]), merged(run_ranks(size, learn, wire, tower)))
+
+
+def test_no_rows_are_made_before_the_ranks_divide_them() -> None:
+    model = wd.WideDeep(make_schema(), hidden_units=[8, 4])
+    wd.Trainer(model, batch_size=LANES, distributed=DistributedConfig(lanes=LANES))
+    assert repr(model) and model.n_parameters > 5000
+    assert not any(table.is_filled for table in model.tables.values())

@@ -55,7 +55,7 @@ def _reasons(model: WideDeep) -> Iterator[str]:
     for name, module in model.named_modules():
         if isinstance(module, TwoTowerTower):
             yield f"{name} learns from the other examples of a batch (in-batch softmax)"
-    states = model.state_dict()
+    states = model.dense_state()  # not the rows of tables, which would be made for it
     for name, _ in model.named_buffers():
         if name in states:  # running statistics of batch norm, Dice and the like
             yield f"{name} follows the statistics of whole batches"
