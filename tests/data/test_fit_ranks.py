@@ -165,3 +165,12 @@ def test_prepare_writes_what_one_process_writes(
         together = (folder / "together" / name).read_bytes()
         assert together == (folder / "alone" / name).read_bytes()
     assert [answer["exit"] for answer in answers] == [0] * len(answers)
+
+
+@pytest.mark.slow
+def test_the_verb_launches_its_own_processes(folder: Path) -> None:
+    words = ["prepare", str(folder / "run.toml"), "--out"]
+    assert main([*words, str(folder / "lone")]) == 0
+    assert main([*words, str(folder / "launched"), "--ranks", "2"]) == 0
+    launched = (folder / "launched" / "schema.safetensors").read_bytes()
+    assert launched == (folder / "lone" / "schema.safetensors").read_bytes()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from widedeep.cli.output import print_json, print_next, print_text, say
-from widedeep.cli.parser import EXIT_OK, add_set
+from widedeep.cli.parser import EXIT_OK, add_set, threads, without_option
 from widedeep.cli.runs import RunDirectory, pin_tables, train_command, training_data
 from widedeep.config import load_config
 from widedeep.data.counts import CountsFolder
@@ -20,7 +20,7 @@ from widedeep.data.sources import Data, RowShare, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError
 from widedeep.ranks.config import DistributedConfig
-from widedeep.ranks.launch import launched_size
+from widedeep.ranks.launch import launch, launched_size
 from widedeep.ranks.ranks import ranks_of
 from widedeep.schema import Schema
 from widedeep.training.config import RunConfig
@@ -30,7 +30,7 @@ EXAMPLE = (
     "  widedeep prepare ads.toml --encode\n"
     "  widedeep prepare ads.toml --counts examples/counts   # of a join on Spark\n"
     "  widedeep train ads.toml         # uses the saved schema\n"
-    "  torchrun --standalone --nproc-per-node 4 -m widedeep prepare ads.toml   # 4 processes\n\n"
+    "  widedeep prepare ads.toml --ranks 4                  # 4 processes, the same schema\n\n"
     "'train' fits the schema by itself; 'prepare' shows it before hours of training. With\n"
     "encoded rows, no epoch reads and encodes the raw rows again."
 )
@@ -52,11 +52,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="learn from the counts beside a dataset that was joined on Spark, not from its rows",
     )
+    parser.add_argument(
+        "--ranks",
+        type=threads,
+        metavar="N",
+        help="fit on N processes of this machine, each on its part of the rows; several machines "
+        "launch them by torchrun",
+    )
     add_set(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
+    if arguments.ranks is not None and arguments.ranks > 1:
+        return launch(arguments.ranks, without_option(arguments.words, "--ranks"))
     config = pin_tables(load_config(arguments.config, arguments.set))
     directory = RunDirectory.of_config(arguments.config, arguments.out)
     directory.check_free()
