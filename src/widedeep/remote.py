@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -78,9 +79,9 @@ def remote_errors(url: str) -> Iterator[None]:
         kind = f"{type(error).__name__} {error}"
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, PermissionError) or any(word in kind for word in _REFUSED):
-            known = _CREDENTIALS.get(_EXTRAS.get(url.partition("://")[0], ""), "its library's way")
-            advice = f"{url}: access is refused ({text}); give credentials: {known}"
-            raise DataError(advice) from error
+            advice = _CREDENTIALS.get(_EXTRAS.get(url.partition("://")[0], ""), "its library's way")
+            message = f"{url}: access is refused ({text}); give credentials: {advice}"
+            raise DataError(message) from error
         raise RemoteUnavailable(
             f"{url}: cannot be read ({text}); check the connection, and the endpoint if it is one "
             "of your own (AWS_ENDPOINT_URL)"
@@ -182,6 +183,49 @@ def file_size(file: InputPath) -> int:
 def modified(file: InputPath) -> int | str:
     """Return what changes when a file is written again: its time, or its tag behind a URL."""
     return file.tag if isinstance(file, RemoteFile) else os.stat(file).st_mtime_ns
+
+
+@contextlib.contextmanager
+def output_file(path: str) -> Iterator[Path]:
+    """Give a local file to write: the path's, or one that is uploaded if the block ends well."""
+    if not is_url(path):
+        yield Path(local_path(path))
+        return
+    fs, fs_path = open_filesystem(path)
+    bucket = fs_path.partition("/")[0]
+    with remote_errors(path):  # before the work: a mistake there would lose it
+        if bucket and not fs.exists(bucket):
+            raise DataError(f"{path}: there is no {bucket!r} there; check the address")
+    with tempfile.TemporaryDirectory(prefix="widedeep-") as folder:
+        file = Path(folder) / path.rpartition("/")[2]
+        yield file
+        with remote_errors(path):
+            fs.put_file(str(file), fs_path)
+
+
+@contextlib.contextmanager
+def output_folder(path: str, *, last: str, overwrite: bool) -> Iterator[Path]:
+    """Give a local folder to write: the path's, or one that is uploaded if the block ends well.
+
+    Object stores rename nothing, so the file ``last`` is uploaded after all others, and removed
+    first where it is replaced: without it the folder does not count.
+    """
+    if not is_url(path):
+        yield Path(local_path(path))
+        return
+    fs, fs_path = open_filesystem(path)
+    with remote_errors(path):
+        old = [str(name) for name in fs.find(fs_path)]
+    if old and not overwrite:
+        raise DataError(f"{path}: already exists; choose another, or replace it with --force")
+    with tempfile.TemporaryDirectory(prefix="widedeep-") as folder:
+        out = Path(folder) / path.rstrip("/").rpartition("/")[2]
+        yield out
+        with remote_errors(path):
+            for name in sorted(old, key=lambda name: not name.endswith(f"/{last}")):
+                fs.rm_file(name)
+            for file in sorted(out.iterdir(), key=lambda file: (file.name == last, file.name)):
+                fs.put_file(str(file), f"{fs_path}/{file.name}")
 
 
 class FileRanges(io.RawIOBase):

@@ -20,6 +20,7 @@ from tests.object_store import bucket, s3_endpoint  # noqa: F401
 from widedeep.data.paths import follow_folder, input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import DataError, MissingPackageError
+from widedeep.remote import output_folder
 
 _NUMBERS = itertools.count()
 ROWS = pa.table(
@@ -133,7 +134,8 @@ def test_folders_and_patterns_here_and_there_open_the_same_files(folder: str) ->
     followed = dict(follow_folder(folder, idle_s=0, poll_s=0.01))
     assert sorted(followed) == ["deep/er/2.PQ", "deep/part-1.parquet", "part-0.parquet"]
     put(folder, "_delta_log/0.json")
-    for data in (folder, f"{folder}/*.parquet", f"{folder}/deep"):
+    assert input_paths(folder) is None  # a table: its log says which files count
+    for data in (f"{folder}/*.parquet", f"{folder}/deep"):
         with pytest.raises(DataError, match="Delta Lake table, whose log says which"):
             input_paths(data)
 
@@ -214,6 +216,28 @@ def test_a_file_that_changes_behind_a_url_is_an_error(memory: str) -> None:
 def test_urls_that_do_not_open(url: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         open_source(url)
+
+
+def test_a_folder_behind_a_url_is_written_with_its_manifest_last(memory: str) -> None:
+    url = f"{memory}/bundles/1"
+
+    def write(text: str, *, overwrite: bool) -> None:
+        with output_folder(url, last="manifest.json", overwrite=overwrite) as folder:
+            folder.mkdir()
+            for name in ("manifest.json", f"{text}.bin"):
+                (folder / name).write_text(text)
+
+    fs = fsspec.filesystem("memory")
+    write("one", overwrite=False)
+    with pytest.raises(DataError, match="already exists; choose another"):
+        write("two", overwrite=False)
+    write("two", overwrite=True)
+    path = f"/{url.removeprefix('memory://')}"
+    assert sorted(fs.find(path)) == [f"{path}/manifest.json", f"{path}/two.bin"]
+    assert fs.created(f"{path}/two.bin") < fs.created(f"{path}/manifest.json")
+    with pytest.raises(RuntimeError), output_folder(url, last="a", overwrite=True) as folder:
+        raise RuntimeError(folder)
+    assert fs.cat_file(f"{path}/manifest.json") == b"two"
 
 
 def test_file_urls_are_paths(tmp_path: Path) -> None:

@@ -134,4 +134,4 @@ def test_the_model_in_service_behind_a_url(made: dict[str, Path], tmp_path: Path
     assert code in (0, 1)
     assert "in service" in out
     code, _, err = run("rollback", models)
-    assert (code, "got a URL, expected the directory" in err) == (2, True)
+    assert (code, "no version before '1' to go back to" in err) == (1, True)

@@ -17,7 +17,7 @@ from widedeep.cli.output import (
     print_text,
 )
 from widedeep.cli.parser import EXIT_OK, threads
-from widedeep.cli.runs import labelled_rows, load_bundle
+from widedeep.cli.runs import labelled_rows, load_bundle, local_model
 from widedeep.cli.validate import print_validate
 from widedeep.evaluation.bundle_metrics import BundleMetrics, evaluate_bundle
 from widedeep.evaluation.compare import score_both
@@ -70,7 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    model = Path(arguments.model)
+    model = local_model(arguments.model)
     words = [] if arguments.data is None else [arguments.data]
     rows = labelled_rows(words, model)
     bundle = load_bundle(model)

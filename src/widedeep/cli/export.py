@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from widedeep.bundle import Bundle, export_onnx
+from widedeep.bundle.manifest import MANIFEST
 from widedeep.bundle.onnx_model import TOLERANCE
 from widedeep.cli.output import (
     count,
@@ -22,6 +23,7 @@ from widedeep.cli.runs import load_bundle, run_of, training_data
 from widedeep.cli.validate import print_validate
 from widedeep.config import config_from_tables
 from widedeep.errors import BundleError, CheckpointError, ConfigError
+from widedeep.remote import is_url, output_folder
 from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
 
 EXAMPLE = (
@@ -68,20 +70,23 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     if arguments.format == "onnx":
         return _run_onnx(arguments)
-    bundle, checkpoint = export_checkpoint(
-        arguments.model,
-        arguments.out,
-        posterior=arguments.posterior,
-        items=arguments.items,
-        overwrite=arguments.force,
-    )
+    with output_folder(arguments.out, last=MANIFEST, overwrite=arguments.force) as out:
+        bundle, checkpoint = export_checkpoint(
+            arguments.model,
+            out,
+            posterior=arguments.posterior,
+            items=arguments.items,
+            overwrite=arguments.force,
+        )
+    if is_url(arguments.out):
+        bundle.path = arguments.out
     if arguments.json:
         print_json({"bundle": bundle.path, "checkpoint": checkpoint, "metrics": bundle.metrics})
     else:
         print_text(f"from {checkpoint}")
         print_text(repr(bundle))
         run = checkpoint.parent.parent
-        print_validate(Path(arguments.out), [] if run_of(run) is None else [shown_path(run)])
+        print_validate(arguments.out, [] if run_of(run) is None else [shown_path(run)])
     return EXIT_OK
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from widedeep.bundle import Bundle
 from widedeep.cli.output import number, print_json, print_next, print_table, print_text
 from widedeep.cli.parser import EXIT_OK, positive, whole
-from widedeep.cli.runs import load_bundle
+from widedeep.cli.runs import holds_bundle, load_bundle
 from widedeep.errors import ConfigError, DataError
 from widedeep.publish import PublishedVersion
 from widedeep.publish.lineage import is_models_directory, read_lineage
+from widedeep.remote import is_url
 from widedeep.report.inspection import (
     WideWeight,
     explanation_table,
@@ -65,21 +66,26 @@ def run(arguments: argparse.Namespace) -> int:
         _inspect_schema(Schema.load(arguments.model), arguments, top)
         return EXIT_OK
 
-    if "://" in arguments.model or is_models_directory(Path(arguments.model)):
+    remote = is_url(arguments.model)
+    if remote or is_models_directory(Path(arguments.model)):
         versions = read_lineage(arguments.model)
-        if arguments.json:
-            print_json({"models": arguments.model, "versions": lineage_document(versions)})
-        else:
-            print_lineage(versions)
-            if "://" not in arguments.model:
-                print_next("report", arguments.model)
-        return EXIT_OK
+        if versions or not (remote and holds_bundle(arguments.model)):
+            return _inspect_versions(arguments, versions)
 
     bundle = load_bundle(arguments.model)
     if arguments.row is not None:
         _inspect_row(bundle, arguments)
     else:
         _inspect_bundle(bundle, arguments, top)
+    return EXIT_OK
+
+
+def _inspect_versions(arguments: argparse.Namespace, versions: list[PublishedVersion]) -> int:
+    if arguments.json:
+        print_json({"models": arguments.model, "versions": lineage_document(versions)})
+    else:
+        print_lineage(versions)
+        print_next("report", arguments.model)
     return EXIT_OK
 
 

@@ -66,8 +66,5 @@ def run(arguments: argparse.Namespace) -> int:
         print_text(f"{arguments.models}: version {record.version}{after}")
         if record.forced is not None:
             print_text(f"published by force: {record.forced}")
-        if "://" in arguments.models:
-            print_next("inspect", arguments.models)
-        else:
-            print_next("serve", arguments.models)
+        print_next("serve", arguments.models)
     return EXIT_OK

@@ -18,6 +18,7 @@ from widedeep.cli.runs import (
     bundle_path_of,
     held_out_rows,
     labelled_rows,
+    local_model,
     served_bundle,
 )
 from widedeep.cli.validate import print_validate
@@ -27,7 +28,8 @@ from widedeep.evaluation.importance import IMPORTANCE_ROWS
 from widedeep.gate.config import GateConfig
 from widedeep.publish.lineage import is_models_directory
 from widedeep.publish.publishing import PublishRecord
-from widedeep.publish.storage import RECORDS
+from widedeep.publish.storage import RECORDS, open_store
+from widedeep.remote import is_url
 from widedeep.report import Report, RunRecord, make_report
 
 EXAMPLE = (
@@ -95,7 +97,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    words, model = arguments.data, Path(arguments.model)
+    words, model = arguments.data, local_model(arguments.model)
     report = report_on(
         arguments.model,
         labelled_rows(words, model).data if words else None,
@@ -151,8 +153,11 @@ def report_on(
     threads: int = 1,
 ) -> Report:
     """Report on a run, a bundle, or the version of a folder that serves."""
-    path = Path(model)
-    if is_models_directory(path):
+    path = local_model(os.fspath(model))
+    if is_url(model):
+        bundle_path = path
+        models = models or (model if open_store(model).versions() else None)
+    elif is_models_directory(path):
         bundle_path, models = served_bundle(path), models or path
     else:
         bundle_path = bundle_path_of(path)
@@ -188,7 +193,7 @@ def report_on(
 
 def report_path(model: str | os.PathLike[str]) -> Path:
     """Return the default path of a report: in the run folder, or here."""
-    path = Path(model)
+    path = Path("report") if is_url(model) else Path(model)
     in_run = (path / "history.json").exists() and (path / "bundle").is_dir()
     return path / "report.html" if in_run else Path("report.html")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from widedeep.cli.output import print_json, print_next, print_text, say
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK
-from widedeep.errors import ConfigError
+from widedeep.remote import is_url, local_path
 from widedeep.serving.loading import PrivateCopies, default_cache
+from widedeep.serving.remote_models import RemoteModels
 from widedeep.serving.versions import NoVersion, check_loads, read_state, roll_back, state_path
 
 EXAMPLE = (
@@ -22,7 +24,9 @@ NEXT = "widedeep inspect models"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("models", metavar="MODELS", help="folder of versions that is served")
+    parser.add_argument(
+        "models", metavar="MODELS", help="folder of versions that is served, or its URL"
+    )
     parser.add_argument(
         "--to", metavar="VERSION", help="version to serve (default: the one before the serving one)"
     )
@@ -30,30 +34,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    if "://" in arguments.models:
-        raise ConfigError(
-            f"{arguments.models}: got a URL, expected the directory that the servers follow: what "
-            "they are told is kept there; roll back in it, or publish the older bundle again "
-            "(--force --reason TEXT)"
-        )
-    root = Path(arguments.models)
+    remote = RemoteModels(arguments.models) if is_url(arguments.models) else None
+    root = Path(local_path(arguments.models)) if remote is None else remote.root
+    if remote is not None:
+        remote.refresh()
 
     def check(version: str) -> None:
+        if remote is not None:
+            remote.fetch(version)
         check_loads(root, version, PrivateCopies(default_cache()))
 
     try:
-        target = roll_back(root, to=arguments.to, check=check)
+        with nullcontext() if remote is None else remote.changing_state():
+            target = roll_back(root, to=arguments.to, check=check)
     except NoVersion as error:
-        say(f"widedeep: {error}")
+        say(f"widedeep: {str(error).replace(str(root), arguments.models)}")
         return EXIT_FAILED
     withdrawn = read_state(state_path(root)).withdrawn
     if arguments.json:
         print_json({"version": target, "withdrawn": list(withdrawn), "state": "requested"})
     else:
         print_text(
-            f"{root}: version {target} is requested; servers that follow the directory take it at "
-            "their next look (2 s, unless --poll says otherwise), and GET /v1/status says which "
-            f"version serves; withdrawn: {', '.join(withdrawn)}"
+            f"{arguments.models}: version {target} is requested; servers that follow the directory "
+            "take it at their next look (2 s, unless --poll says otherwise), and GET /v1/status "
+            f"says which version serves; withdrawn: {', '.join(withdrawn)}"
         )
-        print_next("inspect", root)
+        print_next("inspect", arguments.models)
     return EXIT_OK

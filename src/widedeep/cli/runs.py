@@ -26,7 +26,10 @@ from widedeep.files import write_text_whole
 from widedeep.options import as_table
 from widedeep.publish.storage import LocalStore
 from widedeep.ranks.config import DistributedConfig
+from widedeep.remote import is_url, local_path
 from widedeep.schema import Schema
+from widedeep.serving.remote_models import STATE, RemoteModels
+from widedeep.serving.versions import Latest, make_plan, read_state, version_key
 from widedeep.training.checkpoint import CheckpointDirectory
 from widedeep.training.config import DATA_PATHS, RunConfig
 
@@ -80,6 +83,11 @@ class RunDirectory:
         cls, config: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
     ) -> RunDirectory:
         """Return the folder of a configuration file's run: ``runs/<its name>``, or ``out``."""
+        if is_url(os.fspath(out or "")):
+            raise ConfigError(
+                f"got --out {out}, a URL; a run is written to a local folder: train there, then "
+                f"widedeep export RUN -o {out} writes its bundle behind the URL"
+            )
         return cls(out or Path("runs") / Path(config).stem)
 
     @property
@@ -305,9 +313,33 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     return Bundle.load(bundle_path_of(path))
 
 
+def local_model(path: str) -> Path:
+    """Return a model's path; of a URL the local folder to which its bundle is fetched."""
+    if not is_url(path):
+        return Path(local_path(path))
+    remote = RemoteModels(path)
+    versions = remote.refresh()
+    # A bundle has one; a run's folder has its "bundle"; else it is the one that serves.
+    name = "bundle" if "bundle" in versions else None
+    if name is None:
+        state = read_state(remote.root / STATE)
+        name = make_plan(sorted(versions, key=version_key), Latest(), state).default
+    if name is None:
+        raise BundleError(
+            f"{path}: got no bundle there, nor versions of which one serves; check the address"
+        )
+    return remote.fetch(name)
+
+
+def holds_bundle(url: str) -> bool:
+    """Tell whether a URL is that of a bundle, or of a run's folder with one."""
+    remote = RemoteModels(url)
+    return "bundle" in remote.refresh() or remote.is_bundle
+
+
 def bundle_path_of(path: str | os.PathLike[str]) -> Path:
     """Return the folder of a bundle, or of the one in a run's folder."""
-    path = Path(path)
+    path = local_model(os.fspath(path))
     inner = path / "bundle"
     if not (path / MANIFEST).exists():
         if inner.is_dir():
@@ -322,7 +354,7 @@ def bundle_path_of(path: str | os.PathLike[str]) -> Path:
 
 def served_bundle(path: str | os.PathLike[str]) -> Path:
     """Return the bundle in service: of a folder of versions, the one that takes the traffic."""
-    folder = Path(path)
+    folder = local_model(os.fspath(path))
     if not folder.is_dir():
         raise BundleError(
             f"{path}: no such folder, expected the serving model; check the path, or leave "

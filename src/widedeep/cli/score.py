@@ -27,10 +27,12 @@ from widedeep.cli.runs import load_bundle
 from widedeep.data.arrow_types import logical_type
 from widedeep.data.batch import Batch, count_values
 from widedeep.data.fragments import Source, column_stream, origin_of
+from widedeep.data.paths import input_paths
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.files import atomic_file
+from widedeep.remote import open_bytes, output_file
 
 EXAMPLE = (
     "  widedeep score runs/ads/bundle test.parquet -o scores.parquet --keep user_id,ad_id\n"
@@ -204,7 +206,8 @@ def _open_lines(data: str) -> Iterator[IO[bytes]]:
         yield sys.stdin.buffer
         return
     try:
-        with open(data, "rb") as file:
+        paths = input_paths(data) or [Path(data)]
+        with open_bytes(paths[0]) as file:
             yield file
     except FileNotFoundError as error:
         raise DataError(f"{data}: no such file; check the path") from error
@@ -323,10 +326,8 @@ def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
         yield lambda rows, scores: _write_lines(sys.stdout, rows, columns(scores))
         sys.stdout.flush()
         return
-    path = Path(out)
-    _check_folder(path)
     try:
-        with atomic_file(path) as temporary:
+        with output_file(out) as path, _checked_file(path) as temporary:
             if path.suffix.lower() in JSON_SUFFIXES:
                 with open(temporary, "w", encoding="utf-8") as file:
                     yield lambda rows, scores: _write_lines(file, rows, columns(scores))
@@ -339,6 +340,13 @@ def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
             f"{out}: cannot be written ({error.strerror or error}); make room, or choose another "
             "file; no partial file is left"
         ) from error
+
+
+@contextlib.contextmanager
+def _checked_file(path: Path) -> Iterator[Path]:
+    _check_folder(path)
+    with atomic_file(path) as temporary:
+        yield temporary
 
 
 def _check_folder(path: Path) -> None:

@@ -212,7 +212,7 @@ def _exploration(arguments: argparse.Namespace) -> Exploration | None:
     return Exploration(**values) if values else None
 
 
-def _check_posteriors(models: dict[str, Path]) -> None:
+def _check_posteriors(models: dict[str, Path | str]) -> None:
     for path in models.values():
         try:
             bundle = served_bundle(path)
@@ -286,8 +286,7 @@ def example_request(plan: ServeConfig) -> dict[str, Any] | None:
         columns = [column for column in rows[0] if column in of_item]
         return body | {"items": {c: [row.get(c) for row in rows] for c in columns}}
     assert plan.registry.item_id is not None
-    items = Path(plan.registry.items)
-    return body | {"candidates": _some_ids(items, plan.registry.item_id)}
+    return body | {"candidates": _some_ids(Path(plan.registry.items), plan.registry.item_id)}
 
 
 def _some_ids(items: Path, column: str) -> list[Any]:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from widedeep.cli.output import count, number, print_json, print_next, print_table, print_text
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_set, threads, typed_options
-from widedeep.cli.runs import bundle_path_of, labelled_rows, run_of, served_bundle
+from widedeep.cli.runs import bundle_path_of, labelled_rows, local_model, run_of, served_bundle
 from widedeep.errors import BundleError
 from widedeep.evaluation.statistics import LOSSES
 from widedeep.gate import Verdict, load_gate_config, validate, verdict_path
 from widedeep.gate.verdict_page import policy_rows
 from widedeep.publish import bundle_in_service
 from widedeep.publish.lineage import is_models_directory
+from widedeep.remote import is_url
 
 EXAMPLE = (
     "  widedeep validate runs/ads --against models --data recent.parquet\n"
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     config = load_gate_config(arguments.config, arguments.set)
     candidate = bundle_path_of(arguments.model)
-    rows = labelled_rows(arguments.data, Path(arguments.model))
+    rows = labelled_rows(arguments.data, local_model(arguments.model))
     threads = arguments.threads or len(os.sched_getaffinity(0))
     with _against(arguments.against) as serving:
         verdict = validate(candidate, serving, rows.data, config=config, threads=threads)
@@ -88,11 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_OK if verdict.passed else EXIT_FAILED
 
 
-def print_validate(model: Path, data: Sequence[str]) -> None:
+def print_validate(model: str | Path, data: Sequence[str]) -> None:
     """Print the command that validates a model against what the folder ``models`` serves."""
     against = ["--against", MODELS] if is_models_directory(Path(MODELS)) else []
     words = ["validate", str(model), *against, *(["--data", *data] if data else [])]
-    if data or run_of(model) is not None:
+    if data or (not is_url(model) and run_of(Path(model)) is not None):
         print_next(*words)
     else:
         print_next(*words, "--data", "recent.parquet", note="your newest labelled rows")

@@ -22,15 +22,17 @@ def _open(
     spool: Spool,
     declared: Mapping[str, ColumnKind],
 ) -> list[Input]:
-    known = {name: kind for name, kind in declared.items() if isinstance(kind, pa.DataType)}
-    return [_json_input(path, columns, spool, known) for path in paths]
+    declared_types = {
+        name: kind for name, kind in declared.items() if isinstance(kind, pa.DataType)
+    }
+    return [_json_input(path, columns, spool, declared_types) for path in paths]
 
 
 def _json_input(
     path: InputPath,
     columns: Sequence[str] | None,
     spool: Spool,
-    known: Mapping[str, pa.DataType],
+    declared_types: Mapping[str, pa.DataType],
 ) -> Input:
     # Two passes: a field may come late, or be a fraction for the first time there.
     types: dict[str, set[pa.DataType]] = {}
@@ -39,8 +41,8 @@ def _json_input(
             types.setdefault(field.name, set()).add(field.type)
     for name, kinds in types.items():
         # Text that looks like a time is text, as in CSV, unless the column is one of times.
-        is_time = pa.types.is_timestamp(known.get(name, pa.null()))
-        time = known[name] if is_time else pa.string()
+        is_time = pa.types.is_timestamp(declared_types.get(name, pa.null()))
+        time = declared_types[name] if is_time else pa.string()
         types[name] = {time if pa.types.is_timestamp(kind) else kind for kind in kinds}
     schema = pa.schema([(name, _one_type(path, name, kinds)) for name, kinds in types.items()])
     batches = (

@@ -137,9 +137,9 @@ def _row_groups(
     try:
         for group in fragment.split_by_row_group():
             n_rows = group.row_groups[0].num_rows
-            kept = None if keep is None else keep.slice(first, n_rows)
-            n_kept = n_rows if kept is None else kept.true_count
-            yield _DatasetBlock(group, schema, n_kept, origin, kept)
+            remaining = None if keep is None else keep.slice(first, n_rows)
+            n_rows_left = n_rows if remaining is None else remaining.true_count
+            yield _DatasetBlock(group, schema, n_rows_left, origin, remaining)
             first += n_rows
     except FileNotFoundError as error:
         raise _vacuumed(origin, error) from error
@@ -251,8 +251,8 @@ def _with_deletion_vectors(table: Any) -> tuple[list[tuple[Any, Any]], pa.Schema
             ),
             pc.scalar(True),
         )
-        there = path.partition("://")[2] if is_url(path) else local_path(path)
-        fragment = parquet.make_fragment(there, filesystem=fs, partition_expression=expression)
+        fs_path = path.partition("://")[2] if is_url(path) else local_path(path)
+        fragment = parquet.make_fragment(fs_path, filesystem=fs, partition_expression=expression)
         keep = keeps.get(unquote(local_path(path)))
         fragments.append((fragment, None if keep is None else pa.array(keep, pa.bool_())))
     return fragments, schema
@@ -306,7 +306,7 @@ def iceberg_input(
     folder: str | None = None,
 ) -> Input:
     """Return the rows of an Iceberg table, or of an older snapshot of it, copied once."""
-    current, at = table.current_snapshot(), snapshot
+    current, asked_id = table.current_snapshot(), snapshot
     snapshot = (
         snapshot if snapshot is not None else None if current is None else current.snapshot_id
     )
@@ -314,15 +314,15 @@ def iceberg_input(
         raise DataError(f"{folder or table.location()}: the Iceberg table has no snapshot yet")
     origin = f"{folder or table.location()}@{snapshot}"
     if table.snapshot_by_id(snapshot) is None:
-        known = ", ".join(str(one.snapshot_id) for one in table.snapshots()[-5:])
-        raise DataError(f"{origin}: no such snapshot; the newest are {known}")
+        newest = ", ".join(str(one.snapshot_id) for one in table.snapshots()[-5:])
+        raise DataError(f"{origin}: no such snapshot; the newest are {newest}")
     fields = ("*",) if columns is None else tuple(columns)
     if columns is not None:
-        names = [field.name for field in table.scan(snapshot_id=at).projection().fields]
+        names = [field.name for field in table.scan(snapshot_id=asked_id).projection().fields]
         check_columns(columns, names, origin)
     try:
         # Without a snapshot the names of columns are the newest, else those of its time.
-        reader = table.scan(snapshot_id=at, selected_fields=fields).to_arrow_batch_reader()
+        reader = table.scan(snapshot_id=asked_id, selected_fields=fields).to_arrow_batch_reader()
         opened = spooled_input(selected_columns(reader, columns, origin), origin, spool)
     except FileNotFoundError as error:
         raise _vacuumed(origin, error) from error

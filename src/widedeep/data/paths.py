@@ -252,16 +252,16 @@ def _remote_matches(fs: Any, url: str, pattern: str) -> list[InputFile]:
     spelt = tuple(parts[n_fixed:])
     visible = {n: i for n, i in names.items() if not _is_left_out(PurePosixPath(n), spelt)}
     _refuse_remote_table(fs, base, root, visible)
-    found = {n: _remote_file(fs, base, n, i) for n, i in visible.items() if i["type"] == "file"}
-    holders = {str(parent) for name in found for parent in PurePosixPath(name).parents}
-    for folder in visible.keys() - found.keys() - holders:
+    files = {n: _remote_file(fs, base, n, i) for n, i in visible.items() if i["type"] == "file"}
+    holders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    for folder in visible.keys() - files.keys() - holders:
         for file in _remote_walk(fs, f"{base}/{folder}", f"{root}/{folder}"):
             if find_format(file.path) is PARQUET:
                 above = _partitions(folder.split("/"), str(file.path))
-                found[str(file.path)] = InputFile(file.path, (*above, *file.partitions))
-    if not found:
+                files[str(file.path)] = InputFile(file.path, (*above, *file.partitions))
+    if not files:
         raise _nothing_matches(url, len(names) - len(visible))
-    return sorted(found.values(), key=lambda file: str(file.path))
+    return sorted(files.values(), key=lambda file: str(file.path))
 
 
 def _refuse_remote_table(fs: Any, url: str, path: str, names: Iterable[str]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.publish.publishing import PublishRecord
-from widedeep.publish.storage import RECORDS, LocalStore, open_store
-from widedeep.serving.versions import read_state, state_path, version_key
+from widedeep.publish.storage import RECORDS, open_store
+from widedeep.serving.versions import version_key
 
 __all__ = ["PublishedVersion", "is_models_directory", "read_lineage"]
 
@@ -62,7 +62,7 @@ def read_lineage(models: str | os.PathLike[str]) -> list[PublishedVersion]:
         for name, text in store.records().items()
     }
     served = store.served()
-    state = read_state(state_path(store.root)) if isinstance(store, LocalStore) else None
+    state = store.state()
     names = sorted({*present, *records}, key=version_key)
     depths: dict[str, int] = {}
     lineage = []
@@ -70,14 +70,14 @@ def read_lineage(models: str | os.PathLike[str]) -> list[PublishedVersion]:
         record = records.get(name)
         parent = None if record is None else record.parent
         depths[name] = depths[parent] + 1 if parent in depths else 0
-        labels = () if state is None else tuple(k for k, v in state.labels.items() if v == name)
+        labels = tuple(k for k, v in state.labels.items() if v == name)
         lineage.append(
             PublishedVersion(
                 version=name,
                 record=record,
                 exists=name in present,
                 serves=name == served,
-                withdrawn=state is not None and name in state.withdrawn,
+                withdrawn=name in state.withdrawn,
                 labels=labels,
                 depth=depths[name],
             )

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from widedeep.bundle.manifest import MANIFEST
-from widedeep.errors import BundleError, ConfigError
+from widedeep.errors import BundleError, ConfigError, DataError
 from widedeep.files import file_sha256, fsync_path, locked, write_text_whole
+from widedeep.remote import is_url, local_path, open_filesystem, remote_errors
+from widedeep.serving.remote_models import STATE
 from widedeep.serving.versions import (
     Latest,
+    ServingState,
     find_versions,
     make_plan,
+    parse_state,
     read_state,
     state_path,
     version_key,
@@ -47,6 +51,9 @@ class ModelStore(Protocol):
     def served(self) -> str | None:
         """Return the version that takes the traffic, by the state of the directory."""
 
+    def state(self) -> ServingState:
+        """Return what operators have set."""
+
     def records(self) -> dict[str, str]:
         """Return the records' texts by version."""
 
@@ -63,9 +70,9 @@ class ModelStore(Protocol):
 def open_store(models: str | os.PathLike[str]) -> ModelStore:
     """Return the store of a path or a URL (``s3://bucket/models``)."""
     text = os.fspath(models)
-    if "://" in text:
+    if is_url(text):
         return FsspecStore(text)
-    root = Path(text)
+    root = Path(local_path(text))
     if (root / MANIFEST).is_file():
         raise ConfigError(
             f"{root}: is itself a bundle; name a directory in which each version has its own"
@@ -104,8 +111,11 @@ class LocalStore:
 
     def served(self) -> str | None:
         """Return the version that takes the traffic by the state and the directory."""
-        state = read_state(state_path(self.root))
-        return make_plan(self.versions(), Latest(), state, ()).default
+        return make_plan(self.versions(), Latest(), self.state(), ()).default
+
+    def state(self) -> ServingState:
+        """Return what operators have set."""
+        return read_state(state_path(self.root))
 
     def records(self) -> dict[str, str]:
         """Return the records' texts by version."""
@@ -153,16 +163,8 @@ class FsspecStore:
     """A directory behind a URL. Object stores cannot rename, so the manifest is written last."""
 
     def __init__(self, url: str) -> None:
-        try:
-            import fsspec
-
-            self._fs, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                f"{url}: cannot be opened ({error}); install fsspec (pip install "
-                "'widedeep[publish]') and the package of that protocol, or name a local directory"
-            ) from error
-        self.name, self._root = url, str(root).rstrip("/")
+        self._fs, self._root = open_filesystem(url)
+        self.name = url.rstrip("/")
 
     def _names(self, folder: str) -> list[str]:
         try:
@@ -184,9 +186,16 @@ class FsspecStore:
         return sorted(whole, key=version_key)
 
     def served(self) -> str | None:
-        """Return the newest version: the servers' state is not stored here."""
-        versions = self.versions()
-        return versions[-1] if versions else None
+        """Return the version that takes the traffic by the state and the directory."""
+        return make_plan(self.versions(), Latest(), self.state(), ()).default
+
+    def state(self) -> ServingState:
+        """Return what operators have set."""
+        try:
+            raw = self._fs.cat_file(f"{self._root}/{STATE}")
+        except FileNotFoundError:
+            return ServingState()
+        return parse_state(raw, f"{self.name}/{STATE}")
 
     def records(self) -> dict[str, str]:
         """Return the records' texts by version."""
@@ -212,9 +221,10 @@ class FsspecStore:
         folder = f"{self._root}/{version}"
         with tempfile.TemporaryDirectory(prefix="widedeep-") as temporary:
             try:
-                for name in self._names(folder):
-                    self._fs.get_file(f"{folder}/{name}", str(Path(temporary) / name))
-            except OSError as error:
+                with remote_errors(f"{self.name}/{version}"):
+                    for name in self._names(folder):
+                        self._fs.get_file(f"{folder}/{name}", str(Path(temporary) / name))
+            except DataError as error:
                 raise BundleError(
                     f"{self.name}/{version}: cannot be fetched ({error}); check the connection and "
                     "the permissions"

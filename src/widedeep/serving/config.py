@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import ConfigError
 from widedeep.options import check_types
+from widedeep.remote import is_url, local_path
 from widedeep.serving.versions import RegistryOptions
 
 RequestLog = Literal["all", "errors", "none"]
@@ -127,7 +128,7 @@ class LogConfig:
 class ServeConfig:
     """The options of a server: all that its processes are started with; can be pickled."""
 
-    models: dict[str, Path]  # A bundle or a directory of versions, by the model's name
+    models: dict[str, Path | str]  # Bundles or directories of versions, also URLs, by model name
     settings: Settings = field(default_factory=Settings)
     # Which versions are served, and how
     registry: RegistryOptions = field(default_factory=RegistryOptions)
@@ -148,13 +149,13 @@ class ServeConfig:
             raise ConfigError("got --popularity or --category without --items to recommend from")
 
 
-def find_models(paths: list[str]) -> dict[str, Path]:
+def find_models(paths: list[str]) -> dict[str, Path | str]:
     """Return the models of paths by name; `NAME=PATH` names one, else its directory does."""
-    models: dict[str, Path] = {}
+    models: dict[str, Path | str] = {}
     for text in paths:
         name_text, equals, path_text = text.partition("=")
         named = bool(equals) and not Path(text).exists()
-        for name, path in _models_in(Path(path_text if named else text)):
+        for name, path in _models_in(path_text if named else text):
             name = name_text if named else name
             if name in models:
                 raise ConfigError(
@@ -166,7 +167,11 @@ def find_models(paths: list[str]) -> dict[str, Path]:
     return models
 
 
-def _models_in(path: Path) -> Iterator[tuple[str, Path]]:
+def _models_in(text: str) -> Iterator[tuple[str, Path | str]]:
+    if is_url(text):
+        yield text.rstrip("/").rpartition("/")[2], text
+        return
+    path = Path(local_path(text))
     name = path.resolve().name
     if (path / MANIFEST).is_file() or not path.is_dir():
         if not path.is_dir():

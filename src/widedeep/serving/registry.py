@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from widedeep.errors import ConfigError, nearest
+from widedeep.remote import is_url, local_path
 from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.catalogue import ROWS_DIRECTORY, SharedRows
 from widedeep.serving.exploration import Exploration
 from widedeep.serving.loading import PrivateCopies, default_cache
 from widedeep.serving.ranker import MAX_VALUES, Ranker, Ranking
+from widedeep.serving.remote_models import RemoteModels
 from widedeep.serving.shadow import AnsweredRequest, ShadowReport, ShadowScoring
 from widedeep.serving.version_watcher import Routes, VersionWatcher
 from widedeep.serving.versions import (
@@ -97,7 +99,8 @@ class Registry:
     ``poll_s`` seconds later at most. The registry that was called follows at once.
 
     Args:
-        root: The directory of versions; or one bundle.
+        root: The directory of versions; or one bundle. Behind a URL (``s3://bucket/models``) the
+            versions to serve are fetched to ``cache``; a lost connection changes nothing.
         items: The catalogue's Parquet file. When it is replaced, it is loaded anew.
         item_id: The catalogue's column of item ids.
         policy: Policy of the versions to serve.
@@ -177,8 +180,10 @@ class Registry:
         )
         if options is not None and keywords != RegistryOptions():
             raise ConfigError("Registry: got options and further keywords; set them in options=")
-        self.root = Path(root)
         self.options = options = keywords if options is None else options
+        url = os.fspath(root)
+        self._remote = RemoteModels(url, options.cache) if is_url(url) else None
+        self.root = Path(local_path(url)) if self._remote is None else self._remote.root
         rows = os.environ.get(ROWS_DIRECTORY) if rows is None else rows
         self._state_file = state_path(self.root) if state is None else Path(state)
         self._copies = PrivateCopies(default_cache() if options.cache is None else options.cache)
@@ -187,6 +192,7 @@ class Registry:
             self._state_file,
             options,
             self._copies,
+            remote=self._remote,
             shared_rows=None if rows is None else SharedRows(rows),
             monitor=monitor,
             name=name,
@@ -355,16 +361,19 @@ class Registry:
 
         def check(version: str) -> None:
             if version not in loaded:
+                if self._remote is not None:
+                    self._remote.fetch(version)
                 check_loads(self.root, version, self._copies)
 
-        target = roll_back(
-            self.root,
-            to=to,
-            state_file=self._state_file,
-            serving=self.serving(),
-            failed=failed,
-            check=check,
-        )
+        with self._changing_state():
+            target = roll_back(
+                self.root,
+                to=to,
+                state_file=self._state_file,
+                serving=self.serving(),
+                failed=failed,
+                check=check,
+            )
         self._look()
         if wait_s > 0:
             self._wait_loaded(target, wait_s)
@@ -427,8 +436,12 @@ class Registry:
             with self._watcher.lock:
                 # Asked for again: worth another try.
                 self._watcher.failures.pop(version, None)
-        change_state(self._state_file, change)
+        with self._changing_state():
+            change_state(self._state_file, change)
         self._look()
+
+    def _changing_state(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._remote is None else self._remote.changing_state()
 
     def _look(self) -> None:
         """Follow a changed state at once."""

@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from widedeep.errors import ConfigError, WideDeepError
+from widedeep.remote import RemoteUnavailable
 from widedeep.serving.background import BackgroundThread, ThreadMonitor
 from widedeep.serving.catalogue import Catalogue, SharedRows
 from widedeep.serving.loading import PrivateCopies, load_ranker, lower_thread_priority
+from widedeep.serving.remote_models import RemoteModels
 from widedeep.serving.shadow import ShadowScoring
 from widedeep.serving.versions import (
     LoadedVersion,
@@ -59,10 +61,12 @@ class VersionWatcher:
         options: RegistryOptions,
         copies: PrivateCopies,
         *,
+        remote: RemoteModels | None = None,
         shared_rows: SharedRows | None = None,
         monitor: ThreadMonitor | None = None,
         name: str = "",
     ) -> None:
+        self._remote = remote  # What ``root`` holds a part of, if that is behind a URL
         self._root, self._state_file, self._options = root, state_file, options
         self._copies, self._shared_rows = copies, shared_rows
         self._monitor, self._name = monitor or ThreadMonitor(), name
@@ -131,13 +135,10 @@ class VersionWatcher:
         """Read the directory and the state, and route to the versions that are loaded."""
         with self._look_lock:  # in turn: a slow look must not bring back an older state
             try:
+                versions = self._present()  # first: it brings the state from behind a URL
                 state = read_state(self._state_file)
-                versions: dict[str, tuple[Path, Signature]] = {}
-                for name, path in find_versions(self._root).items():
-                    with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                        versions[name] = (path, signature(path))
                 items = _file_signature(self._options.items)
-            except (ConfigError, OSError) as error:
+            except (WideDeepError, OSError) as error:
                 # Serving goes on: a file system may be away for a moment.
                 self._set_problem(str(error))
                 return
@@ -155,6 +156,16 @@ class VersionWatcher:
                 self._attempts = {n: k for n, k in self._attempts.items() if n in versions}
                 self._apply_plan()
             self._set_problem(None)
+
+    def _present(self) -> dict[str, tuple[Path, Signature]]:
+        """Return the versions in the directory with their signatures."""
+        if self._remote is not None:
+            return {n: (self._root / n, files) for n, files in self._remote.refresh().items()}
+        versions: dict[str, tuple[Path, Signature]] = {}
+        for name, path in find_versions(self._root).items():
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                versions[name] = (path, signature(path))
+        return versions
 
     def _set_problem(self, problem: str | None) -> None:
         """Keep whether the look succeeded; log a change."""
@@ -308,6 +319,8 @@ class VersionWatcher:
         started = time.perf_counter()
         copy = None
         try:
+            if self._remote is not None:
+                path = self._remote.fetch(name)
             copy = self._copies.take(path)
             ranker = load_ranker(
                 path,
@@ -395,7 +408,7 @@ class VersionWatcher:
 def _is_transient(error: BaseException | None) -> bool:
     """Tell whether loading may succeed the next time: memory or a file system was lacking."""
     while error is not None:
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError | RemoteUnavailable):
             return True
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             return True

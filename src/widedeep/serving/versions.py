@@ -239,6 +239,11 @@ def read_state(path: Path) -> ServingState:
             f"{path}: the state cannot be read ({error.strerror or error}); make it a file that "
             "this user may read, or delete it to serve by the policy alone"
         ) from error
+    return parse_state(raw, str(path))
+
+
+def parse_state(raw: bytes, path: str) -> ServingState:
+    """Return the state from its file's contents."""
     try:
         value = json.loads(raw)
         if value.pop("format") != _FORMAT:
