@@ -23,7 +23,7 @@ RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: help quickstart census test test-slow test-install fuzz check format bench bench-peers docs sanitize check-arm64 wheel \
+.PHONY: help quickstart census test test-slow test-install fuzz check format bench bench-peers docs notebooks sanitize check-arm64 wheel \
     native native-inplace clean
 help:
 	@echo "make quickstart    the whole loop on a simulated app store: logs, training, gate, serving, retraining"
@@ -44,6 +44,7 @@ help:
 	@echo "make bench-serve   whole servers against uvicorn and mlserver with ONNX Runtime, into RESULTS.md,"
 	@echo "                   and then servers of other towers (make bench-serve_models)"
 	@echo "make docs          the documentation, into site/"
+	@echo "make notebooks     run the documentation's notebooks, which keep what they print (minutes)"
 	@echo "make sanitize      the C++ tests under ASan, UBSan and TSan"
 	@echo "make check-arm64   compile the core for arm64 and run its tests, where a cross compiler (and qemu) is"
 	@echo "make wheel         a wheel for this machine, into dist/"
@@ -207,6 +208,9 @@ benchmarks/peers/.venv-%/.ready: benchmarks/peers/requirements-%.txt
 
 docs: native $(DOCS_READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: native $(DOCS_READY) $(DEV_READY)
+	$(BIN)/python docs/run_notebooks.py
 
 # The tests run once for each instruction set; those that the processor lacks say so and pass.
 # setarch -R: ThreadSanitizer wants its shadow memory where address randomisation may put a library.
