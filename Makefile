@@ -138,6 +138,7 @@ QUICK ?=
 QUICK_gate := --rows 50000 --train-rows 20000
 QUICK_join := --scale 0.05 --repeats 1
 QUICK_kernels := --repeats 10 --cap 20000
+QUICK_object_store := --mb 64
 QUICK_memory := --rows 100000
 QUICK_off_policy := --seeds 1 --days 1
 QUICK_order := --rows 60000 --pool-rows 4096
