@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from widedeep.data.fragments import column_stream
+from widedeep.data.paths import is_gone
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import BundleError, ConfigError, WideDeepError
 from widedeep.files import write_text_whole
@@ -266,19 +267,15 @@ def _read(log: Path) -> list[Candidate]:
 
 def _rows(data: object) -> int:
     """Return the rows of a shard; 0 for a deleted one, which training reports."""
-    if _is_gone(data):
+    if is_gone(data):
         return 0
     with open_source(data) as source:
         return source.num_rows or 0
 
 
-def _is_gone(data: object) -> bool:
-    return isinstance(data, str | os.PathLike) and not Path(data).exists()
-
-
 def _together(newest: list[Any]) -> Any:
     """Return several shards as one source: a list of paths, or one table."""
-    present = [data for data in newest if not _is_gone(data)]
+    present = [data for data in newest if not is_gone(data)]
     if len(present) == 1:
         return present[0]
     if all(isinstance(data, str | os.PathLike) for data in present):

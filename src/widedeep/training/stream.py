@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from widedeep.callbacks.base import Callbacks
+from widedeep.data.paths import is_gone
 from widedeep.errors import ConfigError, DataError
 from widedeep.metrics import find_metric
 from widedeep.training.checkpoint import CheckpointDirectory
@@ -97,7 +97,7 @@ def _learn(
         untouched = shard.position.updates == before.updates
         if untouched and "without rows" in str(error):
             return "no rows"
-        if untouched and _is_gone(data):
+        if untouched and is_gone(data):
             return "it has vanished"
         raise
     rows = shard.position.rows
@@ -122,11 +122,6 @@ def _is_tracked(name: str) -> bool:
     """Whether the history of a stream shows a metric: the usual ones, and those of one's own."""
     metric = find_metric(name)
     return name.rpartition("/")[2] in _METRICS or (metric is not None and metric.input == "rows")
-
-
-def _is_gone(data: object) -> bool:
-    """Tell whether a file no longer exists: nothing of it can be learned, now or later."""
-    return isinstance(data, str | os.PathLike) and not os.path.lexists(data)
 
 
 def _summary(row: dict[str, Any]) -> str:
