@@ -99,7 +99,9 @@ def _quoted(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
 
-def measure_staged(engine: SparkEngine, plan: JoinPlan, folder: Path) -> Measures:
+def measure_staged(
+    engine: SparkEngine, plan: JoinPlan, shards: Sequence[Shard], folder: Path
+) -> Measures:
     """Return what the staged examples show; counts of all values are written to ``folder``."""
     types = engine.column_types(EXAMPLES)
     names = output_columns(plan)
@@ -107,17 +109,11 @@ def measure_staged(engine: SparkEngine, plan: JoinPlan, folder: Path) -> Measure
     engine.write("counting the values", _value_counts(names, types), folder, by=by)
     engine.open_staged(_VALUES, folder)
     columns: dict[str, dict[str, Any]] = {name: {} for name in names}
-    rows_by_split = engine.query(
-        "counting the examples", f"SELECT wd_split, COUNT(*) AS n FROM {EXAMPLES} GROUP BY 1"
-    )
-    for row in sorted(rows_by_split, key=lambda row: int(row["wd_split"])):
-        for name in names:
-            columns[name][SPLITS[row["wd_split"]]] = {
-                "rows": int(row["n"]),
-                "missing": 0,
-                "different": 0,
-                "top": [],
-            }
+    for split in SPLITS:
+        rows = sum(shard.rows for shard in shards if shard.split == split)
+        if rows:
+            for name in names:
+                columns[name][split] = {"rows": rows, "missing": 0, "different": 0, "top": []}
     for row in engine.query("counting the values", _SUMMARY):
         number = int(row["wd_column"])
         summary = columns[names[number % len(names)]][SPLITS[row["wd_split"]]]
@@ -135,7 +131,7 @@ def measure_staged(engine: SparkEngine, plan: JoinPlan, folder: Path) -> Measure
         shown = next(row[kind] for kind in _KINDS if row[kind] is not None)
         text = str(bool(shown)) if "boolean" in types[name] else str(shown)
         columns[name][SPLITS[row["wd_split"]]]["top"].append([text, int(row["wd_count"])])
-    return Measures(columns=columns, rates=_rates(engine, plan))
+    return Measures(columns=columns, rates=_rates(engine, plan, shards))
 
 
 def _value_counts(names: Sequence[str], types: Mapping[str, str]) -> str:
@@ -255,15 +251,13 @@ def _write_sample(
     )
 
 
-def _rates(engine: SparkEngine, plan: JoinPlan) -> dict[str, Any]:
+def _rates(engine: SparkEngine, plan: JoinPlan, shards: Sequence[Shard]) -> dict[str, Any]:
     """Return each label's weighted mean over time and by position."""
     time = _quoted(time_name(plan))
-    ends = engine.query(
-        "counting the examples", f"SELECT MIN({time}) AS low, MAX({time}) AS high FROM {EXAMPLES}"
-    )[0]
-    if ends["low"] is None:
+    if not shards:
         return {}
-    low, span = int(ends["low"]), time_bucket(int(ends["low"]), int(ends["high"]))
+    low = min(shard.first_us or 0 for shard in shards)
+    span = time_bucket(low, max(shard.last_us or 0 for shard in shards))
     groups = {"by_time": (f"({time} - {low}) DIV {span}", low, span)}
     log = plan.config.impressions
     if plan.has_position and log is not None and log.position is not None:

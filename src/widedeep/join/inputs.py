@@ -112,7 +112,7 @@ def _is_sparks(url: str) -> bool:
 
 def _refuse_sparks(name: str, source: AnySource, urls: Sequence[str]) -> None:
     """Refuse what DuckDB cannot read and Spark could."""
-    advice = "set engine = 'spark'"
+    advice = "set engine = 'spark' ('widedeep check' samples with DuckDB alone)"
     if source.path is None:
         raise ConfigError(
             f"{name}: table = {source.table!r} without a path is a table of Spark's catalogue, "

@@ -315,7 +315,7 @@ class JoinRun:
             if isinstance(self.engine, SparkEngine):
                 self.display.start("counting the values")
                 stage, parts = self.workdir / "stage", self.workdir / "parts" / "0"
-                measures = measure_staged(self.engine, resolved.plan, stage / "counts")
+                measures = measure_staged(self.engine, resolved.plan, shards, stage / "counts")
                 value_counts = write_counts(self.engine, resolved.plan, shards, parts, stage)
             notes = (*resolved.notes, *match_notes(self.engine, self.config, counts))
             resolved = dataclasses.replace(resolved, notes=notes)
