@@ -23,7 +23,7 @@ RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: help quickstart census test test-slow test-install fuzz check format bench bench-peers docs notebooks sanitize check-arm64 wheel \
+.PHONY: help quickstart census test test-slow test-ranks test-install fuzz check format bench bench-peers docs notebooks sanitize check-arm64 wheel \
     native native-inplace clean
 help:
 	@echo "make quickstart    the whole loop on a simulated app store: logs, training, gate, serving, retraining"
@@ -31,6 +31,7 @@ help:
 	@echo "make test          the fast tests, docstring examples and the documents' code blocks, in JOBS=3"
 	@echo "                   processes"
 	@echo "make test-slow     the slow tests"
+	@echo "make test-ranks    the tests of training over several processes"
 	@echo "make test-install  the wheel where nothing else is installed, and without torch; FULL=1 by pip alone"
 	@echo "make fuzz          crafted bundles and requests; CASES=10000 of each (minutes), FIRST=0 for others"
 	@echo "make check         ruff, mypy, codespell, clang-format, lints of layout, words and symbols"
@@ -95,6 +96,10 @@ census: native
 JOBS ?= 3
 test: native $(DEV_READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+# Runs of the command line over several processes: stopped, killed and resumed, to the bits of one.
+test-ranks: native $(DEV_READY)
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/ranks $(PYTEST_ARGS)
 
 # pytest's 5 means that no test bears the marker.
 test-slow: native $(DEV_READY)

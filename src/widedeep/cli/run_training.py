@@ -211,7 +211,6 @@ def _finish(
         items=config.data.items,
         overwrite=True,
     )
-    directory.write_json(directory.history, trainer.history.rows)
     _write_attributions(trainer, config, directory)
     run = TrainedRun(
         directory=directory,
@@ -222,26 +221,37 @@ def _finish(
         rows=trainer.position.rows,
         seconds=seconds,
     )
+    trainer.state.ranks.on_first(partial(_write_results, run))
+    return run
+
+
+def _write_results(run: TrainedRun) -> None:
+    directory = run.directory
+    directory.write_json(directory.history, run.history)
     # Last: a run with metrics is finished.
     directory.write_json(
         directory.metrics,
         {
-            **metrics,
+            **run.metrics,
             "steps": run.steps,
             "rows": run.rows,
             "schema": run.schema.fingerprint,
             "widedeep": __version__,
         },
     )
-    return run
 
 
 def _write_attributions(trainer: Trainer, config: RunConfig, directory: RunDirectory) -> None:
     """Write how much each feature moves the logits of test, else validation rows, for a report."""
-    directory.attributions.unlink(missing_ok=True)  # they may be of an older model
     held_out = config.data.test if config.data.test is not None else training_data(config)[1]
-    if held_out is not None:
-        directory.write_json(directory.attributions, trainer.attributions(held_out))
+    attributions = None if held_out is None else trainer.attributions(held_out)
+
+    def write() -> None:
+        directory.attributions.unlink(missing_ok=True)  # they may be of an older model
+        if attributions is not None:
+            directory.write_json(directory.attributions, attributions)
+
+    trainer.state.ranks.on_first(write)
 
 
 # ---- on with new shards -------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from widedeep.cli.runs import RunDirectory, pin_tables
 from widedeep.config import load_config, load_follow_config
 from widedeep.errors import ConfigError
 from widedeep.gate.config import load_gate_config
-from widedeep.ranks.launch import launch
+from widedeep.ranks.launch import launch, launched_size
 from widedeep.training.config import FollowConfig, Quality, RunConfig, WarmStartConfig
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _add_following(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    if arguments.ranks is not None and arguments.ranks > 1:
+    if _launches(arguments):
         return launch(arguments.ranks, without_option(arguments.words, "--ranks"))
     from widedeep.cli.run_training import train_run
 
@@ -160,6 +160,17 @@ def run(arguments: argparse.Namespace) -> int:
     can_judge = data.test is not None or data.valid is not None or data.valid_fraction > 0
     print_next("evaluate" if can_judge else "inspect", directory.path)
     return EXIT_OK
+
+
+def _launches(arguments: argparse.Namespace) -> bool:
+    """Tell whether this process is to start others that do the work."""
+    ranks = arguments.ranks or launched_size()
+    if arguments.follow is not None and ranks > 1:
+        raise ConfigError(
+            f"got --follow on {ranks} ranks, expected one process; train on ranks first, then "
+            "follow the folder in one process with --resume"
+        )
+    return arguments.ranks is not None and ranks > 1
 
 
 def _follow(

@@ -209,7 +209,7 @@ def _shared_table(ranks: Ranks, table: pa.Table | None) -> pa.Table | None:
 
 
 def _exact_logits(evaluator: Evaluator, data: object) -> NDArray[np.float32]:
-    """Return the model's logits, in full float32 on any device."""
+    """Return the model's logits, in full float32 on any device; all ranks call it."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
