@@ -52,7 +52,13 @@ def launch(size: int, words: Sequence[str]) -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
+    common: dict[str, object] = {
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    # A rank that ends is an error here already; torch's warning has a page of addresses.
+    common |= {"TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
     processes = []
     for rank in range(size):
         own = {**common, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
