@@ -35,7 +35,7 @@ def launched_rank() -> int:
 
 
 def launch(size: int, words: Sequence[str]) -> int:
-    """Run ``python -m widedeep WORDS`` on several ranks; return the exit code of the first to fail.
+    """Run ``python -m widedeep WORDS`` on several ranks; return the exit code of one that failed.
 
     Args:
         size: How many processes.
@@ -84,16 +84,20 @@ def launch(size: int, words: Sequence[str]) -> int:
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     """Wait until all have ended; end those that do not, once one has failed."""
     failed: int | None = None
+    killed = False
     failed_at = 0.0
     while any(process.poll() is None for process in processes):
         if failed is None:
             failed = next((p.returncode for p in processes if p.returncode), None)
             failed_at = time.monotonic()
         elif time.monotonic() - failed_at > _GRACE_SECONDS:
+            killed = True
             for process in processes:
                 process.kill()
         time.sleep(0.05)
     codes = [process.returncode for process in processes]
     if failed is None:
         failed = next((code for code in codes if code), 0)
-    return failed if failed >= 0 else 128 - failed
+    # A rank that a signal ended is why the others failed, unless the signal was sent above.
+    lowest = 0 if killed else min(codes)
+    return 128 - lowest if lowest < 0 else abs(failed)
