@@ -33,6 +33,7 @@ __all__ = [
 
 _EXTRA_OF = {
     "deltalake": "delta",
+    "confluent_kafka": "kafka",
     "duckdb": "join",
     "faiss": "retrieval",
     "fastavro": "avro",

@@ -18,6 +18,7 @@ from widedeep.bundle.posterior import ranked_head
 from widedeep.callbacks.loggers import make_loggers
 from widedeep.cli.prepare import fit_run_schema, prepared_schema
 from widedeep.cli.runs import RunDirectory, training_data
+from widedeep.data import topics
 from widedeep.data.fragments import InputRecord
 from widedeep.data.paths import follow_folder
 from widedeep.errors import WideDeepError
@@ -290,7 +291,13 @@ def follow_run(
             "kept; write one that does with widedeep export --posterior DATA"
         )
     trainer = _trainer(config, directory, progress)
-    files = follow_folder(folder, done=trainer.shards, poll_s=poll_s, idle_s=idle_s, notify=say)
+    files: Iterable[Shard]
+    if str(folder).startswith(topics.SCHEME):
+        topic = topics.Topic.of_url(str(folder), follow.kafka)
+        columns = trainer.evaluator.transform.columns()
+        files = topics.follow_topic(topic, columns, done=trainer.shards, idle_s=idle_s, notify=say)
+    else:
+        files = follow_folder(folder, done=trainer.shards, poll_s=poll_s, idle_s=idle_s, notify=say)
     publisher = _publisher(trainer, config, directory, follow, gate, say)
     exporter = _Exporter(trainer, config, directory, follow, say)
     try:

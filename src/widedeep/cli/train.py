@@ -98,7 +98,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_following(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--follow", metavar="DIR", help="then train on the Parquet files that arrive in DIR"
+        "--follow",
+        metavar="DIR",
+        help="then train on the Parquet files that arrive in DIR, or on the messages of "
+        "kafka://HOST:PORT/TOPIC",
     )
     parser.add_argument(
         "--poll",

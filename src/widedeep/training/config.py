@@ -348,6 +348,11 @@ class FollowConfig:
     evict_after: Annotated[
         int | None, "with --grow: forget values that so many shards in a row did not hold"
     ] = None
+    kafka: Annotated[
+        Mapping[str, str] | None,
+        "settings of librdkafka for a topic that is followed, such as security.protocol; $NAME is "
+        "an environment variable",
+    ] = None
 
     def __post_init__(self) -> None:
         owner = "[follow]"
