@@ -175,8 +175,8 @@ class _Reader:
         first = dict(self._next)
         began = heard = time.monotonic()
         while True:
-            wanted = min(topic.rows - len(rows), _BATCH)
-            for message in self._consumer.consume(wanted, timeout=_POLL_S):
+            room = min(topic.rows - len(rows), _BATCH)
+            for message in self._consumer.consume(room, timeout=_POLL_S):
                 if self._skips(message):
                     continue
                 if not rows:
@@ -248,8 +248,8 @@ class _Reader:
         return None
 
     def _where(self, message: Message) -> str:
-        place = f"partition {message.partition()}, offset {message.offset()}"
-        return f"topic {self._topic.name!r}, {place}"
+        offset = f"partition {message.partition()}, offset {message.offset()}"
+        return f"topic {self._topic.name!r}, {offset}"
 
     # ---- partitions --------------------------------------------------------------------------
 
@@ -281,30 +281,34 @@ class _Reader:
 
     def _assign(self, partitions: Sequence[int]) -> None:
         """Read partitions from where the stream stands, or from where a new one begins."""
-        place = self._kafka.TopicPartition
+        of_partition = self._kafka.TopicPartition
         for partition in partitions:
             low, high = self._consumer.get_watermark_offsets(
-                place(self._topic.name, partition), timeout=_ANSWER_S
+                of_partition(self._topic.name, partition), timeout=_ANSWER_S
             )
             # A partition that came later is read from its first message.
             latest = self._topic.begin == "latest" and not (self._resumes or self._assigned)
-            at = self._next.setdefault(partition, high if latest else low)
-            self._check(partition, at, low, high)
+            offset = self._next.setdefault(partition, high if latest else low)
+            self._check(partition, offset, low, high)
         self._assigned |= {*partitions}
         self._consumer.incremental_assign(
-            [place(self._topic.name, partition, self._next[partition]) for partition in partitions]
+            [
+                of_partition(self._topic.name, partition, self._next[partition])
+                for partition in partitions
+            ]
         )
 
-    def _check(self, partition: int, at: int, low: int, high: int) -> None:
+    def _check(self, partition: int, offset: int, low: int, high: int) -> None:
         where = (
-            f"topic {self._topic.name!r}, partition {partition}: the stream stands at offset {at}"
+            f"topic {self._topic.name!r}, partition {partition}: the stream stands at offset "
+            f"{offset}"
         )
-        if at < low:
+        if offset < low:
             raise DataError(
-                f"{where}, but the first message is {low}: {low - at:,} were deleted before they "
-                "were learned; keep messages for longer, or begin a new stream"
+                f"{where}, but the first message is {low}: {low - offset:,} were deleted before "
+                "they were learned; keep messages for longer, or begin a new stream"
             )
-        if at > high:
+        if offset > high:
             raise DataError(
                 f"{where}, but the partition ends at {high}: the topic was made anew; begin a new "
                 "stream, or name the topic that the stream has followed"

@@ -154,7 +154,7 @@ def read_optimizers(
     if bundle is None:
         note = "the optimizers start anew, with TensorFlow's defaults: no checkpoint was given"
         return OptimizerState(notes=(note,), why="no checkpoint with its state was given")
-    found = _slots(bundle, {variable for names in parts.values() for variable in names})
+    slots_of = _slots(bundle, {variable for names in parts.values() for variable in names})
     applied = _applied(training_graph(bundle.prefix))
     tables: dict[str, dict[str, Any]] = {}
     state: dict[str, dict[str, Slot]] = {}
@@ -162,12 +162,12 @@ def read_optimizers(
     # One optimizer moves tables and layers; the operation that moves rows tells no rate.
     deep = [variable for part in ("deep", "dense") for variable in parts.get(part, ())]
     for part, variables in parts.items():
-        scopes = {scope for v in variables for scope, _, _ in found.get(v, [])}
+        scopes = {scope for v in variables for scope, _, _ in slots_of.get(v, [])}
         if not scopes:
             if not variables:
                 continue
             same = variables if part == "wide" else deep
-            plain = _plain_descent(bundle, found, [applied.get(v, {}) for v in same])
+            plain = _plain_descent(bundle, slots_of, [applied.get(v, {}) for v in same])
             if plain is not None:
                 tables[part] = plain
             else:
@@ -177,24 +177,24 @@ def read_optimizers(
                 )
             continue
         scope = min(scopes)
-        kind = _kind_of(scope, {slot for v in variables for _, slot, _ in found.get(v, [])})
+        kind = _kind_of(scope, {slot for v in variables for _, slot, _ in slots_of.get(v, [])})
         if kind is None:
             notes.append(
                 f"{part}: its optimizer {scope.rpartition('/')[2] or 'of TensorFlow 1'!r} has no "
                 "counterpart, and starts anew as TensorFlow's default one"
             )
             continue
-        names = {slot for v in variables for _, slot, _ in found.get(v, [])}
+        names = {slot for v in variables for _, slot, _ in slots_of.get(v, [])}
         by_graph = next((applied[v] for v in sorted(variables) if v in applied), None)
         table = tables[part] = _table(bundle, scope, kind, names, by_graph or {})
         notes += _warnings(bundle, scope, table, part, told=by_graph is not None)
         for variable in variables:
             state[variable] = {
                 kind.state[slot]: Slot(tensor=tensor, factor=_factor(table, scope, slot))
-                for _, slot, tensor in found.get(variable, [])
+                for _, slot, tensor in slots_of.get(variable, [])
                 if slot in kind.state
             }
-    scopes = {scope for slots in found.values() for scope, _, _ in slots}
+    scopes = {scope for slots in slots_of.values() for scope, _, _ in slots}
     return OptimizerState(
         tables=tables,
         slots=state,
@@ -202,20 +202,20 @@ def read_optimizers(
         others=frozenset(
             t for t in bundle if _is_option(t) or t.rpartition("/")[0] in scopes - {""}
         )
-        | frozenset(t for slots in found.values() for _, _, t in slots),
+        | frozenset(t for slots in slots_of.values() for _, _, t in slots),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
 def _plain_descent(
     bundle: TensorBundle,
-    found: Mapping[str, Sequence[tuple[str, str, str]]],
+    slots_of: Mapping[str, Sequence[tuple[str, str, str]]],
     applied: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any] | None:
     """Return the options of gradient descent without momentum, which has no state, or None."""
     rates = {options["lr"] for options in applied if options.get("is_plain") and "lr" in options}
     scopes = {tensor.rpartition("/")[0] for tensor in bundle if _is_option(tensor)}
-    for scope in scopes - {scope for slots in found.values() for scope, _, _ in slots}:
+    for scope in scopes - {scope for slots in slots_of.values() for scope, _, _ in slots}:
         if _kind_of(scope, ()) is _KERAS["SGD"]:
             rates.add(_short(float(bundle.read(f"{scope}/learning_rate"))))
     return {"optimizer": "sgd", "lr": rates.pop()} if len(rates) == 1 else None
@@ -225,7 +225,7 @@ def _slots(
     bundle: TensorBundle, variables: Collection[str]
 ) -> dict[str, list[tuple[str, str, str]]]:
     """Return (scope, slot, tensor) by variable: SCOPE/VARIABLE/SLOT, or VARIABLE/SLOT."""
-    found: dict[str, list[tuple[str, str, str]]] = {}
+    slots_of: dict[str, list[tuple[str, str, str]]] = {}
     for tensor in bundle:
         owner, _, slot = tensor.rpartition("/")
         if tensor in variables or not owner:
@@ -235,15 +235,15 @@ def _slots(
         if whole in variables and bundle.shape(whole) == bundle.shape(tensor):
             owner = whole
         if owner in variables:
-            found.setdefault(owner, []).append(("", slot, tensor))
+            slots_of.setdefault(owner, []).append(("", slot, tensor))
             continue
         parts = owner.split("/")
         for cut in range(1, min(4, len(parts))):  # training/Ftrl, or training_2/Ftrl_1
             variable = "/".join(parts[cut:])
             if variable in variables:
-                found.setdefault(variable, []).append(("/".join(parts[:cut]), slot, tensor))
+                slots_of.setdefault(variable, []).append(("/".join(parts[:cut]), slot, tensor))
                 break
-    return found
+    return slots_of
 
 
 def _is_option(tensor: str) -> bool:
@@ -271,12 +271,12 @@ def _applied(graph: Graph | None) -> dict[str, dict[str, Any]]:
         places = _APPLIES.get(kind.removeprefix("Sparse"))
         variable = None if places is None else graph.source(op.inputs[0])[0].name
         if places is not None and variable in names:
-            found = _constants(graph, op, places, is_sparse=is_sparse)
+            constants = _constants(graph, op, places, is_sparse=is_sparse)
             if kind.endswith("Momentum"):  # Adam's flag is never set
-                found["nesterov"] = op.flag("use_nesterov")
+                constants["nesterov"] = op.flag("use_nesterov")
             if kind.endswith("GradientDescent"):
-                found["is_plain"] = True
-            options.setdefault(names[variable][0], {}).update(found)
+                constants["is_plain"] = True
+            options.setdefault(names[variable][0], {}).update(constants)
     return options
 
 
