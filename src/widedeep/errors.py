@@ -76,7 +76,7 @@ class WideDeepError(Exception):
     """
 
 
-class FeatureError(WideDeepError, ValueError):
+class FeatureError(WideDeepError):
     """A feature is declared wrongly, or a value does not fit its declaration.
 
     Args:
@@ -84,7 +84,7 @@ class FeatureError(WideDeepError, ValueError):
     """
 
 
-class DataError(WideDeepError, ValueError):
+class DataError(WideDeepError):
     """A table, file or column cannot be used as it is.
 
     Args:
@@ -119,7 +119,7 @@ class LimitError(DataError):
     """
 
 
-class SchemaError(WideDeepError, ValueError):
+class SchemaError(WideDeepError):
     """A schema does not fit the data, the model or another schema.
 
     Args:
@@ -127,7 +127,7 @@ class SchemaError(WideDeepError, ValueError):
     """
 
 
-class ConfigError(WideDeepError, ValueError):
+class ConfigError(WideDeepError):
     """A run's configuration has an unknown key or a value outside its range.
 
     Args:

@@ -32,6 +32,7 @@ from widedeep.estimators.settings import (
     search,
     validation_splits,
 )
+from widedeep.estimators.value_errors import value_errors
 from widedeep.features import Feature, FeatureSpec
 from widedeep.models.ensemble import Ensemble
 from widedeep.models.heads import Head
@@ -133,6 +134,7 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
                 params[f"{group}__{name}"] = value
         return params
 
+    @value_errors
     def set_params(self, **params: Any) -> WideDeepEstimator:
         """Set parameters; ``wide__lr=0.2`` changes one of an optimizer, by default FTRL's.
 
@@ -379,6 +381,7 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         return table.append_column(LABEL, pa.array(labels))
 
     @property
+    @value_errors
     def feature_importances_(self) -> NDArray[np.float64]:
         """How much each column matters, (columns,), as ``feature_names_in_``; the sum is 1.
 

@@ -12,6 +12,7 @@ from widedeep.callbacks import Callback
 from widedeep.errors import ConfigError, DataError, show_value
 from widedeep.estimators.base import ClassifierMixin, WideDeepEstimator
 from widedeep.estimators.estimator_data import read_classes, read_examples, read_numbers
+from widedeep.estimators.value_errors import value_errors
 from widedeep.models.heads import Binary, Head, Multiclass
 
 
@@ -74,6 +75,7 @@ class WideDeepClassifier(ClassifierMixin, WideDeepEstimator):  # type: ignore[mi
         1.0
     """
 
+    @value_errors
     def fit(
         self,
         X: object,
@@ -148,6 +150,7 @@ class WideDeepClassifier(ClassifierMixin, WideDeepEstimator):  # type: ignore[mi
                 )
         return np.array([numbers[label] for label in labels], np.int64)
 
+    @value_errors
     def predict_proba(self, X: object) -> NDArray[np.float64]:
         """Return the probability of each class, (rows, classes)."""
         predictions = self._predictions(X)
@@ -157,6 +160,7 @@ class WideDeepClassifier(ClassifierMixin, WideDeepEstimator):  # type: ignore[mi
             else predictions
         )
 
+    @value_errors
     def predict(self, X: object) -> NDArray[Any]:
         """Return the most probable class of each row, (rows,)."""
         most_probable = self.predict_proba(X).argmax(axis=1)

@@ -11,6 +11,7 @@ from widedeep.callbacks import Callback
 from widedeep.errors import ConfigError, DataError, show_value
 from widedeep.estimators.base import RegressorMixin, WideDeepEstimator
 from widedeep.estimators.estimator_data import read_examples, read_numbers
+from widedeep.estimators.value_errors import value_errors
 from widedeep.models.heads import Regression
 
 
@@ -52,6 +53,7 @@ class WideDeepRegressor(RegressorMixin, WideDeepEstimator):  # type: ignore[misc
         True
     """
 
+    @value_errors
     def fit(
         self,
         X: object,
@@ -96,6 +98,7 @@ class WideDeepRegressor(RegressorMixin, WideDeepEstimator):  # type: ignore[misc
     def _standardise(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return (values - self.label_mean_) / self.label_scale_
 
+    @value_errors
     def predict(self, X: object) -> NDArray[np.float64]:
         """Return the predicted value of each row, (rows,)."""
         return self._predictions(X) * self.label_scale_ + self.label_mean_
