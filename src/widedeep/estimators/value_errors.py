@@ -10,6 +10,7 @@ from widedeep.errors import ConfigError, DataError, FeatureError, SchemaError
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
+_KINDS: dict[type[Exception], Any] = {}
 _OF_VALUES = (FeatureError, DataError, SchemaError, ConfigError)
 
 
@@ -39,6 +40,7 @@ def value_errors(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]
     return call
 
 
-@functools.cache
-def _with_value_error(kind: type[Any]) -> type[Any]:
-    return type(kind.__name__, (kind, ValueError), {"__module__": kind.__module__})
+def _with_value_error(kind: type[Exception]) -> Any:
+    if kind not in _KINDS:
+        _KINDS[kind] = type(kind.__name__, (kind, ValueError), {"__module__": kind.__module__})
+    return _KINDS[kind]
