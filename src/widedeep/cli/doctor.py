@@ -22,7 +22,7 @@ from widedeep.cli.parser import EXIT_FAILED, EXIT_OK
 
 EXAMPLE = (
     "  widedeep doctor\n"
-    "  widedeep doctor --json > doctor.json    # beside a report of a bug\n\n"
+    "  widedeep doctor --json    # for a report of a bug\n\n"
     "Exit code 1: something that is installed does not work, or is older than it must be."
 )
 NEXT = "widedeep init train.parquet --label click"
