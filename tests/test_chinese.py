@@ -39,7 +39,7 @@ def links(text: str) -> list[str]:
 def figures(text: str) -> list[str]:
     """Return the figures of tables, row by row."""
     rows = re.findall(r"^\|.*\|$", text, re.MULTILINE)
-    return [" ".join(re.findall(r"[-+]?\d[\d.,]*", row)) for row in rows]
+    return [" ".join(re.findall(r"[-+]?\d+(?:[.,]\d+)*", row)) for row in rows]
 
 
 @pytest.mark.parametrize("page", PAGES)
