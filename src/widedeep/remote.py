@@ -107,7 +107,8 @@ class RemoteFile:
         """Return a file from what its file system says of it."""
         keys = ("ETag", "etag", "generation", "LastModified", "last_modified", "mtime", "created")
         tag = next((str(info[key]) for key in keys if info.get(key)), "")
-        return cls(url, str(info["name"]), fs, int(info.get("size") or -1), tag.strip('"'))
+        size = info.get("size")
+        return cls(url, str(info["name"]), fs, -1 if size is None else int(size), tag.strip('"'))
 
     def __str__(self) -> str:
         return self.url
@@ -186,16 +187,18 @@ def modified(file: InputPath) -> int | str:
 
 
 @contextlib.contextmanager
-def output_file(path: str) -> Iterator[Path]:
-    """Give a local file to write: the path's, or one that is uploaded if the block ends well."""
+def output_file(path: str, *, overwrite: bool = True) -> Iterator[Path]:
+    """Give a local file to write: the path's, or one that is uploaded if the block ends well.
+
+    One behind a URL is refused if it exists and ``overwrite`` is False.
+    """
     if not is_url(path):
         yield Path(local_path(path))
         return
-    fs, fs_path = open_filesystem(path)
-    bucket = fs_path.partition("/")[0]
-    with remote_errors(path):  # before the work: a mistake there would lose it
-        if bucket and not fs.exists(bucket):
-            raise DataError(f"{path}: there is no {bucket!r} there; check the address")
+    fs, fs_path = _open_output(path)
+    with remote_errors(path):
+        if not overwrite and fs.exists(fs_path):
+            raise DataError(f"{path}: already exists; choose another, or replace it with --force")
     with tempfile.TemporaryDirectory(prefix="widedeep-") as folder:
         file = Path(folder) / path.rpartition("/")[2]
         yield file
@@ -203,26 +206,42 @@ def output_file(path: str) -> Iterator[Path]:
             fs.put_file(str(file), fs_path)
 
 
+def _open_output(url: str) -> tuple[Any, str]:
+    """Return file system and path; before the work, which a wrong address would lose."""
+    fs, path = open_filesystem(url)
+    bucket = path.partition("/")[0]
+    with remote_errors(url):
+        if bucket and not fs.exists(bucket):
+            raise DataError(f"{url}: there is no {bucket!r} there; check the address")
+    return fs, path
+
+
 @contextlib.contextmanager
 def output_folder(path: str, *, last: str, overwrite: bool) -> Iterator[Path]:
     """Give a local folder to write: the path's, or one that is uploaded if the block ends well.
 
     Object stores rename nothing, so the file ``last`` is uploaded after all others, and removed
-    first where it is replaced: without it the folder does not count.
+    first where it is replaced: without it the folder does not count. A folder that has no ``last``
+    is another's, and not replaced.
     """
     if not is_url(path):
         yield Path(local_path(path))
         return
-    fs, fs_path = open_filesystem(path)
+    fs, fs_path = _open_output(path)
     with remote_errors(path):
         old = [str(name) for name in fs.find(fs_path)]
     if old and not overwrite:
         raise DataError(f"{path}: already exists; choose another, or replace it with --force")
+    if old and f"{fs_path}/{last}" not in old:
+        raise DataError(
+            f"{path}: got {len(old):,} files and no {last} there, expected what --force may "
+            "replace; choose another, or delete it yourself"
+        )
     with tempfile.TemporaryDirectory(prefix="widedeep-") as folder:
         out = Path(folder) / path.rstrip("/").rpartition("/")[2]
         yield out
         with remote_errors(path):
-            for name in sorted(old, key=lambda name: not name.endswith(f"/{last}")):
+            for name in sorted(old, key=lambda name: name != f"{fs_path}/{last}"):
                 fs.rm_file(name)
             for file in sorted(out.iterdir(), key=lambda file: (file.name == last, file.name)):
                 fs.put_file(str(file), f"{fs_path}/{file.name}")

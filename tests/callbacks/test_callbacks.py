@@ -157,12 +157,24 @@ def test_a_wrong_option_is_refused(make: Any, message: str) -> None:
         wd.Trainer(make_trainer().model, callbacks=[make()])
 
 
-def test_a_wrong_monitor_names_the_nearest() -> None:
-    trainer = make_trainer(callbacks=[ModelCheckpoint("best", monitor="acu")])
-    with pytest.raises(ConfigError, match="got monitor='acu'; did you mean 'auc'"):
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda monitor: ModelCheckpoint("best", monitor=monitor),
+        lambda monitor: OptunaPruning(None, monitor),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_monitor_is_told_before_the_first_step(make: Any) -> None:
+    trainer = make_trainer(callbacks=[make("acu")])
+    with pytest.raises(ConfigError, match=r"got monitor='acu', .* did you mean 'auc'"):
         trainer.fit(ROWS, valid=ROWS)
-    with pytest.raises(ConfigError, match="no validation metrics"):
-        trainer.fit(ROWS)
+    trainer = make_trainer(callbacks=[make("label_mean")])
+    with pytest.raises(ConfigError, match="got monitor='label_mean', which is no measure"):
+        trainer.fit(ROWS, valid=ROWS)
+    for fit in (lambda: trainer.fit(ROWS), lambda: trainer.fit_stream([("a", ROWS)])):
+        with pytest.raises(ConfigError, match="got no validation data to look at"):
+            fit()
+    assert trainer.position.updates == 0
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "mlflow", "wandb"])

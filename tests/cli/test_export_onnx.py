@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import onnxruntime
 import pyarrow.parquet as pq
@@ -31,6 +32,18 @@ def test_a_run_as_onnx_scores_as_its_bundle(run: Run, ads_run: Path, tmp_path: P
     forced = run("export", ads_run / "run", "--format", "onnx", "-o", file, "--force")
     assert forced.code == 0
     assert "within 1e-05 of the bundle's" in forced.out and "next: widedeep score" in forced.out
+
+
+def test_onnx_goes_to_a_url(run: Run, ads_run: Path) -> None:
+    url = "memory://onnx-test/models/ads.onnx"
+    verb = ("export", ads_run / "run", "--format", "onnx", "-o", url)
+    done = run(*verb)
+    assert done.code == 0 and f"{url}: " in done.out, done.err
+    content = fsspec.filesystem("memory").cat_file("/onnx-test/models/ads.onnx")
+    onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    again = run(*verb)
+    assert again.code != 0 and "already exists; choose another, or replace it" in again.err
+    assert run(*verb, "--force").code == 0
 
 
 def test_what_onnx_export_refuses(run: Run, ads_run: Path, tmp_path: Path) -> None:

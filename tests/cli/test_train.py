@@ -279,7 +279,7 @@ def test_any_checkpoint_can_be_exported(ads_run: Path, tmp_path: Path) -> None:
 
 def test_a_bundle_is_not_replaced_unasked(ads_run: Path, tmp_path: Path) -> None:
     export_checkpoint(ads_run / "run", tmp_path / "b")
-    with pytest.raises(BundleError, match=r"already exists; choose another folder, or .* --force"):
+    with pytest.raises(BundleError, match=r"already exists; choose another, or .* --force"):
         export_checkpoint(ads_run / "run", tmp_path / "b")
     export_checkpoint(ads_run / "run", tmp_path / "b", overwrite=True)
 

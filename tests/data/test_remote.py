@@ -235,8 +235,15 @@ def test_a_folder_behind_a_url_is_written_with_its_manifest_last(memory: str) ->
     path = f"/{url.removeprefix('memory://')}"
     assert sorted(fs.find(path)) == [f"{path}/manifest.json", f"{path}/two.bin"]
     assert fs.created(f"{path}/two.bin") < fs.created(f"{path}/manifest.json")
-    with pytest.raises(RuntimeError), output_folder(url, last="a", overwrite=True) as folder:
+    with (
+        pytest.raises(RuntimeError),
+        output_folder(url, last="manifest.json", overwrite=True) as folder,
+    ):
         raise RuntimeError(folder)
+    above = f"{memory}/bundles"
+    refused = pytest.raises(DataError, match=r"got 2 files and no manifest\.json there, expected")
+    with refused, output_folder(above, last="manifest.json", overwrite=True):
+        raise AssertionError
     assert fs.cat_file(f"{path}/manifest.json") == b"two"
 
 

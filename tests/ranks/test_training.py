@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import widedeep as wd
 from tests.ranks.processes import run_ranks
+from widedeep.callbacks import Callback, ModelCheckpoint
 from widedeep.config import DistributedConfig
 from widedeep.errors import CheckpointError, ConfigError
 
@@ -48,9 +50,23 @@ class StopsAfter:
         return bool(metrics["step"] == self.step)
 
 
-def train() -> dict[str, Any]:
+class Predicts(Callback):
+    """Predicts at each evaluation, which the ranks do together."""
+
+    every_rank = True
+
+    def on_begin(self, trainer: Any) -> None:
+        self.trainer, self.means = trainer, []
+
+    def on_evaluate(self, metrics: dict[str, Any]) -> None:
+        self.means.append(float(np.mean(self.trainer.predict(rows(20, 4)))))
+
+
+def train(folder: Path) -> dict[str, Any]:
     """Train with validation and early stopping; then until a callback stops; evaluate, predict."""
-    trainer = make_trainer(eval_every=4)
+    predictions = Predicts()
+    best = ModelCheckpoint(folder / "best", monitor="auc")
+    trainer = make_trainer(eval_every=4, callbacks=[predictions, best])
     trainer.fit(rows(200, 0), epochs=3, valid=rows(101, 1), early_stopping=2)
     stopped = make_trainer(callbacks=[StopsAfter(7)])
     stopped.fit(rows(400, 0))
@@ -58,6 +74,7 @@ def train() -> dict[str, Any]:
     return {
         "history": [{k: v for k, v in row.items() if k != "rows_per_s"} for row in trainer.history],
         "position": (trainer.position.step, trainer.position.rows),
+        "called": (predictions.means, best.best),
         "evaluated": trainer.evaluate(rows(101, 2)),
         "scores": np.asarray(scores),
         "stopped": (stopped.position.step, stopped.history[-1]["loss"]),
@@ -65,13 +82,16 @@ def train() -> dict[str, Any]:
     }
 
 
-def test_two_ranks_compute_the_bits_of_one_process() -> None:
-    alone = train()
+def test_two_ranks_compute_the_bits_of_one_process(tmp_path: Path) -> None:
+    alone = train(tmp_path / "alone")
     assert alone["stopped"][0] == 7
-    for together in run_ranks(2, train):
+    for together in run_ranks(2, train, tmp_path / "together"):
         scores = together.pop("scores")
         np.testing.assert_array_equal(scores, alone["scores"])
         assert together == {key: value for key, value in alone.items() if key != "scores"}
+    one, two = (wd.Bundle.load(tmp_path / name / "best") for name in ("alone", "together"))
+    assert one.metrics["auc"] == two.metrics["auc"] == alone["called"][1]
+    np.testing.assert_array_equal(one.score(rows(50, 2)), two.score(rows(50, 2)))
 
 
 def test_a_batch_is_cut_into_equal_lanes() -> None:

@@ -17,10 +17,11 @@ from tests.serving import versions
 from tests.serving.versions import ITEMS, USER, eventually, whole_rows
 from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST
-from widedeep.errors import ConfigError
+from widedeep.errors import BundleError, ConfigError
 from widedeep.publish import publish
 from widedeep.publish.storage import FsspecStore
 from widedeep.serving.registry import NoVersion, Registry
+from widedeep.serving.remote_models import RemoteModels
 
 
 @pytest.fixture
@@ -87,6 +88,26 @@ def test_a_published_version_is_fetched_and_takes_the_traffic(
             eventually(lambda: answer(registry)[0] == "11")
         with pytest.raises(NoVersion, match="'12'"):
             registry.load("12")
+
+
+def test_a_damaged_download_is_fetched_again(
+    store: FsspecStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = type(fsspec.filesystem("memory"))
+    get_file = fs.get_file
+
+    def damage(self: Any, path: str, target: str, **options: Any) -> None:
+        get_file(self, path, target, **options)
+        if path.endswith("weights.safetensors"):
+            content = Path(target).read_bytes()
+            Path(target).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    models = RemoteModels(store.name, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, "get_file", damage)
+        with pytest.raises(BundleError, match=r"weights\.safetensors"):
+            models.fetch("10")
+    assert expected(models.fetch("10")) == expected(tmp_path / "local" / "10")
 
 
 def test_a_lost_connection_keeps_what_serves(

@@ -2,10 +2,10 @@ import pytest
 
 import widedeep as wd
 from widedeep.errors import ConfigError, DataError
+from widedeep.metrics.registry import loss_metric
 from widedeep.training.early_stopping import (
     EarlyStopping,
     as_stopping,
-    loss_metric,
     overfitting,
 )
 

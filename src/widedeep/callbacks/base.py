@@ -38,6 +38,10 @@ class RunningTrainer(Protocol):
     def folder(self) -> Path:
         """The folder of the run."""
 
+    @property
+    def monitors(self) -> Sequence[str]:
+        """The metrics of its validation; none without validation data."""
+
     def config_tables(self) -> dict[str, Any]:
         """Return the resolved configuration as nested tables."""
 
@@ -49,7 +53,8 @@ class Callback:
     """Base of callbacks: every method is empty; override those that you need.
 
     :class:`widedeep.Trainer` takes any object with some of these methods. On several ranks the
-    first one alone calls them. An exception that a method raises ends the training.
+    first one alone calls them, unless ``every_rank`` is True. An exception that a method raises
+    ends the training.
 
     Attributes:
         step_interval: Steps between two calls of :meth:`on_step`, at least 1. On a GPU each call
@@ -57,6 +62,8 @@ class Callback:
         stop_training: Set to True in any method to end the training after the present step, as
             returning True from :meth:`on_step` or :meth:`on_evaluate` does. False again when a
             training begins.
+        every_rank: True calls it on every rank, which all have the same metrics: for one that calls
+            the trainer's ``export``, ``evaluate`` or ``predict``, which the ranks do together.
 
     Example:
         >>> import widedeep as wd
@@ -79,6 +86,7 @@ class Callback:
 
     step_interval: int = 1
     stop_training: bool = False
+    every_rank: bool = False
 
     def on_begin(self, trainer: RunningTrainer) -> None:
         """Before the first step of a training, of one that is resumed too.
@@ -166,7 +174,7 @@ class LambdaCallback(Callback):
 class Callbacks:
     """Calls objects while a model is trained, each at the moments that it has a method for."""
 
-    def __init__(self, callbacks: object) -> None:
+    def __init__(self, callbacks: object, *, is_first: bool = True) -> None:
         if not isinstance(callbacks, Iterable) or isinstance(callbacks, str):
             raise ConfigError(
                 f"got callbacks={callbacks!r}, expected a list of objects: callbacks=[...]"
@@ -176,6 +184,8 @@ class Callbacks:
         """True once one has asked to stop."""
         for callback in self.objects:
             _check_callback(callback)
+        if not is_first:  # of several ranks
+            self.objects = [c for c in self.objects if getattr(c, "every_rank", False) is True]
 
     def wants_step(self, step: int) -> bool:
         """True if one is called after this step, whose loss is then waited for."""
@@ -242,24 +252,3 @@ def _check_callback(callback: object) -> None:
     interval = _interval(callback)
     if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
         raise ConfigError(f"{what}: got step_interval={interval!r}, expected an integer >= 1")
-
-
-def check_monitor(monitor: str | None, row: Mapping[str, Any], losses: Sequence[str]) -> str:
-    """Return the key of a row of the history that a callback looks at.
-
-    Args:
-        monitor: Name of a validation metric, such as ``"auc"``; None: the first of ``losses``.
-        row: A row of the history.
-        losses: What to look at by default.
-
-    Raises:
-        ConfigError: If the row has no such metric, with the nearest.
-    """
-    names = [key.removeprefix("valid/") for key in row if key.startswith("valid/")]
-    if not names:
-        raise ConfigError("got no validation metrics to look at; give fit(..., valid=...)")
-    if monitor is None:
-        monitor = next((name for name in losses if name in names), names[0])
-    if monitor not in names:
-        raise ConfigError(f"got monitor={monitor!r}; {nearest(monitor, names)}")
-    return monitor

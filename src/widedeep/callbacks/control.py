@@ -6,21 +6,20 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from widedeep.callbacks.base import Callback, RunningTrainer, check_monitor
+from widedeep.callbacks.base import Callback, RunningTrainer
 from widedeep.errors import ConfigError, extra_imports
-from widedeep.metrics.registry import is_better
+from widedeep.metrics.registry import check_quality_metric, is_better, loss_metric
 
 if TYPE_CHECKING:
     import optuna
-
-_LOSSES = ("loss", "log_loss", "rmse")
 
 
 class ModelCheckpoint(Callback):
     """Exports a bundle where an evaluation is the best so far, or after each.
 
     What training resumes from are the checkpoints of ``Trainer(checkpoints=...)``; this writes
-    models that can be scored and served while the training goes on.
+    models that can be scored and served while the training goes on. Several ranks write
+    it together.
 
     Args:
         path: Folder of the bundle, which a later one replaces; ``{step}`` and ``{epoch}`` in it
@@ -29,7 +28,7 @@ class ModelCheckpoint(Callback):
         best_only: False exports after each evaluation, and needs no validation data.
 
     Raises:
-        ConfigError: At the first evaluation, if it has no such metric.
+        ConfigError: Before the first step, if no such metric will be evaluated.
 
     Example:
         >>> import widedeep as wd
@@ -42,6 +41,8 @@ class ModelCheckpoint(Callback):
         >>> wd.Bundle.load("best_bundle").metrics["auc"] == best.best == 1.0
         True
     """
+
+    every_rank = True
 
     def __init__(
         self,
@@ -67,8 +68,9 @@ class ModelCheckpoint(Callback):
         """Keep the trainer; what earlier evaluations of a resumed run reached counts."""
         self._trainer = trainer
         self.best = None
-        for row in trainer.history if trainer.position.step else ():
-            if any(key.startswith("valid/") for key in row):
+        if self.best_only:
+            self._metric = _checked_monitor(self.monitor, trainer, "ModelCheckpoint")
+            for row in trainer.history if trainer.position.step else ():
                 self._improves(row)
 
     def on_evaluate(self, metrics: dict[str, Any]) -> None:
@@ -80,11 +82,10 @@ class ModelCheckpoint(Callback):
         self._trainer.export(path, metrics=values, overwrite=True)
 
     def _improves(self, row: dict[str, Any]) -> bool:
-        monitor = check_monitor(self.monitor, row, _LOSSES)
-        value = row[f"valid/{monitor}"]
+        value = row.get(f"valid/{self._metric}", math.nan)
         if not math.isfinite(value):
             return False
-        better = self.best is None or is_better(monitor, value, self.best)
+        better = self.best is None or is_better(self._metric, value, self.best)
         self.best = value if better else self.best
         return better
 
@@ -98,7 +99,7 @@ class OptunaPruning(Callback):
             study's direction must be the metric's.
 
     Raises:
-        ConfigError: At the first evaluation, if it has no such metric.
+        ConfigError: Before the first step, if no such metric will be evaluated.
         optuna.TrialPruned: From :meth:`widedeep.Trainer.fit`, where the trial is pruned.
 
     Example:
@@ -126,12 +127,27 @@ class OptunaPruning(Callback):
         self.trial = trial
         self.monitor = monitor
 
+    def on_begin(self, trainer: RunningTrainer) -> None:
+        """Check the monitor."""
+        self._metric = _checked_monitor(self.monitor, trainer, "OptunaPruning")
+
     def on_evaluate(self, metrics: dict[str, Any]) -> None:
         """Report the metric; the step of the report is the step of the training."""
         import optuna
 
-        monitor = check_monitor(self.monitor, metrics, _LOSSES)
-        self.trial.report(metrics[f"valid/{monitor}"], metrics["step"])
+        value = metrics[f"valid/{self._metric}"]
+        self.trial.report(value, metrics["step"])
         if self.trial.should_prune():
-            value = metrics[f"valid/{monitor}"]
-            raise optuna.TrialPruned(f"{monitor} {value:.5g} at step {metrics['step']:,}")
+            raise optuna.TrialPruned(f"{self._metric} {value:.5g} at step {metrics['step']:,}")
+
+
+def _checked_monitor(monitor: str | None, trainer: RunningTrainer, callback: str) -> str:
+    """Return the validation metric that a callback looks at; None: the model's loss."""
+    names = trainer.monitors
+    if not names:
+        raise ConfigError(
+            f"callback {callback}: got no validation data to look at; give fit(..., valid=...)"
+        )
+    metric = loss_metric(names) if monitor is None else monitor
+    check_quality_metric(metric, names, "monitor=")
+    return metric

@@ -23,7 +23,7 @@ from widedeep.cli.runs import load_bundle, run_of, training_data
 from widedeep.cli.validate import print_validate
 from widedeep.config import config_from_tables
 from widedeep.errors import BundleError, CheckpointError, ConfigError
-from widedeep.remote import is_url, output_folder
+from widedeep.remote import is_url, output_file, output_folder
 from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
 
 EXAMPLE = (
@@ -96,15 +96,17 @@ def _run_onnx(arguments: argparse.Namespace) -> int:
             raise ConfigError(
                 f"got --{option} with --format onnx, which writes a bundle as it is; leave it out"
             )
-    _check_free(arguments.out, overwrite=arguments.force)
-    bundle = load_bundle(arguments.model)
-    inputs = export_onnx(bundle, arguments.out)
+    with output_file(arguments.out, overwrite=arguments.force) as out:
+        _check_free(out, overwrite=arguments.force)
+        bundle = load_bundle(arguments.model)
+        inputs = export_onnx(bundle, out)
+        size = out.stat().st_size
     if arguments.json:
         print_json({"onnx": arguments.out, "bundle": bundle.path, "inputs": inputs})
         return EXIT_OK
     print_text(f"from {bundle.path}\n")
     print_table(("input", "holds"), list(inputs.items()))
-    size, rows = Path(arguments.out).stat().st_size, count(len(bundle.warmup.rows), "stored row")
+    rows = count(len(bundle.warmup.rows), "stored row")
     print_text(
         f"\n{arguments.out}: {size / 1e6:.1f} MB; scores of {rows} within {TOLERANCE:g} of the "
         "bundle's"
@@ -115,9 +117,7 @@ def _run_onnx(arguments: argparse.Namespace) -> int:
 
 def _check_free(out: str | os.PathLike[str], *, overwrite: bool) -> None:
     if Path(out).exists() and not overwrite:
-        raise BundleError(
-            f"{out}: already exists; choose another folder, or replace it with --force"
-        )
+        raise BundleError(f"{out}: already exists; choose another, or replace it with --force")
 
 
 def export_checkpoint(

@@ -412,8 +412,8 @@ def _check_source(source: ImpressionLog | ActionLog | Attributes, where: str) ->
     check_types(source, where)
     _check(
         source.path is not None or source.table is not None,
-        f"{where}: needs 'path', which is not there (or a 'table' of Spark's catalogue, with "
-        "engine = 'spark')",
+        f"{where}: got neither 'path' nor 'table'; give a path (or, with engine = 'spark', a table "
+        "of Spark's catalogue)",
     )
     duration_us(source.availability_delay, f"{where}: availability_delay")
     if source.timezone is not None:

@@ -261,6 +261,11 @@ def is_better(name: str, value: float, best: float, margin: float = 0.0) -> bool
     return value < best - margin if metric is None else metric.better(value, best, margin)
 
 
+def loss_metric(names: Collection[str]) -> str:
+    """Return which of a model's metrics is its loss: of all heads, if there are several."""
+    return next(name for name in ("loss", "log_loss", "rmse") if name in names)
+
+
 def check_quality_metric(name: str, names: Collection[str], option: str) -> None:
     """Refuse a metric that will not be evaluated, or that says nothing about quality.
 

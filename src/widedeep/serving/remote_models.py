@@ -150,7 +150,7 @@ class RemoteModels:
                 for name, *_ in signature:
                     with remote_errors(f"{self.url}/{version}/{name}"):
                         self._fs.get_file(f"{remote}/{name}", str(temporary / name))
-                check_files(temporary, read_manifest(temporary), verify=False)
+                check_files(temporary, read_manifest(temporary), verify=True)
             write_text_whole(marker, json.dumps(signature))
         return folder
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from widedeep.errors import ConfigError, DataError, show_value
-from widedeep.metrics.registry import check_quality_metric, is_better
+from widedeep.metrics.registry import check_quality_metric, is_better, loss_metric
 from widedeep.options import Auto
 from widedeep.training.config import TrainConfig
 from widedeep.training.schedules import Plateau
@@ -203,11 +203,6 @@ def as_stopping(
             "evaluations, or EarlyStopping(...)"
         )
     return EarlyStopping(patience=choice)
-
-
-def loss_metric(names: Collection[str]) -> str:
-    """Return which of a model's metrics is its loss: of all heads, if there are several."""
-    return next(name for name in ("loss", "log_loss", "rmse") if name in names)
 
 
 def overfitting(history: Sequence[Mapping[str, Any]], loss: str) -> str | None:

@@ -24,8 +24,9 @@ from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan, large_fragments
 from widedeep.data.requests import RequestSource, request_encoder
 from widedeep.errors import DataError, RowError
+from widedeep.metrics.registry import loss_metric
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
-from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfitting, reached
+from widedeep.training.early_stopping import EarlyStopping, overfitting, reached
 from widedeep.training.evaluation import Evaluator, Metrics
 from widedeep.training.progress import Progress, RecentScores
 from widedeep.training.state import Position, TrainState

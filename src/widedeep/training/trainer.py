@@ -25,6 +25,7 @@ from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, ConfigError, show_value
 from widedeep.kernels.threads import limit_spinning, usable_cores
 from widedeep.metrics.estimator import estimator_metrics
+from widedeep.metrics.registry import loss_metric
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import Adagrad, OptimizerChoice, describe_optimizer, make_optimizer
 from widedeep.options import Auto, keyword_signature, with_options
@@ -49,7 +50,6 @@ from widedeep.training.early_stopping import (
     as_stopping,
     check_conditions,
     configured_stopping,
-    loss_metric,
 )
 from widedeep.training.evaluation import Evaluator, bundle_model, metric_names
 from widedeep.training.export import export_bundle
@@ -140,7 +140,8 @@ class Trainer:
         self.directory: CheckpointDirectory | None = None
         if checkpoints is not None:
             self.directory = CheckpointDirectory(checkpoints, keep_last=keep_last)
-        self.callbacks = Callbacks(callbacks if ranks.is_first else ()).objects
+        self.callbacks = Callbacks(callbacks, is_first=ranks.is_first).objects
+        self.monitors: list[str] = []  # Metrics of fit's validation data
         self._loggers: list[object] | None = None  # Of ``log``, made when training begins
         self.show_progress = progress and ranks.is_first
         resolved = dataclasses.replace(
@@ -275,8 +276,9 @@ class Trainer:
         if early_stopping == "auto":
             early_stopping = configured_stopping(options, has_valid=valid is not None)
         stopping = as_stopping(early_stopping, has_valid=valid is not None)
+        self.monitors = metric_names(self.model) if valid is not None else []
         if stopping is not None:
-            stopping.check_monitor(metric_names(self.model))
+            stopping.check_monitor(self.monitors)
         state = self.state
         self._begin_schedules(has_valid=valid is not None)
         callbacks = self._all_callbacks()
@@ -378,17 +380,17 @@ class Trainer:
             ('hour 8', 1.0)
         """
         _check_count("evict_after", evict_after)
+        self.monitors = []
         callbacks = self._all_callbacks()
         if evict_after is not None and not grow:
             raise ConfigError(f"got evict_after={evict_after} without grow=True; give both")
-        if resume:
-            latest = self._latest_checkpoint()
-            if latest is not None:
-                self.state.inputs = []
-                schema = Schema.load(latest / "schema.safetensors")
-                if grow and schema.spec == self.model.schema.spec:
-                    use_schema(self.model, self.evaluator, schema, self.state.step.ranks)
-                self.load_checkpoint(latest)
+        latest = self._latest_checkpoint() if resume else None
+        if latest is not None:
+            self.state.inputs = []
+            schema = Schema.load(latest / "schema.safetensors")
+            if grow and schema.spec == self.model.schema.spec:
+                use_schema(self.model, self.evaluator, schema, self.state.step.ranks)
+            self.load_checkpoint(latest)
         with callbacks.around(self):
             return fit_stream(
                 self.state,
@@ -498,9 +500,7 @@ class Trainer:
         monitor = self.options.monitor or loss_metric(names)
         dense = self.step.dense
         if dense.follows_metric and not has_valid:
-            raise ConfigError(
-                "dense: got ReduceLROnPlateau without validation data; give valid=..."
-            )
+            raise ConfigError("dense: got ReduceLROnPlateau without validation data; give valid")
         dense.check_monitor(monitor)
         if dense.scheduler is not None and "dense" in self.options.schedules:
             raise ConfigError(

@@ -21,6 +21,7 @@ from widedeep.data.sources import Data, RowShare, split_rows
 from widedeep.errors import ConfigError, DataError, WideDeepError, extra_imports
 from widedeep.features import FeatureSpec
 from widedeep.metrics import find_metric
+from widedeep.metrics.registry import loss_metric
 from widedeep.models.wide_deep import WideDeep
 from widedeep.options import with_options
 from widedeep.schema import Schema
@@ -30,7 +31,6 @@ from widedeep.training.early_stopping import (
     EarlyStopping,
     check_conditions,
     configured_stopping,
-    loss_metric,
 )
 from widedeep.training.evaluation import metric_names
 from widedeep.training.trainer import Trainer
