@@ -452,11 +452,12 @@ class WandB(Logger):
         folder.mkdir(parents=True, exist_ok=True)
         config = parameters(trainer.config_tables())
         config["schema"] = trainer.model.schema.fingerprint
+        mode: Any = self.mode  # one of the modes that wandb names in its types
         try:
             self._run = wandb.init(
                 project=self.project,
                 name=self.name or trainer.folder.resolve().name,
-                mode=self.mode,  # type: ignore[arg-type]
+                mode=mode,
                 dir=str(folder),
                 tags=self.tags,
                 config=config,
