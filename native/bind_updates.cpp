@@ -146,7 +146,9 @@ void bind_init(const Output& out_nD, std::uint64_t key, std::int64_t first_row, 
   const auto at = std::find(std::begin(kNames), std::end(kNames), distribution);
   if (at == std::end(kNames)) throw std::invalid_argument("got the distribution " + distribution);
   const std::int64_t n = length(out_nD);
-  const InitRequest request = {matrix_rows("out_nD", out_nD), key, first_row,
+  const InitRequest request = {matrix_rows("out_nD", out_nD),
+                               key,
+                               first_row,
                                static_cast<float>(scale),
                                static_cast<RowInit>(at - std::begin(kNames)),
                                vector_data<std::int64_t>("ids_n", ids_n, n)};
