@@ -11,13 +11,15 @@ import torch
 
 import widedeep as wd
 from tests.ranks.processes import run_ranks
+from tests.ranks.threads import run_threads
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError
 from widedeep.ranks.config import DistributedConfig, Wire
 from widedeep.ranks.ranks import Ranks, ranks_of
 from widedeep.training.config import TrainConfig
-from widedeep.training.step import TrainStep
+from widedeep.training.exchange import Exchange
+from widedeep.training.step import FeatureRates, TrainStep
 
 LANES = 6
 SIZES = (24, 24, 17, 24, 3)  # of global batches: lanes that differ, and empty ones
@@ -196,6 +198,40 @@ def test_a_model_too_large_for_one_machine_fits_on_several(monkeypatch: pytest.M
 )
 def test_ranks_learn_what_one_process_learns(size: int, wire: Wire, tower: str) -> None:
     check_equal(merged([learn(wire, tower)]), merged(run_ranks(size, learn, wire, tower)))
+
+
+def test_scores_are_of_the_rows_as_they_are_whatever_the_wire() -> None:
+    schema = make_schema()
+    (batch, *_) = global_batches(schema)
+
+    def scores(ranks: Ranks) -> Any:
+        model = wd.WideDeep(schema, hidden_units=[]).eval()
+        model.set_shard(ranks.rank, ranks.size)
+        with Exchange(model, ranks, wire="bf16").rows_for(batch):
+            return model.gather(batch).concat_BX.numpy()
+
+    alone = wd.WideDeep(schema, hidden_units=[]).gather(batch).concat_BX.numpy()
+    for found in run_threads(2, scores, lanes=LANES):
+        np.testing.assert_array_equal(found, alone)
+
+
+@pytest.mark.parametrize("magnitude", [1e-6, 1.0, 1e5])
+def test_rates_of_features_do_not_depend_on_where_rows_lie(magnitude: float) -> None:
+    random = np.random.default_rng(0)
+    products = random.normal(0, magnitude, (2, 300)).astype(np.float32)
+    owner = random.integers(0, 3, 300)
+
+    def learned(ranks: Ranks) -> Any:
+        rates = FeatureRates(2, step=0.1)
+        own = products[:, owner == ranks.rank] if ranks.size > 1 else products
+        starts = np.arange(3) * own.shape[1]
+        rates.learn_over(ranks, torch.from_numpy(own.reshape(-1)), starts)
+        return rates.log_rates.numpy()
+
+    alone = learned(Ranks(lanes=LANES))
+    assert (alone != 0).all()
+    for found in run_threads(3, learned, lanes=LANES):
+        np.testing.assert_array_equal(found, alone)
 
 
 def test_no_rows_are_made_before_the_ranks_divide_them() -> None:

@@ -100,6 +100,22 @@ def test_a_batch_is_cut_into_equal_lanes() -> None:
         wd.Trainer(trainer.model, batch_size=50, distributed=DistributedConfig(lanes=6))
 
 
+def test_rows_may_be_fewer_than_lanes(tmp_path: Any) -> None:
+    trainer = make_trainer()
+    trainer.fit(rows(LANES - 1, 0))  # the first lane has none
+    assert trainer.position.rows == LANES - 1
+    assert len(trainer.export(tmp_path / "bundle").warmup.rows) > 0
+
+
+def test_options_of_ranks_may_be_a_table() -> None:
+    model = make_trainer().model
+    trainer = wd.Trainer(model, batch_size=48, distributed={"lanes": LANES})
+    assert trainer.state.distributed == DistributedConfig(lanes=LANES)
+    for wrong, message in (({"lane": 6}, "unknown key 'lane'; did you mean 'lanes'"), (6, "got d")):
+        with pytest.raises(ConfigError, match=message):
+            wd.Trainer(model, distributed=wrong)  # type: ignore[arg-type]
+
+
 def test_what_reads_other_rows_of_a_batch_is_refused() -> None:
     schema = make_trainer().model.schema
     model = wd.WideDeep(schema, hidden_units=[4], batch_norm=True)

@@ -109,7 +109,7 @@ def train_run(
     schema, inputs = _run_schema(
         config, directory, ranks, resume=resume, progress=progress, warm=warm, grows=grows
     )
-    goes_on = resume and bool(CheckpointDirectory(directory.checkpoints).steps())
+    goes_on = resume and CheckpointDirectory(directory.checkpoints).latest(ranks) is not None
     trainer = make_trainer(
         schema,
         config,
@@ -173,7 +173,7 @@ def _run_schema(
     grows: bool,
 ) -> tuple[Schema, list[InputRecord] | None]:
     """Return the schema to train with, and the record of its inputs if it was just fitted."""
-    latest = CheckpointDirectory(directory.checkpoints).latest() if resume else None
+    latest = CheckpointDirectory(directory.checkpoints).latest(ranks) if resume else None
     if latest is not None:
         # The run's own, whatever the data is now: that is compared when the run goes on.
         schema, inputs, origin = Schema.load(latest / "schema.safetensors"), None, "of the run"

@@ -130,6 +130,11 @@ class EpochPlan:
             )
         return self._lane_plans[lane]
 
+    def first_fragment(self) -> Fragment:
+        """Return the first fragment of the epoch, or the part of it that the first lane has."""
+        plans = iter([self]) if self.lanes == 1 else map(self.lane, range(self.lanes))
+        return next(plan.pools[0].segments[0].fragment for plan in plans if plan.pools)
+
     def _dealt_pools(self, fragments: Sequence[Fragment], pool_rows: int) -> list[list[Segment]]:
         """Let each fragment deal its rows, a hand at a time, over its stretch of the epoch."""
         sizes = np.array([fragment.num_rows for fragment in fragments], np.int64)

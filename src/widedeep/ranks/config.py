@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from widedeep.options import COUNT, COUNTS, check_range, check_types
+from widedeep.errors import ConfigError
+from widedeep.options import COUNT, COUNTS, check_range, check_types, read_section
 
 __all__ = ["DistributedConfig"]
 
@@ -55,3 +57,21 @@ class DistributedConfig:
         """The timeout in seconds; NaN if it cannot be read."""
         match = _TIMEOUT.fullmatch(self.timeout.strip())
         return float(match[1]) * _SECONDS[match[2]] if match else float("nan")
+
+
+def as_distributed(value: DistributedConfig | Mapping[str, Any] | None) -> DistributedConfig:
+    """Return options of a run over several processes, given as such, as a table, or not at all.
+
+    Raises:
+        ConfigError: For another object, an unknown key or a value that is refused.
+    """
+    if value is None:
+        return DistributedConfig()
+    if isinstance(value, Mapping):
+        return read_section(DistributedConfig, value, "[distributed]")
+    if not isinstance(value, DistributedConfig):
+        raise ConfigError(
+            f"got distributed={value!r}, expected wd.config.DistributedConfig(lanes=24) or "
+            "{'lanes': 24}"
+        )
+    return value

@@ -213,18 +213,18 @@ class CheckpointDirectory:
         """Return the directory of a step's checkpoint."""
         return self.path / f"step-{step:010d}"
 
-    def latest(self) -> Path | None:
-        """The newest checkpoint, or None."""
-        steps = self.steps()
-        return self.path_of(steps[-1]) if steps else None
+    def latest(self, ranks: Ranks | None = None) -> Path | None:
+        """The newest checkpoint, or None; with ``ranks`` the one that the first of them sees."""
+        steps = (ranks or Ranks()).broadcast(self.steps()[-1:], "the newest checkpoint")
+        return self.path_of(steps[0]) if steps else None
 
-    def best(self) -> Path | None:
-        """The checkpoint with the best validation metric, or None."""
-        marker = self.path / "best.json"
-        if not marker.exists():
-            return None
-        path = self.path_of(int(json.loads(marker.read_text())["step"]))
-        return path if path.is_dir() else None
+    def best(self, ranks: Ranks | None = None) -> Path | None:
+        """The checkpoint with the best validation metric, or None; with ``ranks`` of the first."""
+        marker, step = self.path / "best.json", None
+        if marker.exists():
+            step = int(json.loads(marker.read_text())["step"])
+        step = (ranks or Ranks()).broadcast(step, "the best checkpoint")
+        return self.path_of(step) if step is not None and self.path_of(step).is_dir() else None
 
     def save(self, checkpoint: Checkpoint, *, best: bool = False) -> Path:
         """Write a checkpoint, mark it best if it is, and delete those no longer kept.

@@ -110,32 +110,38 @@ class Exchange:
         self._sections = _sections(model, wire)
         self._members = {m.name: m for section in self._sections for m in section.members}
 
-    def ask(self, batches: Sequence[Batch], lanes: Sequence[int]) -> LaneRows:
+    def ask(
+        self, batches: Sequence[Batch], lanes: Sequence[int], *, exact: bool = False
+    ) -> LaneRows:
         """Send the distinct ids of each lane's batch to their owners, and fetch the rows.
 
         Args:
             batches: One for each lane of this rank.
             lanes: Number of lanes of each rank.
+            exact: Fetch the rows as they are, whatever the wire's numbers; nothing can be sent
+                back.
         """
         requests = [self._request(section, batches) for section in self._sections]
         rows = self._send_ids(requests, batches, lanes)
-        if self._in_place:
+        if self._in_place or (exact and self.ranks.size == 1):
             return LaneRows(batches, rows, requests, {}, {})
         routes = {
             member.name: self._route(section, member, request)
             for section, request in zip(self._sections, requests, strict=True)
             for member in section.members
         }
-        return LaneRows(batches, rows, requests, routes, self._fetch(routes))
+        return LaneRows(batches, rows, requests, routes, self._fetch(routes, exact=exact))
 
     @contextmanager
     def rows_for(self, batch: Batch) -> Iterator[Batch]:
         """Let the model read the rows of a batch, wherever they are; every rank calls it.
 
+        They travel as they are: a bundle scores by them, and so would one process.
+
         Args:
             batch: This rank's examples; the number of another rank's may differ.
         """
-        lane_rows = self.ask([batch], [1] * self.ranks.size)
+        lane_rows = self.ask([batch], [1] * self.ranks.size, exact=True)
         with self.lane(lane_rows, 0):
             yield batch
 
@@ -302,15 +308,18 @@ class Exchange:
 
     # ---- rows ------------------------------------------------------------------------------------
 
-    def _fetch(self, routes: Mapping[str, _Route]) -> dict[str, Tensor]:
+    def _fetch(self, routes: Mapping[str, _Route], *, exact: bool) -> dict[str, Tensor]:
         """Answer what other ranks ask, and take the rows that this rank asked for, by table."""
+        members = self._members
+        if exact:
+            members = {name: replace(m, is_half=False) for name, m in members.items()}
         outgoing = [
             (member.table.weight.numpy(), routes[name].own_rows, routes[name].own_starts)
-            for name, member in self._members.items()
+            for name, member in members.items()
         ]
-        starts = [routes[name].read_starts for name in self._members]
-        orders = [routes[name].read_order for name in self._members]
-        rows = self._all_to_all(self._members, outgoing, starts, orders)
+        starts = [routes[name].read_starts for name in members]
+        orders = [routes[name].read_order for name in members]
+        rows = self._all_to_all(members, outgoing, starts, orders)
         return {name: torch.from_numpy(values) for name, values in rows.items()}
 
     def _all_to_all(

@@ -222,7 +222,7 @@ class TrainingRun:
         )
         if self.ranks.is_first:
             state.warmup.select(plan)
-        if self.encoded is not None:
+        if self.encoded is not None or not plan.pools:  # the first lane reads nothing
             state.warmup.read(self.source)
         if state.step.feature_rates is not None:
             state.step.feature_rates.frozen = position.epoch > 0
@@ -481,7 +481,7 @@ class TrainingRun:
         if not state.step.ranks.any(not state.step.has_best):
             state.step.restore_best()
         elif self.directory is not None:
-            best = self.directory.best()
+            best = self.directory.best(state.step.ranks)
             if best is not None:
                 checkpoint = read_checkpoint(best, ranks=state.step.ranks)
                 state.restore(checkpoint, position=False)

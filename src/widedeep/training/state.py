@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from widedeep.bundle.plain_json import plain
-from widedeep.data.fragments import InputRecord, Source, origin_of
+from widedeep.data.fragments import Fragment, InputRecord, Source, origin_of
 from widedeep.data.reader import ORDER_VERSION, EpochPlan
 from widedeep.errors import BundleError, CheckpointError
 from widedeep.models.head_config import describe_head
@@ -136,25 +136,22 @@ class WarmupSample:
         self._types = columns
         self._columns = list(columns)
         self._seed = seed
-        self._fragment: tuple[str, int] | None = None  # Origin and first row of the one to keep
+        self._fragment: Fragment | None = None  # The one to keep rows of
 
     def select(self, plan: EpochPlan) -> None:
         """Wait for the first fragment of an epoch, unless rows are kept already."""
         if not self.rows:
-            fragment = plan.pools[0].segments[0].fragment
-            self._fragment = (fragment.origin, fragment.first_row)
+            self._fragment = plan.first_fragment()
 
     def read(self, source: Source) -> None:
         """Read the fragment waited for, which nobody else will."""
-        if self._fragment is None:
-            return
-        for fragment in source.fragments:
-            if (fragment.origin, fragment.first_row) == self._fragment:
-                self.update(source.read(fragment, self._columns))
+        if self._fragment is not None:
+            self.update(source.read(self._fragment, self._columns))
 
     def update(self, table: pa.Table) -> None:
         """Keep rows of a table if it is the fragment waited for."""
-        if self._fragment is None or origin_of(table) != self._fragment:
+        kept = self._fragment
+        if kept is None or origin_of(table) != (kept.origin, kept.first_row):
             return
         self._fragment = None
         picks = np.random.default_rng(self._seed).permutation(table.num_rows)[:SAMPLE_ROWS]

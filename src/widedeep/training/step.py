@@ -532,6 +532,7 @@ def _grad_or_zeros(leaf: Tensor) -> Tensor:
 LOWEST = 0.01
 HIGHEST = 5.0
 _RANGE = (LOWEST, HIGHEST)
+_GRIDS = (2.0**36, 1.0, 2.0**-36, 2.0**-72)  # of sums whose order is not known
 
 
 def _feature_rates(model: WideDeep, table: EmbeddingTable, wide: Optimizer) -> FeatureRates | None:
@@ -617,25 +618,27 @@ class FeatureRates:
     def learn_over(self, ranks: Ranks, products_U: Tensor, starts_T: NDArray[np.int64]) -> None:
         """Do what :meth:`learn` does with the rows of all ranks, in whatever order they come.
 
-        The numbers are cut to two grids, of 2^-36 and of 2^-72, on which float64 sums are exact.
+        The numbers are cut to grids, from one of 2^36 to one of 2^-72, on each of which float64
+        sums are exact: large ones too, as regressions have.
         """
         if self.frozen:
             return
         products = products_U.numpy().astype(np.float64)
         touched_T = np.diff(starts_T) > 0
-        own = np.zeros((len(touched_T), 5))  # of products and of squares: coarse and fine sums
-        own[:, 4] = touched_T
+        own = np.zeros((2 * len(_GRIDS) + 1, len(touched_T)))  # of products, of squares, rows
+        own[-1] = touched_T
         if touched_T.any():
             starts = starts_T[:-1][touched_T]
             for column, values in enumerate((products, products * products)):
-                coarse = np.rint(values * 2.0**36) * 2.0**-36
-                fine = np.rint((values - coarse) * 2.0**72) * 2.0**-72
-                own[touched_T, 2 * column] = np.add.reduceat(coarse, starts)
-                own[touched_T, 2 * column + 1] = np.add.reduceat(fine, starts)
-        totals = np.sum(ranks.gather(own), axis=0)
-        touched_T = totals[:, 4] > 0
-        totals = totals[touched_T]
-        self._move(touched_T, totals[:, 0] + totals[:, 1], totals[:, 2] + totals[:, 3])
+                for number, grid in enumerate(_GRIDS):
+                    on_grid = np.rint(values / grid) * grid
+                    values = values - on_grid
+                    sums = np.add.reduceat(on_grid, starts)
+                    own[column * len(_GRIDS) + number, touched_T] = sums
+        totals = np.sum(ranks.gather(own[None]), axis=0)[0]
+        touched_T = totals[-1] > 0
+        of_products, of_squares = np.split(totals[:-1, touched_T], 2)
+        self._move(touched_T, _sum_grids(of_products), _sum_grids(of_squares))
 
     def _learn_on_device(self, products_U: Tensor, starts_T: Tensor) -> None:
         """Do it without waiting for the device; a feature without rows has sums of 0."""
@@ -673,6 +676,12 @@ class FeatureRates:
                     "the checkpoint's own features and wide optimizer"
                 )
             tensor.copy_(torch.from_numpy(np.array(tensors[name])))
+
+
+def _sum_grids(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Add sums on the grids, (grids, T), the coarsest first."""
+    total: NDArray[np.float64] = sum(sums[1:], start=sums[0])
+    return total
 
 
 @dataclass(slots=True)

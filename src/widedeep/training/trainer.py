@@ -29,7 +29,7 @@ from widedeep.metrics.registry import loss_metric
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import Adagrad, OptimizerChoice, describe_optimizer, make_optimizer
 from widedeep.options import Auto, keyword_signature, with_options
-from widedeep.ranks.config import DistributedConfig
+from widedeep.ranks.config import DistributedConfig, as_distributed
 from widedeep.ranks.ranks import local_threads, ranks_of
 from widedeep.schema import Schema
 from widedeep.training.attribution import mean_attributions
@@ -91,8 +91,8 @@ class Trainer:
             Those of the configuration's ``log`` come after them.
         progress: False shows nothing.
         distributed: How several processes train the model together: a
-            :class:`widedeep.config.DistributedConfig`. Each of them, launched by torchrun or with
-            ``torch.distributed`` initialised, makes the same trainer and makes the same calls.
+            :class:`widedeep.config.DistributedConfig`, or a table: ``{"lanes": 24}``. Each of them,
+            launched by torchrun or with ``torch.distributed`` initialised, makes the same calls.
         options: Fields of :class:`widedeep.training.config.TrainConfig` by keyword, such as
             ``batch_size=64``; they come before those of ``config``.
 
@@ -119,11 +119,11 @@ class Trainer:
         keep_last: int = 3,
         callbacks: Sequence[object] = (),
         progress: bool = True,
-        distributed: DistributedConfig | None = None,
+        distributed: DistributedConfig | Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         check_model(model)
-        distributed = distributed or DistributedConfig()
+        distributed = as_distributed(distributed)
         objects = {"wide": wide, "deep": deep, "dense": dense}
         tables = {part: x for part, x in objects.items() if isinstance(x, (str, Mapping))}
         objects = {part: x for part, x in objects.items() if x is not None and part not in tables}
@@ -531,7 +531,7 @@ class Trainer:
             raise CheckpointError(
                 "got resume=True without checkpoints=...; name the directory of the interrupted run"
             )
-        return self.directory.latest()
+        return self.directory.latest(self.state.ranks)
 
     def _resume(self, stopping: EarlyStopping | None) -> Mapping[str, Any]:
         """Go back to the newest checkpoint, if there is one; return the options of its run."""
