@@ -39,6 +39,13 @@ def test_a_join_from_its_file(run: Run, ads: Path) -> None:
     assert document["counts"]["labels"]["click"]["orphaned"] > 0
 
 
+def test_a_master_is_sparks(run: Run, ads: Path) -> None:
+    write_join(ads)
+    code, out, err = run("join", "join.toml", "--spark-master", "local[2]")
+    assert (code, out) == (2, "")
+    assert "got --spark-master local[2] for the engine 'duckdb'; add --engine spark, or" in err
+
+
 def test_a_sample_of_the_users_is_checked(run: Run, ads: Path) -> None:
     write_join(ads)
     code, out, _ = run("check", "join.toml", "--rows", "120", "--json")

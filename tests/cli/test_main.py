@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -129,6 +130,27 @@ def test_a_user_error_is_one_clear_line(
     assert err.startswith("widedeep: error: ")
     assert message in err
     assert "Traceback" not in err
+
+
+def test_counts_of_other_rows_are_refused(run: Run, ads: Path) -> None:
+    verb = ["prepare", "ads.toml", "--counts", "counts"]
+    split = run(*verb)
+    assert split.code == 2 and "counts: counts all rows of its dataset's train folder" in split.err
+    config = (ads / "ads.toml").read_text()
+    config = re.sub("valid_fraction = .*", "valid = 'test.parquet'", config)
+    (ads / "ads.toml").write_text(config)
+    absent = run(*verb)
+    assert absent.code == 2 and "counts: no counts.json; expected the folder" in absent.err
+    (ads / "counts").mkdir()
+    pq.write_metadata(pq.read_schema("train.parquet"), "counts/schema.parquet")
+    content = {"columns": [], "uncounted": [], "sample_rows": 5, "rows": 5}
+    content |= {"kind": "widedeep counts", "format": 1}
+    (ads / "counts" / "counts.json").write_text(json.dumps(content))
+    other = run(*verb)
+    assert other.code == 2 and "counts: counts 5 rows, and [data] train has " in other.err
+    (ads / "counts" / "counts.json").write_text(json.dumps({**content, "format": 2}))
+    newer = run(*verb)
+    assert newer.code == 2 and "got 'widedeep counts' of format 2, expected" in newer.err
 
 
 def test_debug_shows_where_it_came_from(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -664,8 +686,8 @@ def test_the_command_that_goes_on_works(
 
     step = TrainingRun._step
 
-    def interrupt_at_3(self: TrainingRun, batch: Any) -> None:
-        step(self, batch)
+    def interrupt_at_3(self: TrainingRun, batch: Any, plan: Any) -> None:
+        step(self, batch, plan)
         if self.state.position.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 

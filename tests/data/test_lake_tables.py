@@ -11,6 +11,7 @@ from typing import Any
 
 import deltalake
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pytest
 from pyroaring import BitMap
@@ -191,5 +192,7 @@ def test_datasets_of_pyarrow(tmp_path: Path) -> None:
             ROWS, tmp_path / form, format=form, partitioning=["job"], partitioning_flavor="hive"
         )
         dataset = pa.dataset.dataset(tmp_path / form, format=form, partitioning="hive")
-        expected = dataset.to_table(columns=["job", "age"]).sort_by("age").to_pylist()
-        assert by_age(rows_of(dataset, ["job", "age"])) == expected
+        for chosen in (dataset, dataset.filter(pc.field("age") > 20)):
+            expected = chosen.to_table(columns=["job", "age"]).sort_by("age").to_pylist()
+            assert by_age(rows_of(chosen, ["job", "age"])) == expected
+        assert 0 < len(expected) < len(ROWS)

@@ -89,6 +89,11 @@ def test_json_fields_that_come_late_and_change(
     assert rows_of(tmp_path / "t.jsonl") == [{"at": "2026-11-29 12:00:00"}]
     times = rows_of(tmp_path / "t.jsonl", column_types={"at": pa.timestamp("us")})
     assert times == [{"at": TIME.replace(tzinfo=None)}]
+    write_json(tmp_path / "ids.jsonl", [{"user": 2**64 - 1, "n": 2**64 - 1}])
+    with pytest.raises(
+        DataError, match=r"'user' holds a number beyond 64 bits.* write ids as text"
+    ):
+        open_source(tmp_path / "ids.jsonl", column_types={"user": "category"})
     write_json(tmp_path / "b.jsonl", [{"a": 1}] * 10 + [{"a": [1]}])
     with pytest.raises(DataError, match=r"the field 'a' is .* in different rows"):
         open_source(tmp_path / "b.jsonl")

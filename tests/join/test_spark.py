@@ -207,6 +207,20 @@ def test_what_spark_cannot_open_is_named(tmp_path: Path, log: ImpressionLog, mes
         run_join(config(tmp_path / "out", engine="spark", impressions=log))
 
 
+@pytest.mark.parametrize("mark", ["_delta_log/0.json", "metadata/v1.metadata.json"])
+def test_spark_reads_no_files_of_a_table_format(tmp_path: Path, mark: str) -> None:
+    """Deleted rows lie in its files too."""
+    folder = tmp_path / "shown"
+    (folder / mark).parent.mkdir(parents=True)
+    (folder / mark).touch()
+    (folder / "day=1").mkdir()
+    pq.write_table(pa.Table.from_pylist(impressions()), folder / "day=1" / "a.parquet")
+    for path in (folder, folder / "day=1"):
+        log = ImpressionLog(path=f"file://{path}")
+        with pytest.raises(DataError, match=r"shown: the folder of a .* as table = 'CATALOGUE\."):
+            run_join(config(tmp_path / "out", engine="spark", impressions=log))
+
+
 @pytest.mark.slow
 def test_both_engines_end_a_log_alike(tmp_path: Path) -> None:
     """Actions that stop, strays in both logs, times as text, values of every size."""

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json as pajson
 
 from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, selected_columns
@@ -14,6 +15,7 @@ from widedeep.errors import DataError
 from widedeep.remote import InputPath, open_bytes
 
 _CHUNK_BYTES = 16 << 20
+_WHOLE = 2.0**53  # Up to here a float64 holds every whole number
 
 
 def _open(
@@ -25,7 +27,8 @@ def _open(
     declared_types = {
         name: kind for name, kind in declared.items() if isinstance(kind, pa.DataType)
     }
-    return [_json_input(path, columns, spool, declared_types) for path in paths]
+    ids = [name for name, kind in declared.items() if kind == "category"]
+    return [_json_input(path, columns, spool, declared_types, ids) for path in paths]
 
 
 def _json_input(
@@ -33,11 +36,14 @@ def _json_input(
     columns: Sequence[str] | None,
     spool: Spool,
     declared_types: Mapping[str, pa.DataType],
+    ids: Sequence[str],
 ) -> Input:
     # Two passes: a field may come late, or be a fraction for the first time there.
     types: dict[str, set[pa.DataType]] = {}
     for line, text in _chunks(path):
-        for field in _parsed(path, line, text, pa.schema([])).schema:
+        table = _parsed(path, line, text, pa.schema([]))
+        _check_ids(path, line, table.select([name for name in ids if name in table.schema.names]))
+        for field in table.schema:
             types.setdefault(field.name, set()).add(field.type)
     for name, kinds in types.items():
         # Text that looks like a time is text, as in CSV, unless the column is one of times.
@@ -76,6 +82,16 @@ def _parsed(path: InputPath, line: int, text: bytes, schema: pa.Schema) -> pa.Ta
             f"{path}, counted from line {line}: cannot be read ({error}); expected one JSON object "
             "a line, with one type for each field"
         ) from error
+
+
+def _check_ids(path: InputPath, line: int, table: pa.Table) -> None:
+    """Refuse ids that became floating-point numbers of too few digits."""
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if pa.types.is_floating(field.type) and (pc.max(pc.abs(column)).as_py() or 0) > _WHOLE:
+            raise DataError(
+                f"{path}, counted from line {line}: the field {field.name!r} holds a number beyond "
+                "64 bits, or beyond 2^53 beside fractions, which loses digits; write ids as text"
+            )
 
 
 def _one_type(path: InputPath, name: str, kinds: set[pa.DataType]) -> pa.DataType:

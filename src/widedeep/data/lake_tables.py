@@ -119,7 +119,10 @@ class _DatasetBlock:
 
 def dataset_input(dataset: Any, origin: str, columns: Sequence[str] | None, spool: Spool) -> Input:
     """Return a dataset of pyarrow as an input: Parquet is read in place, other files are copied."""
-    fragments = list(dataset.get_fragments())
+    try:
+        fragments = list(dataset.get_fragments())
+    except ValueError:  # of a dataset with a filter; only a scan of it applies that
+        fragments = [dataset]
     if not all(hasattr(fragment, "split_by_row_group") for fragment in fragments):
         reader = dataset.scanner(columns=columns).to_reader()
         return spooled_input(selected_columns(reader, columns, origin), origin, spool)

@@ -32,7 +32,7 @@ _GLOB_CHARACTERS = frozenset("*?[")
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _UNFINISHED = (".tmp", ".crc", ".inprogress", "._COPYING_")
 _ICEBERG = "metadata/*.metadata.json"
-_TABLE_FORMATS = (
+TABLE_FORMATS = (
     ("_delta_log", "Delta Lake", "deltalake.DeltaTable(PATH).to_pyarrow_dataset()"),
     (".hoodie", "Hudi", "hudi.HudiTable(PATH).read_snapshot()"),
     (_ICEBERG, "Iceberg", "a pyiceberg table's scan().to_arrow()"),
@@ -196,7 +196,7 @@ def _is_left_out(file: PurePath, pattern: Sequence[str]) -> bool:
 
 def _refuse_table_format(folder: Path) -> None:
     """Refuse a folder in which a table format keeps the log that says which files count."""
-    for mark, name, reader in _TABLE_FORMATS:
+    for mark, name, reader in TABLE_FORMATS:
         if next(folder.glob(mark), None) is not None:
             raise _table_format_error(str(folder), name, reader)
 
@@ -267,7 +267,7 @@ def _remote_matches(fs: Any, url: str, pattern: str) -> list[InputFile]:
 def _refuse_remote_table(fs: Any, url: str, path: str, names: Iterable[str]) -> None:
     """Refuse files of a table format: of the folder, of those below it, and of those above."""
     folders = [path, *(str(parent) for parent in PurePosixPath(path).parents)][:-1]
-    for mark, name, reader in _TABLE_FORMATS:
+    for mark, name, reader in TABLE_FORMATS:
         pattern = f"*/{mark}/*" if mark != _ICEBERG else f"*/{mark}"
         if any(fnmatch(f"/{file}", pattern) for file in names):
             raise _table_format_error(url, name, reader)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from widedeep.data.paths import TABLE_FORMATS
 from widedeep.errors import ConfigError, DataError, WideDeepError, install_hint, nearest
 from widedeep.join.plan import literal, quoted
 from widedeep.join.times import TIME_TEXT
@@ -408,6 +409,8 @@ class SparkEngine:
             if isinstance(address, str):
                 frame = self._session.table(address)
             else:
+                for url in address:
+                    self._refuse_table_format(url)
                 # A column that only some files have is null in the others.
                 reader = self._session.read.option("mergeSchema", "true")
                 frame = reader.parquet(*address)
@@ -420,6 +423,21 @@ class SparkEngine:
         frame.createOrReplaceTempView(view)
         self._frames[view] = frame
         return to_arrow_schema(frame.schema, timezone="UTC")
+
+    def _refuse_table_format(self, url: str) -> None:
+        """Refuse the folder of a table format, whose deleted rows lie in its files too."""
+        new_path = self._session._jvm.org.apache.hadoop.fs.Path
+        folder = new_path(url)
+        fs = folder.getFileSystem(self._session._jsparkSession.sessionState().newHadoopConf())
+        while folder is not None:
+            for mark, name, _ in TABLE_FORMATS:
+                if fs.globStatus(new_path(folder, mark)):
+                    raise DataError(
+                        f"{folder.toString()}: the folder of a {name} table, whose log says which "
+                        "of its files count; give it as table = 'CATALOGUE.SCHEMA.TABLE', which "
+                        "Spark reads by the format's own package (spark_options)"
+                    )
+            folder = folder.getParent()
 
     def file_records(self, view: str) -> list[dict[str, Any]]:
         """Return path, bytes and time of the last change of each file of what was opened."""
