@@ -26,14 +26,15 @@ def rows(n: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def make_trainer(**options: Any) -> wd.Trainer:
+def make_trainer(*, deep: Any = None, **options: Any) -> wd.Trainer:
     features = [
         wd.categorical("job"),
         wd.numeric("age"),
         wd.bucketized("age_bin", source="age", quantiles=5),
     ]
     spec = wd.FeatureSpec(label="y", features=features)
-    model = wd.WideDeep(wd.fit_schema(spec, rows(500, 0)), hidden_units=[8], dropout=0.1)
+    tower: dict[str, Any] = {"deep": deep} if deep else {"hidden_units": [8], "dropout": 0.1}
+    model = wd.WideDeep(wd.fit_schema(spec, rows(500, 0)), **tower)
     distributed = DistributedConfig(lanes=LANES, timeout="60s")
     return wd.Trainer(
         model, batch_size=48, progress=False, threads=1, distributed=distributed, **options
@@ -71,12 +72,15 @@ def train(folder: Path) -> dict[str, Any]:
     stopped = make_trainer(callbacks=[StopsAfter(7)])
     stopped.fit(rows(400, 0))
     scores = trainer.predict(rows(50, 2))
+    by_torch = make_trainer(deep=["dcn_v2"])  # whose products round by how many rows there are
+    by_torch.fit(rows(200, 0))
     return {
         "history": [{k: v for k, v in row.items() if k != "rows_per_s"} for row in trainer.history],
         "position": (trainer.position.step, trainer.position.rows),
         "called": (predictions.means, best.best),
         "evaluated": trainer.evaluate(rows(101, 2)),
         "scores": np.asarray(scores),
+        "by_torch": by_torch.evaluate(rows(101, 2)),
         "stopped": (stopped.position.step, stopped.history[-1]["loss"]),
         "attributions": trainer.attributions(rows(60, 3), rows=60, steps=4),
     }

@@ -190,7 +190,8 @@ def evaluating(
 ) -> Iterator[Logits]:
     """Switch dropout off and batch norm to its running figures, and back.
 
-    With ``exchange`` the rows come from all ranks, which compute as many batches together.
+    With ``exchange`` lanes are scored one by one, with rows of all ranks, which compute as many
+    batches together.
     """
     was_training = model.training
     model.eval()
@@ -200,17 +201,28 @@ def evaluating(
             logits: Logits = lambda batch: model(batch, threads=threads).cpu().numpy()  # noqa: E731
         else:
             logits = _as_served(model, tower, threads)
-        yield logits if exchange is None else _over_ranks(model, logits, exchange)
+        yield logits if exchange is None else _by_lanes(model, logits, exchange)
     finally:
         model.train(was_training)
 
 
-def _over_ranks(model: WideDeep, logits: Logits, exchange: Exchange) -> Logits:
+def _by_lanes(model: WideDeep, logits: Logits, exchange: Exchange) -> Logits:
+    """Score each lane by itself: a product may round a row otherwise among other rows."""
+    ranks = exchange.ranks
+    lanes = [len(ranks.lanes_of(rank)) for rank in range(ranks.size)]
+
     def own_logits(batch: Batch) -> NDArray[np.float32]:
-        with exchange.rows_for(batch):
-            if not len(batch):  # but others have rows, and this rank may own some of theirs
-                return np.zeros((0, model.n_logits), np.float32)
-            return logits(batch)
+        batches = batch.lanes()
+        # Without rows too: others have some, and this rank may own what theirs ask for.
+        lane_rows = exchange.ask(batches, lanes, exact=True) if ranks.size > 1 else None
+        logits_BC = np.zeros((len(batch), model.n_logits), np.float32)
+        start = 0
+        for number, lane in enumerate(batches):
+            rows, start = slice(start, start + len(lane)), start + len(lane)
+            with nullcontext() if lane_rows is None else exchange.lane(lane_rows, number):
+                if len(lane):
+                    logits_BC[rows] = logits(lane)
+        return logits_BC
 
     return own_logits
 
@@ -495,7 +507,7 @@ class Evaluator:
             self.model,
             threads=self.threads,
             by_modules=by_modules,
-            exchange=self.exchange if self.ranks.size > 1 else None,
+            exchange=self.exchange,
         )
 
 
