@@ -227,6 +227,8 @@ def test_classes_have_weights() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             classifier(class_weight=weights).fit(X, rare)
+    with pytest.raises(ValueError, match=f"got {ROWS} rows in X and 1 in sample_weight"):
+        classifier(class_weight="balanced").fit(X, rare, sample_weight=[1.0])
     with pytest.raises(ValueError, match="class_weight='balanced' for a regression"):
         regressor(class_weight="balanced").fit(X, PRICE)
 

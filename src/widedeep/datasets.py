@@ -19,7 +19,7 @@ __all__ = ["Dataset", "load_app_store", "load_census"]
 def load_app_store(
     *, seed: int = 0, days: int = 5, users: int = 5_000, requests_per_day: int = 2_000
 ) -> Dataset:
-    """Return a week of a simulated app store: was an app that was shown installed within the hour?
+    """Return days of a simulated app store: was an app that was shown installed within the hour?
 
     The store ranks by popularity and shows ten apps per request; its logs are joined by
     :func:`widedeep.join.run_join`. The last fifth of the time is ``valid`` and ``test``. The same

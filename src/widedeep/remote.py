@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from widedeep.errors import DataError, MissingPackageError
+from widedeep.errors import DataError, MissingPackageError, WideDeepError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "abfs": "azure", "abfss": "azure"}
 _EXTRAS |= {"az": "azure", "http": "http", "https": "http"}
@@ -68,7 +68,7 @@ def remote_errors(url: str) -> Iterator[None]:
     """Turn what a storage library raises into a :class:`DataError` that says what to do."""
     try:
         yield
-    except (DataError, ImportError, ValueError):
+    except (WideDeepError, ImportError, ValueError, FileExistsError):
         raise
     except FileNotFoundError as error:
         raise DataError(

@@ -107,6 +107,13 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, memory: str) -> str:
     return str(tmp_path / "logs") if request.param == "local" else f"{memory}/logs"
 
 
+def test_names_with_dots_are_fetched(memory: str) -> None:
+    rows = pa.table({"a.b": [[1, 2], None, [3]], "a": [1, 2, 3], "a.bc": ["x", "y", "z"]})
+    url = upload(f"{memory}/dots.parquet", rows)
+    for name in rows.column_names:
+        assert rows_of(url, [name]) == rows.select([name]).to_pylist()
+
+
 def put(folder: str, name: str, first: int = 0, n: int = 10) -> None:
     rows = ROWS.slice(first, n).select(["job", "age"])
     with fsspec.open(f"{folder}/{name}", "wb", auto_mkdir=True) as file:

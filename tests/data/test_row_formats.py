@@ -117,6 +117,10 @@ def test_types_of_avro(tmp_path: Path) -> None:
         fastavro.writer(file, fastavro.parse_schema(schema), [{"a": 1}])
     with pytest.raises(DataError, match=r"the field 'a' is of the Avro type \['int', 'string'\]"):
         open_source(tmp_path / "b.avro")
+    schema["fields"].append({"name": "b", "type": "long"})
+    with open(tmp_path / "c.avro", "wb") as file:
+        fastavro.writer(file, fastavro.parse_schema(schema), [{"a": 1, "b": 2}])
+    assert rows_of(tmp_path / "c.avro", ["b"]) == [{"b": 2}]
 
 
 def example(features: Mapping[str, Sequence[Any]]) -> bytes:

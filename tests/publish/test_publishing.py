@@ -18,7 +18,7 @@ import pytest
 from tests.command_line import Run
 from tests.gate.market import market, rewritten, train
 from widedeep.bundle import Bundle
-from widedeep.errors import BundleError, ConfigError
+from widedeep.errors import BundleError, ConfigError, DataError
 from widedeep.gate import GateConfig, Verdict, validate, verdict_path
 from widedeep.publish import publish, read_lineage
 
@@ -198,7 +198,9 @@ def test_a_full_disk(
     assert not [p for p in models.iterdir() if p.is_dir() and p.name.startswith(".")]
 
 
-def test_behind_a_url(made: dict[str, Path], tmp_path: Path) -> None:
+def test_behind_a_url(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = f"memory://{tmp_path.name}/models"
     assert publish(made["good"], models).version == "1"
     with pytest.raises(BundleError, match="was published as version 1"):
@@ -211,6 +213,19 @@ def test_behind_a_url(made: dict[str, Path], tmp_path: Path) -> None:
     place.get(f"/{tmp_path.name}/models/2", str(tmp_path / "copy"), recursive=True)
     found = next(path.parent for path in (tmp_path / "copy").rglob("manifest.json"))
     assert Bundle.load(found)
+
+    class ConnectionLost(Exception):
+        """As the storage libraries' own, no OSError."""
+
+    def lost(*_: Any, **__: Any) -> Any:
+        raise ConnectionLost("no answer")
+
+    for name in ("ls", "cat_file", "put_file"):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(place), name, lost)
+            with pytest.raises(DataError, match=r"models: cannot be read \(no answer\); check"):
+                publish(made["good"], models, **AGAIN)
+    assert publish(made["good"], models, **AGAIN).version == "4"  # 3 was not written whole
 
 
 def test_from_the_command_line(run: Run, made: dict[str, Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, selected_columns
+from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, check_columns
 from widedeep.data.parquet_input import spooled_input
 from widedeep.errors import DataError, extra_imports
 from widedeep.remote import InputPath, open_bytes
@@ -50,9 +50,11 @@ def _avro_input(path: InputPath, columns: Sequence[str] | None, spool: Spool) ->
             fields = declaration.get("fields") if isinstance(declaration, dict) else None
             if fields is None:
                 raise DataError(f"{origin}: got an Avro file of {declaration}, expected records")
-            schema = pa.schema([(f["name"], _type(f["type"], f["name"], origin)) for f in fields])
+            types = {field["name"]: field["type"] for field in fields}
+            names = list(types) if columns is None else list(columns)
+            check_columns(names, list(types), origin)
+            schema = pa.schema([(name, _type(types[name], name, origin)) for name in names])
             reader = pa.RecordBatchReader.from_batches(schema, _batches(rows, schema, origin))
-            reader = selected_columns(reader, columns, origin)
             return spooled_input(reader, origin, spool, path=path)
     except (OSError, EOFError, ValueError, KeyError, IndexError) as error:
         raise DataError(

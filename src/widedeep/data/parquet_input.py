@@ -80,7 +80,8 @@ def _spans(
     group, spans = metadata.row_group(row_group), []
     for number in range(group.num_columns):
         chunk = group.column(number)
-        if chunk.path_in_schema in columns or chunk.path_in_schema.split(".")[0] in columns:
+        path = chunk.path_in_schema  # Of a list it goes on: "tags.list.element"
+        if any(path == name or path.startswith(f"{name}.") for name in columns):
             start = chunk.data_page_offset
             if chunk.has_dictionary_page:
                 start = min(start, chunk.dictionary_page_offset)

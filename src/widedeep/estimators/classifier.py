@@ -111,9 +111,10 @@ class WideDeepClassifier(ClassifierMixin, WideDeepEstimator):  # type: ignore[mi
             weights = read_numbers("sample_weight", sample_weight, least=0.0)
         if self.class_weight is not None:
             by_row = self._weight_by_class(codes)[codes]
-            if weights is not None and len(weights) == len(by_row):
-                by_row = by_row * weights
-            weights = by_row
+            if weights is None:
+                weights = by_row
+            elif len(weights) == len(by_row):  # others are refused
+                weights = weights * by_row
         head: Head = Binary() if count == 2 else Multiclass(classes=count)
         examples = read_examples(X, codes, weights)
         self._fit(examples, head, self._valid(eval_set, self._codes), callbacks)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import BundleError, ConfigError, DataError
@@ -35,6 +36,9 @@ RECORDS = "_published"
 _LOCK = ".publish.lock"
 _MADE = ".publish-"
 _PENDING = ".pending"  # suffix of a record whose version may not exist yet
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 
 
 class ModelStore(Protocol):
@@ -159,6 +163,18 @@ class LocalStore:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _reached(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Let a method of a store behind a URL say what to do where the storage library raises."""
+
+    @functools.wraps(method)
+    def call(*given: _Given.args, **options: _Given.kwargs) -> _Result:
+        store: Any = given[0]
+        with remote_errors(store.name):
+            return method(*given, **options)
+
+    return call
+
+
 class FsspecStore:
     """A directory behind a URL. Object stores cannot rename, so the manifest is written last."""
 
@@ -176,9 +192,11 @@ class FsspecStore:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock nothing: :meth:`put` claims a version by its record."""
-        self._fs.makedirs(f"{self._root}/{RECORDS}", exist_ok=True)
+        with remote_errors(self.name):
+            self._fs.makedirs(f"{self._root}/{RECORDS}", exist_ok=True)
         yield
 
+    @_reached
     def versions(self) -> list[str]:
         """Return the versions whose manifest is there, oldest first."""
         names = [name for name in self._names(self._root) if not name.startswith((".", "_"))]
@@ -189,6 +207,7 @@ class FsspecStore:
         """Return the version that takes the traffic by the state and the directory."""
         return make_plan(self.versions(), Latest(), self.state(), ()).default
 
+    @_reached
     def state(self) -> ServingState:
         """Return what operators have set."""
         try:
@@ -197,6 +216,7 @@ class FsspecStore:
             return ServingState()
         return parse_state(raw, f"{self.name}/{STATE}")
 
+    @_reached
     def records(self) -> dict[str, str]:
         """Return the records' texts by version."""
         folder = f"{self._root}/{RECORDS}"
@@ -206,6 +226,7 @@ class FsspecStore:
             if name.endswith(".json")
         }
 
+    @_reached
     def identity(self, version: str) -> str | None:
         """Return the SHA-256 of a version's manifest; None if it does not exist."""
         try:
@@ -231,6 +252,7 @@ class FsspecStore:
                 ) from error
             yield Path(temporary)
 
+    @_reached
     def put(self, bundle: Path, version: str, record: str) -> None:
         """Claim the version by its record, then write the bundle, its manifest last."""
         file = f"{self._root}/{RECORDS}/{version}.json"
