@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import widedeep as wd
 from tests.ranks.test_step import LANES, make_rows, own_part
 from tests.ranks.threads import run_threads
 from widedeep.data.transform import Transform
+from widedeep.errors import ConfigError, DataError
 from widedeep.ranks.ranks import Ranks
 from widedeep.training.checkpoint import read_checkpoint, write_checkpoint
 from widedeep.training.config import TrainConfig, WarmStartConfig
@@ -166,3 +170,23 @@ def test_ranks_grow_and_forget_as_one_process_does() -> None:
         return state
 
     check_equal(whole([grown(Ranks(lanes=LANES))]), whole(run_threads(3, grown, lanes=LANES)))
+
+
+def test_ranks_that_differ_in_data_or_configuration_are_refused() -> None:
+    def begin(
+        ranks: Ranks, *, n_rows: Sequence[int] = (30, 30), seeds: Sequence[int] = (0, 0)
+    ) -> None:
+        state, seed = make_state(ranks), seeds[ranks.rank]
+        state.config = dataclasses.replace(state.config, seed=seed, threads=ranks.rank + 1)
+        evaluator = Evaluator(state.model, exchange=state.step.exchange)
+        with evaluator.open(make_rows(n_rows[ranks.rank], 0), "training data") as source:
+            state.begin(source)
+
+    assert run_threads(2, begin, lanes=LANES) == [None, None]
+    for error in run_threads(2, partial(begin, n_rows=(30, 29)), lanes=LANES):
+        assert isinstance(error, ConfigError)
+        assert "rank 1" in str(error) and "training data of 29 rows in 1 parts" in str(error)
+    for error in run_threads(2, partial(begin, seeds=(0, 1)), lanes=LANES):
+        assert isinstance(error, ConfigError) and "got train.seed 1, but 0 on rank 0" in str(error)
+    for error in run_threads(2, partial(begin, n_rows=(30, 0)), lanes=LANES):
+        assert isinstance(error, DataError) and "got an empty list" in str(error)

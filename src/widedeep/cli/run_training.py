@@ -26,6 +26,7 @@ from widedeep.gate.config import GateConfig
 from widedeep.models.wide_deep import WideDeep
 from widedeep.publish import Candidate, ContinuousPublisher
 from widedeep.ranks.ranks import Ranks, ranks_of
+from widedeep.ranks.shared import on_first
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.training.config import FollowConfig, RunConfig, WarmStartConfig
@@ -105,7 +106,7 @@ def train_run(
     if resume:
         directory.check_same_config(config)
     elif not force:
-        ranks.on_first(directory.check_free)
+        on_first(ranks, directory.check_free)
     schema, inputs = _run_schema(
         config, directory, ranks, resume=resume, progress=progress, warm=warm, grows=grows
     )
@@ -127,7 +128,7 @@ def train_run(
             print(started_warm, file=sys.stderr)
     ranks.barrier()  # all of them have read what is replaced now
     begin = partial(_begin, config, directory, schema, inputs, started_warm, clear=not resume)
-    ranks.on_first(begin)
+    on_first(ranks, begin)
     started = time.perf_counter()
     trainer.fit(
         train,
@@ -222,7 +223,7 @@ def _finish(
         rows=trainer.position.rows,
         seconds=seconds,
     )
-    trainer.state.ranks.on_first(partial(_write_results, run))
+    on_first(trainer.state.ranks, partial(_write_results, run))
     return run
 
 
@@ -252,7 +253,7 @@ def _write_attributions(trainer: Trainer, config: RunConfig, directory: RunDirec
         if attributions is not None:
             directory.write_json(directory.attributions, attributions)
 
-    trainer.state.ranks.on_first(write)
+    on_first(trainer.state.ranks, write)
 
 
 # ---- on with new shards -------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,29 +137,25 @@ class Ranks:
         received = buffer.numpy()[:length].tobytes()
         return received if header[1] else json.loads(received)
 
-    def on_first(self, function: Callable[[], Any], what: str = "") -> Any:
-        """Run a function on rank 0 alone; every rank gets its result, or an error if it fails.
+    def check_alike(self, facts: Mapping[str, str], remedy: str) -> None:
+        """Refuse ranks that differ from the first in one of some facts.
 
         Args:
-            function: Its result is bytes, or what JSON holds.
-            what: Its name in errors.
+            facts: Texts by what they tell.
+            remedy: What differs otherwise, and what to do; the end of the error.
 
         Raises:
-            RanksError: On the other ranks, if it fails.
+            ConfigError: On every rank.
         """
-        if self.size == 1:
-            return function()
-        answer: dict[str, Any] = {}
-        if self.is_first:
-            try:
-                answer = {"result": function()}
-            except BaseException as error:
-                self.patient().broadcast({"error": f"{type(error).__name__}: {error}"}, what)
-                raise
-        answer = self.patient().broadcast(answer, what)
-        if "error" in answer:
-            raise RanksError(f"rank 0 ({self.hosts[0]}) failed: {answer['error']}")
-        return answer["result"]
+        texts = self.gather(np.frombuffer(json.dumps(dict(facts)).encode(), np.uint8))
+        every: list[dict[str, str]] = [json.loads(text.tobytes()) for text in texts]
+        for name, first in every[0].items():
+            for rank, one in enumerate(every):
+                if one.get(name) != first:
+                    raise ConfigError(
+                        f"rank {rank} ({self.hosts[rank]}): got {name} {one.get(name)}, but "
+                        f"{first} on rank 0 ({self.hosts[0]}){remedy}"
+                    )
 
     def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         """Return every rank's array, in rank order, on every rank.
@@ -357,21 +353,12 @@ def _check_alike(ranks: Ranks) -> None:
     """Refuse ranks that would compute other bits than the first."""
     import torch
 
+    hosts = ranks.gather(np.frombuffer(socket.gethostname().encode(), np.uint8))
+    ranks.hosts = [host.tobytes().decode() for host in hosts]
     facts = {
-        "host": socket.gethostname(),
         "widedeep": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "instruction set": f"{instruction_set()} ({torch.backends.cpu.get_cpu_capability()})",
-        "lanes": ranks.lanes,
+        "lanes": str(ranks.lanes),
     }
-    texts = ranks.gather(np.frombuffer(json.dumps(facts).encode(), np.uint8))
-    every: list[dict[str, Any]] = [json.loads(text.tobytes()) for text in texts]
-    ranks.hosts = [str(one["host"]) for one in every]
-    for name in ("widedeep", "torch", "instruction set", "lanes"):
-        for rank, one in enumerate(every):
-            if one[name] != every[0][name]:
-                raise ConfigError(
-                    f"rank {rank} ({one['host']}): got {name} {one[name]}, but {every[0][name]} on "
-                    f"rank 0 ({every[0]['host']}), whose bits it would not compute; run the same "
-                    "on all of them"
-                )
+    ranks.check_alike(facts, ", whose bits it would not compute; run the same on all of them")

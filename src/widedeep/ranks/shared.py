@@ -6,9 +6,10 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,21 @@ def shared_failures(ranks: Ranks) -> Iterator[None]:
             raise OSError(f"{where}: {text}")
     if own is not None:
         raise own
+
+
+def on_first(ranks: Ranks, function: Callable[[], Any], what: str = "") -> Any:
+    """Run a function on rank 0 alone; every rank gets its result, or its error; collective.
+
+    Args:
+        ranks: The ranks; the others wait, however long it takes.
+        function: Its result is bytes, or what JSON holds.
+        what: Its name in errors.
+    """
+    result = None
+    with shared_failures(ranks):
+        if ranks.is_first:
+            result = function()
+    return ranks.broadcast(result, what)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ from widedeep.models.layer_options import NATIVE_ACTIVATIONS
 from widedeep.models.mlp import MLPTower
 from widedeep.models.wide_deep import JOIN, NUMBERS, WideDeep
 from widedeep.ranks.ranks import Ranks
+from widedeep.ranks.shared import shared_failures
 from widedeep.training.exchange import Exchange
 
 
@@ -382,14 +384,21 @@ class Evaluator:
 
     def open(self, data: object, role: str, *, targets: bool = True) -> Source:
         """Open data with the columns this model needs; ``role`` names it in an error."""
-        source = open_source(
-            data,
-            columns=self.transform.columns(targets=targets),
-            column_types=self.model.schema.input_types(),
-        )
-        if source.num_rows == 0:
-            source.close()
-            raise DataError(f"got {role} without rows; give at least one example")
+        with shared_failures(self.ranks):
+            source = open_source(
+                data,
+                columns=self.transform.columns(targets=targets),
+                column_types=self.model.schema.input_types(),
+            )
+            if source.num_rows == 0:
+                source.close()
+                raise DataError(f"got {role} without rows; give at least one example")
+        if self.ranks.size > 1:
+            sizes = [fragment.num_rows for fragment in source.fragments]
+            digest = hashlib.blake2b(str(sizes).encode(), digest_size=4).hexdigest()
+            fact = f"of {source.num_rows:,} rows in {len(sizes):,} parts ({digest})"
+            remedy = "; give all ranks the same data: each reads its part of it"
+            self.ranks.check_alike({role: fact}, remedy)
         return source
 
     def encoder(self, *, targets: bool = True) -> Callable[..., Batch]:

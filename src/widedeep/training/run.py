@@ -25,6 +25,7 @@ from widedeep.data.reader import BatchReader, EpochPlan, large_fragments
 from widedeep.data.requests import RequestSource, request_encoder
 from widedeep.errors import DataError, RowError
 from widedeep.metrics.registry import loss_metric
+from widedeep.ranks.shared import on_first
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.early_stopping import EarlyStopping, overfitting, reached
 from widedeep.training.evaluation import Evaluator, Metrics
@@ -112,7 +113,7 @@ class TrainingRun:
     def _encoded_rows(self, cache: str | os.PathLike[str]) -> EncodedRows:
         transform, source, ranks = self.evaluator.transform, self.source, self.ranks
         # The others find what the first one wrote.
-        is_new = ranks.on_first(lambda: encoded_rows(cache, transform, source)[1], "encoded rows")
+        is_new = on_first(ranks, lambda: encoded_rows(cache, transform, source)[1], "encoded rows")
         encoded, _ = encoded_rows(cache, transform, source)
         status = f"written, {self.source.num_rows:,} rows" if is_new else "as they were"
         size = f"{encoded.nbytes >> 20:,} MiB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from widedeep.page import charts, framed_page, note, training_charts
 from widedeep.page import table as page_table
 from widedeep.ranks.config import DistributedConfig
 from widedeep.ranks.ranks import Ranks
+from widedeep.ranks.shared import on_first
 from widedeep.schema import ColumnType
 from widedeep.training.checkpoint import Checkpoint, as_arrays
 from widedeep.training.config import RunConfig, TrainConfig
@@ -215,6 +217,21 @@ class TrainState:
             distributed=self.distributed,
         )
         return config.to_table()
+
+    def begin(self, source: Source) -> None:
+        """Record the training data of a run that begins; ranks that differ are refused."""
+        own = {"threads", "log"}  # which each rank may have as it likes
+        facts = {"schema": self.model.schema.fingerprint} | {
+            f"{section}.{key}": json.dumps(value, default=lambda one: type(one).__name__)
+            for section, table in self.config_tables().items()
+            if section in ("model", "train", "distributed")
+            for key, value in table.items()
+            if key not in own
+        }
+        self.ranks.check_alike(facts, "; train by one configuration")
+        self.inputs = on_first(self.ranks, source.describe, "the inputs")
+        self.position = Position(updates=self.position.updates)
+        self.warmup.rows = []
 
     def checkpoint(self, stopping: EarlyStopping | None = None) -> Checkpoint:
         """Return a checkpoint whose tensors are views: write it before the next step."""

@@ -287,9 +287,7 @@ class Trainer:
             valid_source = None
             if valid is not None:
                 valid_source = stack.enter_context(self.evaluator.open(valid, "validation data"))
-            state.inputs = state.ranks.on_first(source.describe, "the inputs")
-            state.position = Position(updates=state.position.updates)
-            state.warmup.rows = []
+            state.begin(source)
             recorded = self._resume(stopping) if resume else {}
             passes = self._resolve(source.num_rows, epochs, recorded, stops=stopping is not None)
             if self._by_default["deep"]:
