@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from widedeep.errors import DataError, MissingPackageError, WideDeepError
+from widedeep.errors import ConfigError, DataError, MissingPackageError, WideDeepError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "abfs": "azure", "abfss": "azure"}
 _EXTRAS |= {"az": "azure", "http": "http", "https": "http"}
@@ -35,6 +35,15 @@ def is_url(path: object) -> bool:
 def local_path(text: str) -> str:
     """Return a ``file://`` URL as a path; other text as it is."""
     return unquote(urlsplit(text).path) if text.startswith("file://") else text
+
+
+def check_local(
+    path: str | os.PathLike[str], option: str, advice: str = "write it here, then copy it"
+) -> None:
+    """Refuse a URL where a folder here is written; as a path it would be one named ``s3:``."""
+    text = os.fspath(path)
+    if "://" in text:
+        raise ConfigError(f"{option}: got the URL {text}, expected a local path; {advice}")
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:

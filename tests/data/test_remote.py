@@ -19,7 +19,8 @@ import widedeep as wd
 from tests.object_store import bucket, s3_endpoint  # noqa: F401
 from widedeep.data.paths import follow_folder, input_paths
 from widedeep.data.sources import open_source
-from widedeep.errors import DataError, MissingPackageError
+from widedeep.errors import ConfigError, DataError, MissingPackageError
+from widedeep.join import ActionLog, ImpressionLog, JoinConfig, Label
 from widedeep.remote import output_folder
 
 _NUMBERS = itertools.count()
@@ -252,6 +253,23 @@ def test_a_folder_behind_a_url_is_written_with_its_manifest_last(memory: str) ->
     with refused, output_folder(above, last="manifest.json", overwrite=True):
         raise AssertionError
     assert fs.cat_file(f"{path}/manifest.json") == b"two"
+
+
+def test_what_is_written_here_takes_no_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"job": "ab"[n % 2], "y": n % 2} for n in range(64)]
+    spec = wd.FeatureSpec(label="y", features=[wd.categorical("job")], deep=[])
+    model = wd.WideDeep(wd.fit_schema(spec, rows))
+    impressions = ImpressionLog(path="shown.parquet")
+    actions, labels = ActionLog(path="taken.parquet"), [Label(name="click", window="1h")]
+    for write in (
+        lambda url: wd.Trainer(model, checkpoints=url),
+        lambda url: wd.Trainer(model, progress=False).export(url),
+        lambda url: JoinConfig(output=url, impressions=impressions, actions=actions, labels=labels),
+    ):
+        with pytest.raises(ConfigError, match="got the URL s3://b/x, expected a local path; "):
+            write("s3://b/x")
+    assert not any(tmp_path.iterdir())
 
 
 def test_file_urls_are_paths(tmp_path: Path) -> None:

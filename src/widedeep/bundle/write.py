@@ -45,6 +45,7 @@ from widedeep.bundle.weights import SharedWeights, weight_files
 from widedeep.errors import BundleError
 from widedeep.files import atomic_directory, write_tensors
 from widedeep.ranks.shared import shared_directory, shared_failures
+from widedeep.remote import check_local
 from widedeep.schema import Schema
 
 __all__ = ["write_bundle"]
@@ -129,6 +130,7 @@ def write_bundle(
         >>> bundle.score([{"job": "cook"}, {"job": "nurse"}]).round(3).tolist()
         [0.269, 0.731]
     """
+    check_local(path, "bundle", "or write it by widedeep export RUN -o URL")
     path = Path(path)
     if not isinstance(weights, SharedWeights):
         weights = SharedWeights(weights=weights)

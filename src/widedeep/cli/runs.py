@@ -26,7 +26,7 @@ from widedeep.files import write_text_whole
 from widedeep.options import as_table
 from widedeep.publish.storage import LocalStore
 from widedeep.ranks.config import DistributedConfig
-from widedeep.remote import is_url, local_path
+from widedeep.remote import check_local, is_url, local_path
 from widedeep.schema import Schema
 from widedeep.serving.remote_models import STATE, RemoteModels
 from widedeep.serving.versions import Latest, make_plan, read_state, version_key
@@ -83,11 +83,8 @@ class RunDirectory:
         cls, config: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
     ) -> RunDirectory:
         """Return the folder of a configuration file's run: ``runs/<its name>``, or ``out``."""
-        if is_url(os.fspath(out or "")):
-            raise ConfigError(
-                f"got --out {out}, a URL; a run is written to a local folder: train there, then "
-                f"widedeep export RUN -o {out} writes its bundle behind the URL"
-            )
+        advice = "train here, then widedeep export RUN -o URL writes the bundle behind it"
+        check_local(out or "", "--out", advice)
         return cls(out or Path("runs") / Path(config).stem)
 
     @property

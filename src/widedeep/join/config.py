@@ -15,6 +15,7 @@ from typing import Any, Literal
 from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.join.times import MICROSECONDS, duration_us, moment_us, offset_us
 from widedeep.options import check_table, check_types, read_section, read_tables, resolve_paths
+from widedeep.remote import check_local
 
 Key = str | int
 HistoryValue = int | float | None | list[Key]
@@ -595,6 +596,8 @@ class JoinConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "[join]")
+        check_local(self.output, "[join] output")
+        check_local(self.spill_folder or "", "[join] spill_folder")
         _check(len(self.labels) > 0, "got no [[labels]], expected at least one")
         _check_unique([label.name for label in self.labels], "[[labels]]")
         _check_unique([feature.name for feature in self.history], "[[history]]")

@@ -26,6 +26,7 @@ from widedeep.ranks.layout import Layout
 from widedeep.ranks.ranks import Ranks
 from widedeep.ranks.rows import ShardedRows
 from widedeep.ranks.shared import shared_directory, shared_failures
+from widedeep.remote import check_local
 from widedeep.schema import Schema
 
 __all__ = [
@@ -199,6 +200,7 @@ class CheckpointDirectory:
     def __init__(self, path: str | os.PathLike[str], *, keep_last: int = 3) -> None:
         if keep_last < 1:
             raise CheckpointError(f"got keep_last={keep_last}, expected at least 1")
+        check_local(path, "checkpoints")
         self.path = Path(path)
         self.keep_last = keep_last
 
