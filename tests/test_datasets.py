@@ -11,6 +11,7 @@ import pytest
 import widedeep as wd
 from tests.command_line import Run
 from widedeep.datasets import Dataset, load_app_store, load_census
+from widedeep.errors import ConfigError
 
 
 def fit(data: Dataset, seed: int = 0) -> dict[str, float]:
@@ -64,7 +65,7 @@ def test_the_app_store_is_a_function_of_its_arguments() -> None:
     last = max(first.train["event_time"].to_pylist())
     assert last <= min(first.test["event_time"].to_pylist())
     for days in (1, True, 2.5):
-        with pytest.raises(ValueError, match=r"days=.*expected an integer of at least 2"):
+        with pytest.raises(ConfigError, match=r"days=.*expected an integer of at least 2"):
             load_app_store(days=days)  # type: ignore[arg-type]
 
 

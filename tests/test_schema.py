@@ -345,7 +345,7 @@ def test_counts_and_notes_leave_the_fingerprint(tmp_path: Path) -> None:
     assert changed.fingerprint == make_schema().fingerprint
 
 
-@pytest.mark.parametrize("indexed_values", [1, 1 << 18])
+@pytest.mark.parametrize("indexed_values", [1, pytest.param(1 << 18, marks=pytest.mark.slow)])
 def test_any_flipped_byte_is_an_error_or_harmless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indexed_values: int
 ) -> None:

@@ -142,7 +142,6 @@ def test_optuna_prunes_a_training() -> None:
         (lambda: LambdaCallback(on_step=print, step_interval=0), "step_interval=0"),
         (lambda: TensorBoard(every=0), "every=0, expected"),
         (lambda: CSVLog(3), "got path = 3"),  # type: ignore[arg-type]
-        (lambda: WandB(mode="away"), "mode='away', expected one of"),
         (lambda: MLflow(tags=["a"]), "got tags"),  # type: ignore[arg-type]
         (lambda: ModelCheckpoint("bundles/{auc}"), "expected no braces but {step}"),
         (lambda: make_trainer(log=["tensorbord"]), "did you mean 'tensorboard'"),
@@ -155,6 +154,12 @@ def test_optuna_prunes_a_training() -> None:
 def test_a_wrong_option_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         wd.Trainer(make_trainer().model, callbacks=[make()])
+
+
+def test_a_mode_of_wandb_that_is_none_is_refused() -> None:
+    pytest.importorskip("wandb")
+    with pytest.raises(ConfigError, match="mode='away', expected one of"):
+        WandB(mode="away")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

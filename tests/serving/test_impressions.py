@@ -363,11 +363,20 @@ def test_a_request_that_no_column_takes_is_kept_and_takes_no_other_with_it(
 
 def test_an_integer_column_takes_whole_numbers_alone(tmp_path: Path) -> None:
     kinds = {"a": ColumnType(kind="int"), "b": ColumnType(kind="bool")}
-    assert impression_rows._typed([1, 2.0, "3", None], kinds["a"]).to_pylist() == [1, 2, 3, None]
-    assert impression_rows._typed([True, "false", 1], kinds["b"]).to_pylist() == [True, False, True]
+    assert impression_rows.typed_array([1, 2.0, "3", None], kinds["a"]).to_pylist() == [
+        1,
+        2,
+        3,
+        None,
+    ]
+    assert impression_rows.typed_array([True, "false", 1], kinds["b"]).to_pylist() == [
+        True,
+        False,
+        True,
+    ]
     for kind, value in (("a", 1.5), ("a", 1e300), ("a", float("inf")), ("a", HUGE), ("b", "yes")):
         with pytest.raises((ValueError, OverflowError, pa.ArrowException)):
-            impression_rows._typed([1, value], kinds[kind])
+            impression_rows.typed_array([1, value], kinds[kind])
 
 
 def test_what_is_kept_as_text_hides_what_the_columns_hide(ranker: Ranker, tmp_path: Path) -> None:
