@@ -34,7 +34,7 @@ def plain(folder: Path, wheel: Path, *, full: bool, torch_index: str) -> Environ
 def serving_image(folder: Path, wheel: Path, *, full: bool) -> Environment:
     """Return what deploy/serve.Dockerfile installs."""
     text = (ROOT / "deploy" / "serve.Dockerfile").read_text(encoding="utf-8")
-    install = re.search(r"pip install -c \S+/constraints\.txt \S+\[([\w,]+)\]", text)
+    install = re.search(r"pip install -c \S+/constraints\.txt .*\[([\w,]+)\]", text)
     assert install, "deploy/serve.Dockerfile installs no wheel with extras"
     environment = Environment(folder, full=full)
     environment.install(*wheel_requirements(wheel, *install[1].split(",")))
