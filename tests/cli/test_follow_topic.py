@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -154,15 +155,20 @@ def test_a_broker_that_is_away_and_comes_back(broker: tuple[str, int]) -> None:
     topic = Topic.of_url(f"kafka://{address}/away?rows=10", settings)
     pieces = follow_topic(topic, ["n"], idle_s=20, notify=lines.append)
     assert next(pieces) == ("kafka:away 0:0-10", [{"n": i} for i in range(10)])
-    os.kill(process, signal.SIGSTOP)
-    try:
-        started = time.monotonic()
-        while time.monotonic() - started < 4:
-            time.sleep(0.1)
-    finally:
-        os.kill(process, signal.SIGCONT)
-    send(address, "away", [{"n": i} for i in range(10, 20)])
-    assert next(pieces) == ("kafka:away 0:10-20", [{"n": i} for i in range(10, 20)])
+    with ThreadPoolExecutor(1) as pool:
+        os.kill(process, signal.SIGSTOP)
+        try:
+            piece = pool.submit(next, pieces)  # asks while nobody answers
+            deadline = time.monotonic() + 30
+            while not lines and time.monotonic() < deadline:
+                time.sleep(0.1)
+        finally:
+            os.kill(process, signal.SIGCONT)
+        assert "trying again" in lines[0], lines
+        send(address, "away", [{"n": i} for i in range(10, 20)])
+        rows = [{"n": i} for i in range(10, 20)]
+        assert piece.result(timeout=60) == ("kafka:away 0:10-20", rows)
+    assert lines[-1].endswith("there again")
     pieces.close()
 
 

@@ -88,13 +88,13 @@ def typed_options(arguments: argparse.Namespace, *names: str) -> list[str]:
 
 def without_option(words: Sequence[str], option: str) -> list[str]:
     """Return the words of a command without an option and its value."""
-    kept: list[str] = []
+    others: list[str] = []
     skips = False
     for word in words:
         if not skips and word != option and not word.startswith(f"{option}="):
-            kept.append(word)
+            others.append(word)
         skips = word == option and not skips
-    return kept
+    return others
 
 
 def resume_command(arguments: argparse.Namespace) -> str:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 
-from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, selected_columns
+from widedeep.data.fragments import Input, InputFormat, Spool, file_by_file, selected_columns
 from widedeep.data.parquet_input import spooled_input
 from widedeep.errors import DataError
 from widedeep.remote import InputPath, RemoteFile
-
-
-def _open(
-    paths: Sequence[InputPath],
-    columns: Sequence[str] | None,
-    spool: Spool,
-    declared: Mapping[str, ColumnKind],
-) -> list[Input]:
-    return [_arrow_file_input(path, columns, spool) for path in paths]
 
 
 def _arrow_file_input(path: InputPath, columns: Sequence[str] | None, spool: Spool) -> Input:
@@ -53,4 +44,6 @@ def _arrow_reader(file: pa.NativeFile) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(opened.schema, batches)
 
 
-ARROW_FILE = InputFormat(suffixes=(".feather", ".arrow", ".ipc"), open=_open)
+ARROW_FILE = InputFormat(
+    suffixes=(".feather", ".arrow", ".ipc"), open=file_by_file(_arrow_file_input)
+)

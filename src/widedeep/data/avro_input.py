@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, check_columns
+from widedeep.data.fragments import Input, InputFormat, Spool, check_columns, file_by_file
 from widedeep.data.parquet_input import spooled_input
 from widedeep.errors import DataError, extra_imports
 from widedeep.remote import InputPath, open_bytes
@@ -27,15 +27,6 @@ _LOGICAL = {
     "local-timestamp-micros": pa.timestamp("us"),
     "uuid": pa.string(),
 }
-
-
-def _open(
-    paths: Sequence[InputPath],
-    columns: Sequence[str] | None,
-    spool: Spool,
-    declared: Mapping[str, ColumnKind],
-) -> list[Input]:
-    return [_avro_input(path, columns, spool) for path in paths]
 
 
 def _avro_input(path: InputPath, columns: Sequence[str] | None, spool: Spool) -> Input:
@@ -102,4 +93,4 @@ def _type(declared: Any, name: str, origin: str) -> pa.DataType:
     )
 
 
-AVRO = InputFormat(suffixes=(".avro",), open=_open)
+AVRO = InputFormat(suffixes=(".avro",), open=file_by_file(_avro_input))

@@ -294,8 +294,8 @@ class _SpillingTable:
             pieces = [keys for one in partitions for keys in self._merged_partition(one)]
         else:
             order, starts = self._table.partitions(0, PARTITION_BITS)
-            taken = [order[starts[one] : starts[one + 1]] for one in partitions]
-            pieces = [_Keys(*self._table.take(keys)) for keys in taken if len(keys)]
+            by_partition = [order[starts[one] : starts[one + 1]] for one in partitions]
+            pieces = [_Keys(*self._table.take(keys)) for keys in by_partition if len(keys)]
         return _packed(pieces)
 
     def close(self) -> None:

@@ -229,12 +229,12 @@ def _number_rows(
 def _without(stream: Counted, sampled: pa.Array) -> Counted:
     """Take the values of the sample off their counts."""
     entries = pc.value_counts(sampled)
-    found, sampled_count = entries.field("values"), entries.field("counts").to_numpy()
+    sampled_values, sampled_count = entries.field("values"), entries.field("counts").to_numpy()
     for values, count_V in stream:
-        place_V = pc.index_in(values, found.cast(values.type))
+        place_V = pc.index_in(values, sampled_values.cast(values.type))
         is_sampled = np.asarray(place_V.is_valid())
-        taken = np.where(is_sampled, sampled_count[place_V.fill_null(0).to_numpy()], 0)
-        yield values, count_V - taken
+        in_sample_V = np.where(is_sampled, sampled_count[place_V.fill_null(0).to_numpy()], 0)
+        yield values, count_V - in_sample_V
 
 
 class _Repeated:
@@ -259,8 +259,8 @@ class _Repeated:
             count_V[-1] -= excess
             parts.append(_repeated(self._values[: len(count_V)], count_V))
             rows -= int(count_V.sum())
-            kept = len(count_V) - (excess > 0)
-            self._values, self._counts = self._values[kept:], self._counts[kept:].copy()
+            begin = len(count_V) - (excess > 0)
+            self._values, self._counts = self._values[begin:], self._counts[begin:].copy()
             if excess:
                 self._counts[0] = excess
         return pa.chunked_array(parts) if parts else pa.chunked_array([[]])

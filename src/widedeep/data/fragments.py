@@ -312,6 +312,19 @@ class InputFormat:
     locate: Callable[[InputPath, str, object], str | None] | None = None
 
 
+def file_by_file(
+    read: Callable[[InputPath, Sequence[str] | None, Spool], Input],
+) -> Callable[[Sequence[InputPath], Sequence[str] | None, Spool, object], list[Input]]:
+    """Return how files are opened of which each says by itself what its columns are."""
+
+    def open_files(
+        paths: Sequence[InputPath], columns: Sequence[str] | None, spool: Spool, declared: object
+    ) -> list[Input]:
+        return [read(path, columns, spool) for path in paths]
+
+    return open_files
+
+
 @dataclass(frozen=True, slots=True)
 class TableBlock:
     """A slice of a table in memory."""

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, check_columns
+from widedeep.data.fragments import Input, InputFormat, Spool, check_columns, file_by_file
 from widedeep.data.parquet_input import spooled_input
 from widedeep.errors import DataError
 from widedeep.remote import InputPath, readable
-
-
-def _open(
-    paths: Sequence[InputPath],
-    columns: Sequence[str] | None,
-    spool: Spool,
-    declared: Mapping[str, ColumnKind],
-) -> list[Input]:
-    return [_orc_input(path, columns, spool) for path in paths]
 
 
 def _orc_input(path: InputPath, columns: Sequence[str] | None, spool: Spool) -> Input:
@@ -44,4 +35,4 @@ def _orc_input(path: InputPath, columns: Sequence[str] | None, spool: Spool) -> 
         ) from error
 
 
-ORC = InputFormat(suffixes=(".orc",), open=_open)
+ORC = InputFormat(suffixes=(".orc",), open=file_by_file(_orc_input))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from widedeep.data.arrow_types import logical_schema
-from widedeep.data.fragments import ColumnKind, Input, InputFormat, InputRecord, Spool
+from widedeep.data.fragments import Input, InputFormat, InputRecord, Spool, file_by_file
 from widedeep.errors import DataError
 from widedeep.remote import FileRanges, InputPath, RemoteFile, file_size, readable
 
@@ -142,16 +142,7 @@ def _dictionary_paths(
     ]
 
 
-def _open(
-    paths: Sequence[InputPath],
-    columns: Sequence[str] | None,
-    spool: Spool,
-    declared: Mapping[str, ColumnKind],
-) -> list[Input]:
-    return [_parquet_input(path, spool, columns) for path in paths]
-
-
-def _parquet_input(path: InputPath, spool: Spool, columns: Sequence[str] | None) -> Input:
+def _parquet_input(path: InputPath, columns: Sequence[str] | None, spool: Spool) -> Input:
     """Open a Parquet file; row groups too large to hold are first written again as smaller ones."""
     version, metadata, logical = _opened(path)
     record = InputRecord(
@@ -259,4 +250,6 @@ def _locate(path: InputPath, column: str, value: object) -> str | None:
     return None
 
 
-PARQUET = InputFormat(suffixes=(".parquet", ".pq"), open=_open, locate=_locate)
+PARQUET = InputFormat(
+    suffixes=(".parquet", ".pq"), open=file_by_file(_parquet_input), locate=_locate
+)

@@ -54,8 +54,8 @@ def raise_first(ranks: Peers, error: BaseException | None) -> None:
     """Raise the lowest rank's error on every rank, if any has one."""
     if ranks.size == 1:
         return
-    mine = None if error is None else [type(error).__name__, str(error)]
-    for rank, failure in enumerate(gather_json(ranks, mine)):
+    own = None if error is None else [type(error).__name__, str(error)]
+    for rank, failure in enumerate(gather_json(ranks, own)):
         if failure is None:
             continue
         if rank == ranks.rank and error is not None:

@@ -128,8 +128,8 @@ def measure_staged(
                     summary["range"] = [low, high]
     for row in engine.query("counting the values", _most_frequent(len(names))):
         name = names[int(row["wd_column"])]
-        shown = next(row[kind] for kind in _KINDS if row[kind] is not None)
-        text = str(bool(shown)) if "boolean" in types[name] else str(shown)
+        value = next(row[kind] for kind in _KINDS if row[kind] is not None)
+        text = str(bool(value)) if "boolean" in types[name] else str(value)
         columns[name][SPLITS[row["wd_split"]]]["top"].append([text, int(row["wd_count"])])
     return Measures(columns=columns, rates=_rates(engine, plan, shards))
 
