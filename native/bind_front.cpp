@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "api_keys.hpp"
 #include "bind_ranker.hpp"
 #include "bind_score.hpp"
 #include "front_loop.hpp"
@@ -70,6 +71,48 @@ class BoundRoute {
   std::shared_ptr<const RankRoute> route_;
 };
 
+std::shared_ptr<const ApiKey> new_key(std::string name, const nb::bytes& digest, bool is_admin,
+                                      std::shared_ptr<TokenBucket> bucket) {
+  auto key = std::make_shared<ApiKey>();
+  expect(digest.size() == key->digest.size(), "expected a digest of 32 bytes");
+  key->name = std::move(name);
+  std::copy_n(reinterpret_cast<const std::uint8_t*>(digest.c_str()), digest.size(),
+              key->digest.begin());
+  key->is_admin = is_admin;
+  key->bucket = std::move(bucket);
+  return key;
+}
+
+void bind_keys(nb::module_& m) {
+  nb::class_<TokenBucket>(m, "TokenBucket")
+      .def(nb::init<double>(), "rate"_a)
+      .def_prop_ro("rate", &TokenBucket::rate)
+      .def("take", &TokenBucket::take);
+  nb::class_<ApiKey>(m, "ApiKey")
+      .def(nb::new_(&new_key), "name"_a, nb::kw_only(), "digest"_a, "admin"_a = false,
+           "bucket"_a.none() = nb::none())
+      .def_ro("name", &ApiKey::name)
+      .def_prop_ro("digest",
+                   [](const ApiKey& self) {
+                     return nb::bytes(reinterpret_cast<const char*>(self.digest.data()),
+                                      self.digest.size());
+                   })
+      .def_ro("admin", &ApiKey::is_admin)
+      .def_ro("bucket", &ApiKey::bucket);
+  nb::class_<ApiKeys>(m, "ApiKeys")
+      .def(nb::init<>())
+      .def(
+          "replace", [](ApiKeys& self, ApiKeys::List keys) { self.replace(std::move(keys)); },
+          "keys"_a)
+      .def("all", &ApiKeys::all)
+      .def(
+          "find",
+          [](const ApiKeys& self, const nb::bytes& offered) {
+            return self.find({offered.c_str(), offered.size()});
+          },
+          "offered"_a);
+}
+
 void bind_routes(nb::module_& m) {
   nb::class_<QueueSlots>(m, "QueueSlots")
       .def(nb::init<std::int64_t, double>(), "limit"_a, "max_wait_s"_a = 1.0)
@@ -127,7 +170,8 @@ class BoundServer {
     return found;
   }
 
-  // (route or None, path, request id, body, microseconds, seconds, status, sampled, order, scores)
+  // (route or None, path, request id, caller, body, microseconds, seconds, status, sampled, order,
+  // scores)
   nb::list take_records() {
     nb::list found;
     for (FrontRecord& record : front_.take_records()) {
@@ -135,10 +179,11 @@ class BoundServer {
       for (const nb::object& each : held_) {
         if (nb::cast<const BoundRoute&>(each).route() == record.route) route = each;
       }
-      found.append(nb::make_tuple(
-          route, record.path, record.request_id, nb::bytes(record.body.data(), record.body.size()),
-          record.time_us, record.seconds, record.status, record.sampled,
-          to_numpy(std::move(record.order)), to_numpy(std::move(record.scores))));
+      found.append(nb::make_tuple(route, record.path, record.request_id, record.caller,
+                                  nb::bytes(record.body.data(), record.body.size()), record.time_us,
+                                  record.seconds, record.status, record.sampled,
+                                  to_numpy(std::move(record.order)),
+                                  to_numpy(std::move(record.scores))));
     }
     let_go();
     return found;
@@ -198,6 +243,8 @@ class BoundServer {
     plain.second_edges = nb::cast<std::vector<double>>(options["second_edges"]);
     plain.busy = text(options, "busy");
     plain.late = text(options, "late");
+    const nb::object keys = options["keys"];
+    if (!keys.is_none()) plain.keys = nb::cast<std::shared_ptr<ApiKeys>>(keys);
     return plain;
   }
 
@@ -265,6 +312,7 @@ void bind_front(nb::module_& m) {
         return to_numpy(std::move(found));
       },
       "logits_B"_a);
+  bind_keys(m);
   bind_routes(m);
 #ifdef __linux__
   bind_loop(m);

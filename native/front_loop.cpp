@@ -379,7 +379,7 @@ FrontLoop::Next FrontLoop::look(Connection& connection) {
       wait_in(connection, Phase::head);
       return Next::wait;
     }
-    if (request.head.body_length > options_.longest_body || !handler_.knows(request.head.path)) {
+    if (request.head.body_length > options_.longest_body || !handler_.knows(request)) {
       return Next::hand_over;
     }
     request.arrived = FrontClock::now();
@@ -399,7 +399,7 @@ FrontLoop::Next FrontLoop::look(Connection& connection) {
   request.body =
       bytes.substr(connection.head_length, connection.request_length - connection.head_length);
   request.last = request.head.close || ending_;
-  return Next::serve;
+  return handler_.admits(request) ? Next::serve : Next::hand_over;
 }
 
 void FrontLoop::finish_request(Connection& connection) {

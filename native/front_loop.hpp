@@ -19,6 +19,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "api_keys.hpp"
 #include "http_head.hpp"
 
 namespace widedeep {
@@ -70,16 +71,19 @@ struct FrontEndings {
 struct FrontRequest {
   HttpHead head;
   std::string_view body;
-  FrontClock::time_point arrived;  // its head
-  bool last = false;               // of its connection: the answer must say so
+  FrontClock::time_point arrived;        // its head
+  std::shared_ptr<const ApiKey> caller;  // null where callers need no key
+  bool last = false;                     // of its connection: the answer must say so
 };
 
 // What answers. Any thread may call it; it must not throw.
 class FrontHandler {
  public:
   virtual ~FrontHandler() = default;
-  // Whether requests to the path are answered here at all.
-  virtual bool knows(std::string_view path) = 0;
+  // Whether requests with this head are answered here at all; notes who calls.
+  virtual bool knows(FrontRequest& request) = 0;
+  // Whether the caller may ask now; it is counted.
+  virtual bool admits(const FrontRequest& request) = 0;
   // Appends the whole answer, with its head; or leaves `out` alone and returns false: the full
   // server must answer.
   virtual bool answer(int thread, const FrontRequest& request, std::string& out) = 0;

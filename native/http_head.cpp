@@ -58,10 +58,9 @@ bool is_request_id(std::string_view text) {
          std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7f; });
 }
 
-// Headers that say that the request is not a plain one; and those that carry credentials.
-constexpr std::array<std::string_view, 7> kUnusual = {
-    "transfer-encoding", "content-encoding",    "expect",   "trailer",
-    "authorization",     "proxy-authorization", "x-api-key"};
+// Headers that say that the request is not a plain one.
+constexpr std::array<std::string_view, 5> kUnusual = {"transfer-encoding", "content-encoding",
+                                                      "expect", "trailer", "proxy-authorization"};
 
 // Takes the options of a connection; false if one is unknown. A wish for another protocol is
 // ignored, as HTTP allows: the body belongs to the request in any case.
@@ -78,6 +77,13 @@ bool read_connection(std::string_view options, bool& close) {
     }
     if (more) options.remove_prefix(comma + 1);
   }
+  return true;
+}
+
+// An empty or a second one is for the full server to refuse.
+bool take_credentials(std::string_view value, std::string_view& credentials) {
+  if (!credentials.empty() || value.empty()) return false;
+  credentials = value;
   return true;
 }
 
@@ -107,6 +113,8 @@ struct Reader {
       head.request_id = value;
       return true;
     }
+    if (same(name, "authorization")) return take_credentials(value, head.authorization);
+    if (same(name, "x-api-key")) return take_credentials(value, head.api_key);
     if (same(name, "x-request-timeout-ms")) {
       return head.timeout_ms == 0 && read_timeout(value, head.timeout_ms);
     }
@@ -125,12 +133,20 @@ bool take_line(std::string_view line, Reader& reader) {
   if (colon == std::string_view::npos || colon == 0) return false;
   const std::string_view name = line.substr(0, colon);
   const std::string_view value = trimmed(line.substr(colon + 1));
+  const bool is_padded = !value.empty() && value.end() != line.end();
   const auto is_text = [](char c) { return (c >= 0x20 && c < 0x7f) || c == '\t'; };
-  return std::all_of(name.begin(), name.end(), is_token) &&
+  // The full server takes blanks at the end for a part of the value.
+  return !is_padded && std::all_of(name.begin(), name.end(), is_token) &&
          std::all_of(value.begin(), value.end(), is_text) && reader.take(name, value);
 }
 
 }  // namespace
+
+std::string_view offered_key(const HttpHead& head) {
+  constexpr std::string_view kScheme = "bearer ";
+  if (!same(head.authorization.substr(0, kScheme.size()), kScheme)) return head.api_key;
+  return trimmed(head.authorization.substr(kScheme.size()));
+}
 
 HeadResult read_head(std::string_view bytes, HttpHead& head) {
   const HeadResult unusual = {HeadStatus::unusual};

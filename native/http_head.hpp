@@ -10,7 +10,9 @@ namespace widedeep {
 // Views of the bytes given.
 struct HttpHead {
   std::string_view path;
-  std::string_view request_id;  // x-request-id; empty if there is none
+  std::string_view request_id;     // x-request-id; empty if there is none
+  std::string_view authorization;  // empty if there is none
+  std::string_view api_key;        // x-api-key; empty if there is none
   std::int64_t body_length = 0;
   double timeout_ms = 0;  // x-request-timeout-ms; 0 if there is none
   bool close = false;     // the caller wants no further answer on this connection
@@ -23,8 +25,11 @@ struct HeadResult {
   std::int64_t length = 0;  // of the head, with its empty line
 };
 
-// A complete head is that of a POST whose body is JSON of a told length, sent as it is, without
-// credentials. A head that can no longer become one is `unusual`, at the latest at `kLongestHead`.
+// The key that a caller offers, as a bearer's token or by itself; empty if there is none.
+std::string_view offered_key(const HttpHead& head);
+
+// A complete head is that of a POST whose body is JSON of a told length, sent as it is. A head that
+// can no longer become one is `unusual`, at the latest at `kLongestHead`.
 inline constexpr std::int64_t kLongestHead = 16 << 10;
 inline constexpr int kMostHeaders = 128;
 HeadResult read_head(std::string_view bytes, HttpHead& head);

@@ -56,6 +56,10 @@ const std::string& date_now() {
   return text;
 }
 
+std::string caller_of(const FrontRequest& request) {
+  return request.caller == nullptr ? std::string() : request.caller->name;
+}
+
 std::string_view status_line(int status) {
   switch (status) {
     case 200:
@@ -107,10 +111,29 @@ std::shared_ptr<const RankFront::Table> RankFront::table() const {
   return table_;
 }
 
-bool RankFront::knows(std::string_view path) { return table()->count(std::string(path)) != 0; }
+bool RankFront::knows(FrontRequest& request) {
+  request.caller = nullptr;
+  if (table()->count(std::string(request.head.path)) == 0) return false;
+  if (options_.keys == nullptr) return true;
+  request.caller = options_.keys->find(offered_key(request.head));
+  return request.caller != nullptr && !request.caller->is_admin;
+}
+
+bool RankFront::admits(const FrontRequest& request) {
+  const bool has_rate = request.caller != nullptr && request.caller->bucket != nullptr;
+  return !has_rate || request.caller->bucket->take() == 0;
+}
 
 bool RankFront::answer(int thread, const FrontRequest& request, std::string& out) {
-  Thread& own = *threads_[static_cast<std::size_t>(thread)];
+  if (try_answer(*threads_[static_cast<std::size_t>(thread)], request, out)) return true;
+  // The full server counts the request.
+  if (request.caller != nullptr && request.caller->bucket != nullptr) {
+    request.caller->bucket->put_back();
+  }
+  return false;
+}
+
+bool RankFront::try_answer(Thread& own, const FrontRequest& request, std::string& out) {
   const std::shared_ptr<const Table> all = table();
   const auto found = all->find(std::string(request.head.path));
   if (found == all->end()) return false;
@@ -140,8 +163,9 @@ bool RankFront::answer(int thread, const FrontRequest& request, std::string& out
   account(kOk, seconds);
   const bool sampled = is_drawn(options_.sampled);
   if (sampled || options_.records_all || found->second.records_all) {
-    keep({route, std::string(request.head.path), std::string(id), std::string(request.body),
-          now_us(), seconds, 200, sampled, own.room.order, own.room.scores});
+    keep({route, std::string(request.head.path), std::string(id), caller_of(request),
+          std::string(request.body), now_us(), seconds, 200, sampled, own.room.order,
+          own.room.scores});
   }
   return true;
 }
@@ -161,6 +185,7 @@ void RankFront::write_refusal(std::size_t status, const std::string& body, std::
     keep({nullptr,
           std::string(request.head.path),
           std::string(id),
+          caller_of(request),
           {},
           now_us(),
           seconds,

@@ -37,6 +37,7 @@ struct RankFrontOptions {
   std::vector<double> second_edges;
   std::string busy;  // bodies of refusals
   std::string late;
+  std::shared_ptr<const ApiKeys> keys;  // null: callers need none
 };
 
 // A request that was answered here, for those who keep a log.
@@ -44,6 +45,7 @@ struct FrontRecord {
   std::shared_ptr<const RankRoute> route;  // null for a refusal
   std::string path;
   std::string request_id;
+  std::string caller;  // the name of its key
   std::string body;
   std::int64_t time_us = 0;  // since 1970
   double seconds = 0;
@@ -68,7 +70,8 @@ class RankFront final : public FrontHandler {
   // Null routes take the path away: the full server answers it.
   void set_routes(const std::string& path, PathRoutes routes);
 
-  bool knows(std::string_view path) override;
+  bool knows(FrontRequest& request) override;
+  bool admits(const FrontRequest& request) override;
   bool answer(int thread, const FrontRequest& request, std::string& out) override;
   void refuse(const FrontRequest& request, std::string& out) override;
 
@@ -87,6 +90,7 @@ class RankFront final : public FrontHandler {
     std::string made_id;
   };
 
+  bool try_answer(Thread& own, const FrontRequest& request, std::string& out);
   std::shared_ptr<const Table> table() const;
   std::shared_ptr<const RankRoute> choose(const PathRoutes& routes, std::string_view id) const;
   std::string_view request_id(Thread& own, const FrontRequest& request) const;

@@ -21,7 +21,8 @@ namespace {
 // Answers with the body; leaves alone what says so.
 class Echo final : public FrontHandler {
  public:
-  bool knows(std::string_view path) override { return path == "/echo"; }
+  bool knows(FrontRequest& request) override { return request.head.path == "/echo"; }
+  bool admits(const FrontRequest& request) override { return request.body != "too often"; }
   bool answer(int, const FrontRequest& request, std::string& out) override {
     if (request.body == "no") return false;
     out += request.last ? "last:" : "got:";

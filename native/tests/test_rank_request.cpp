@@ -1,15 +1,18 @@
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "api_keys.hpp"
 #include "blake2b.hpp"
 #include "check.hpp"
 #include "http_head.hpp"
 #include "rank_request.hpp"
+#include "sha256.hpp"
 #include "sort_scores.hpp"
 
 namespace widedeep {
@@ -52,6 +55,50 @@ TEST(a_plain_head_is_read_once_it_is_whole) {
   CHECK(head.body_length == 12 && !head.close && head.timeout_ms == 0);
 }
 
+TEST(a_key_is_offered_in_one_of_two_headers) {
+  const auto offered = [](const std::string& lines) {
+    HttpHead head;
+    const std::string bytes = "POST / HTTP/1.1\r\n" + lines + "\r\ncontent-length: 2\r\n\r\n";
+    CHECK(read_head(bytes, head).status == HeadStatus::complete);
+    return std::string(offered_key(head));
+  };
+  CHECK(offered("x-api-key:  a b") == "a b" && offered("host: x").empty());
+  CHECK(offered("Authorization: bEARER \t a") == "a");
+  CHECK(offered("Authorization: Bearer a\r\nx-api-key: b") == "a");
+  CHECK(offered("Authorization: Basic a\r\nx-api-key: b") == "b");
+  CHECK(offered("Authorization: Bearer\r\nx-api-key: b") == "b");
+}
+
+TEST(keys_are_found_by_their_digest) {
+  const auto hex = [](std::string_view text) {
+    std::string digits;
+    for (const std::uint8_t byte : sha256(text)) {
+      digits += "0123456789abcdef"[byte >> 4];
+      digits += "0123456789abcdef"[byte & 15];
+    }
+    return digits;
+  };
+  CHECK(hex("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  CHECK(hex(std::string(119, 'a')) ==
+        "31eba51c313a5c08226adf18d4a359cfdfd8d2e816b13f4af952f7ea6584dcfb");
+  ApiKeys keys;
+  CHECK(keys.find("a") == nullptr);
+  const auto key = [](const char* name) {
+    return std::make_shared<const ApiKey>(ApiKey{name, sha256(name), false, nullptr});
+  };
+  keys.replace({key("a"), key("b")});
+  CHECK(keys.find("b")->name == "b" && keys.find("c") == nullptr && keys.find("") == nullptr);
+}
+
+TEST(a_bucket_gives_a_seconds_worth) {
+  TokenBucket bucket(2);
+  CHECK(bucket.take() == 0 && bucket.take() == 0);
+  const double wait_s = bucket.take();
+  CHECK(wait_s > 0 && wait_s <= 0.5);
+  bucket.put_back();
+  CHECK(bucket.take() == 0);
+}
+
 TEST(a_head_that_is_not_plain_is_left_alone) {
   const auto with = [](const std::string& line) {
     return "POST /v1/rank HTTP/1.1\r\n" + line + "\r\ncontent-length: 2\r\n\r\n";
@@ -61,12 +108,27 @@ TEST(a_head_that_is_not_plain_is_left_alone) {
         "Connection: keep-alive , upgrade", "upgrade: websocket", "http2-settings: AAM"}) {
     CHECK(status_of(with(line)) == HeadStatus::complete);
   }
-  for (const char* line :
-       {"transfer-encoding: chunked", "Content-Encoding: gzip", "expect: 100-continue",
-        "Authorization: Bearer x", "x-api-key: x", "connection: trailers, upgrade",
-        "content-length: 2", "host: x\r\nhost: y", "connection: close, ", "a: b\nc: d",
-        "content-type: text/plain", "no colon", " folded: line", "bad name: x", "x: \x01",
-        "x-request-timeout-ms: soon", "x-request-timeout-ms: -1", ": nothing", "x: a\nb: c"}) {
+  for (const char* line : {"transfer-encoding: chunked",
+                           "Content-Encoding: gzip",
+                           "expect: 100-continue",
+                           "x-api-key: x\r\nX-API-Key: y",
+                           "x-api-key: ",
+                           "x-api-key: x ",
+                           "Authorization: Bearer x\t",
+                           "connection: trailers, upgrade",
+                           "content-length: 2",
+                           "host: x\r\nhost: y",
+                           "connection: close, ",
+                           "a: b\nc: d",
+                           "content-type: text/plain",
+                           "no colon",
+                           " folded: line",
+                           "bad name: x",
+                           "x: \x01",
+                           "x-request-timeout-ms: soon",
+                           "x-request-timeout-ms: -1",
+                           ": nothing",
+                           "x: a\nb: c"}) {
     CHECK(status_of(with(line)) == HeadStatus::unusual);
   }
   for (const char* start :

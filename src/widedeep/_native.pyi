@@ -993,6 +993,37 @@ class QueueSlots:
     @property
     def refused(self) -> int: ...
 
+class TokenBucket:
+    """``rate`` requests per second, with bursts of one second's worth."""
+
+    def __init__(self, rate: float) -> None: ...
+    @property
+    def rate(self) -> float: ...
+    def take(self) -> float:
+        """Take a token; return 0, or the seconds until the next one."""
+
+class ApiKey:
+    """The key of one caller: its name for logs, and the SHA-256 of the key."""
+
+    def __init__(
+        self, name: str, *, digest: bytes, admin: bool = False, bucket: TokenBucket | None = None
+    ) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> bytes: ...
+    @property
+    def admin(self) -> bool: ...
+    @property
+    def bucket(self) -> TokenBucket | None: ...
+
+class ApiKeys:
+    """The keys of a server's callers; its threads compare offered ones with all of them."""
+
+    def replace(self, keys: Sequence[ApiKey]) -> None: ...
+    def all(self) -> list[ApiKey]: ...
+    def find(self, offered: bytes) -> ApiKey | None: ...
+
 class RankRoute:
     """A version that answers plain requests."""
 
@@ -1013,6 +1044,7 @@ _Record: TypeAlias = tuple[
     RankRoute | None,
     str,
     str,
+    str,
     bytes,
     int,
     float,
@@ -1021,7 +1053,7 @@ _Record: TypeAlias = tuple[
     NDArray[np.int64],
     NDArray[np.float64],
 ]
-"""(route, path, request id, body, microseconds, seconds, status, sampled, order, scores)"""
+"""(route, path, request id, caller, body, microseconds, seconds, status, sampled, order, scores)"""
 
 class NativeServer:
     """The connections of a server (Linux)."""

@@ -49,6 +49,7 @@ _NETWORK = {
     "admin": "--admin",
     "admin_hosts": "--admin-host NAME",
     "page": "--no-page",
+    "native": "--no-native",
     "tls_certificate": "--tls-certificate PEM",
     "tls_key": "--tls-key PEM",
     "tls_client_ca": "--tls-client-ca PEM",

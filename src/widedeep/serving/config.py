@@ -63,6 +63,9 @@ class Settings:
     page: Annotated[bool, "serve a page at / to try requests, with those stored in the bundles"] = (
         True
     )
+    native: Annotated[
+        bool, "answer what native threads can without the interpreter; else Python answers all"
+    ] = True
     popularity: Annotated[
         str | None, "the catalogue's column by which items are popular (default: row order)"
     ] = None

@@ -27,6 +27,7 @@ class Target:
     port: int  # TCP port on this machine
     path: str = "/v1/rank"
     host: str = "127.0.0.1"  # One of loopback's names
+    headers: tuple[tuple[str, str], ...] = ()  # Beside those of every request
     # Process id whose processor time is measured, with its children's; None: not measured
     process: int | None = None
 
@@ -96,11 +97,14 @@ def run_load(
 
 
 def _request(target: Target, body: bytes) -> bytes:
-    head = (
-        f"POST {target.path} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    headers = {
+        "host": f"{target.host}:{target.port}",
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        **dict(target.headers),
+    }
+    lines = [f"POST {target.path} HTTP/1.1", *(f"{name}: {headers[name]}" for name in headers)]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class _Caller:

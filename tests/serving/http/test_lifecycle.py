@@ -47,11 +47,11 @@ def write_keys(path: Path, **keys: str) -> Path:
 
 
 @pytest.fixture(params=["native", "python", "two workers"])
-def words(request: pytest.FixtureRequest, apps: Path, tmp_path: Path) -> tuple[object, ...]:
+def words(request: pytest.FixtureRequest, apps: Path) -> tuple[object, ...]:
     """How to start a server: with the native server, without, and with two processes."""
     more: dict[str, tuple[object, ...]] = {
         "native": (),
-        "python": ("--keys", write_keys(tmp_path / "keys.toml", shop="a key")),
+        "python": ("--no-native",),
         "two workers": ("--workers", 2),
     }
     return (*catalogue(apps), *more[request.param])
@@ -372,9 +372,8 @@ import sys
 limits = dict(head_timeout_s=0.4, body_timeout_s=0.4, write_timeout_s=0.8, idle_timeout_s=1.0)
 with Registry(sys.argv[1], items=sys.argv[2], item_id="app") as registry:
     registry.wait_ready(60)
-    keys = Keys.load(sys.argv[3]) if len(sys.argv) > 3 else None
-    settings = Settings(max_connections=64, **limits)
-    service = Service(models=Models({"apps": registry}), settings=settings, keys=keys)
+    settings = Settings(max_connections=64, native=sys.argv[3] == "native", **limits)
+    service = Service(models=Models({"apps": registry}), settings=settings)
     with bind_port("127.0.0.1", 0) as listening:
         listening.listen()
         print(listening.getsockname()[1], flush=True)
@@ -383,14 +382,9 @@ with Registry(sys.argv[1], items=sys.argv[2], item_id="app") as registry:
 
 
 @pytest.fixture(scope="module", params=["native", "python"])
-def impatient(
-    request: pytest.FixtureRequest, apps: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+def impatient(request: pytest.FixtureRequest, apps: Path) -> Iterator[Running]:
     """A server with short patience and room for 64 connections."""
-    words = [str(apps), str(apps.parent / "items.parquet")]
-    if request.param == "python":
-        keys = tmp_path_factory.mktemp("keys") / "keys.toml"
-        words.append(str(write_keys(keys, shop="a key")))
+    words = [str(apps), str(apps.parent / "items.parquet"), request.param]
     path = os.pathsep.join(filter(None, ["src", os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, *words],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -80,6 +81,69 @@ def test_plain_requests_are_answered_natively(server: Running) -> None:
     assert sum(is_native(headers) for _, headers, _ in found) > 32
     names = {"date", "content-type", "content-length", "x-request-id"}
     assert all(set(headers) == names for _, headers, _ in found)
+
+
+KEYS = {"shop": "shop key", "operator": "root key", "first": "1", "second": "2", "third": "3"}
+OFFERS: tuple[dict[str, str], ...] = (
+    *({}, {"X-API-Key": "shop key"}, {"X-API-Key": "shop keys"}, {"X-API-Key": "root key"}),
+    *(
+        {"Authorization": f"{scheme} shop key"}
+        for scheme in ("Bearer", "bearer", "Bearer ", "Basic")
+    ),
+    *({"Authorization": "Bearer"}, {"Authorization": "Bearer x", "X-API-Key": "shop key"}),
+    *({"Authorization": "Basic x", "X-API-Key": "shop key"}, {"X-API-Key": "shop key "}),
+    *({"X-API-Key": ""}, {"X-API-Key": "\t shop key"}, {"Authorization": "Bearer \t shop key"}),
+)
+
+
+@pytest.fixture(scope="module")
+def keyed(apps: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Running]]:
+    """A server with native threads, and the Python server alone, which ask for keys."""
+    folder = tmp_path_factory.mktemp("keys")
+    more = {"shop": "", "operator": "admin = true"}
+    lines = []
+    for name, key in KEYS.items():
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        lines += [f"[keys.{name}]", f'sha256 = "{digest}"', more.get(name, "rate = 0.02")]
+    (folder / "keys.toml").write_text("\n".join(lines))
+    words = (apps, "--items", apps.parent / "items.parquet", "--item-id", "app")
+    words = (*words, "--keys", folder / "keys.toml", "--log-requests", "all")
+    log = folder / "log"
+    with running(*words, log=log) as native, running(*words, "--no-native") as python:
+        native.wait_ready()
+        python.wait_ready()
+        yield [native, python]
+    callers = re.findall(r'"path":"/v1/rank".*"caller":"(\w+)"', log.read_text())
+    assert {"shop", "first"} <= set(callers)
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+def test_keys_open_both_servers_alike(keyed: list[Running], offer: dict[str, str]) -> None:
+    got, want = (server.call("POST", "/v1/rank", ASK, offer) for server in keyed)
+    assert (got.status, got.body) == (want.status, want.body)
+    names = {"www-authenticate", "content-type"}
+    assert all(got.headers.get(name) == want.headers.get(name) for name in names)
+
+
+def test_requests_with_a_key_are_answered_natively(keyed: list[Running]) -> None:
+    ask = {"user": USER, "candidates": ITEMS}
+    found = [keyed[0].call("POST", "/v1/rank", ask, {"X-API-Key": "shop key"}) for _ in range(16)]
+    assert {each.status for each in found} == {200}
+    assert sum(is_native(each.headers) for each in found) > 8
+
+
+def test_a_rate_counts_the_requests_of_both(keyed: list[Running]) -> None:
+    explained, wrong = ASK | {"explain": True}, ASK | {"head": "nothing"}
+    for server in keyed:
+        for key, asked, status in (
+            ("1", [ASK, explained, ASK], 200),
+            ("2", [explained, ASK, explained], 200),
+            ("3", [wrong, ASK, ASK], 400),
+        ):
+            found = [server.call("POST", "/v1/rank", ask, {"X-API-Key": key}) for ask in asked]
+            assert [each.status for each in found] == [status, 429, 429]
+            assert "more than 0.02 requests a second" in found[-1].json["error"]
+            assert 0 < int(found[-1].headers["retry-after"]) <= 50
 
 
 VALUES = st.one_of(

@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import math
-import threading
-import time
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from widedeep.errors import ConfigError, nearest
+from widedeep.kernels.native_server import ApiKey, ApiKeys, TokenBucket
 from widedeep.serving.config import Settings
 from widedeep.serving.http.errors import HttpError
 
-
-class TokenBucket:
-    """A token bucket: ``rate`` requests per second, with bursts of one second's worth."""
-
-    def __init__(self, rate: float, now: Callable[[], float] = time.monotonic) -> None:
-        self.rate = rate
-        self._now = now
-        self._capacity = max(1.0, rate)
-        self._tokens = self._capacity
-        self._updated_at = now()
-        self._lock = threading.Lock()
-
-    def take(self) -> float:
-        """Take a token; return 0, or the seconds until the next one."""
-        with self._lock:
-            now = self._now()
-            self._tokens = min(self._capacity, self._tokens + (now - self._updated_at) * self.rate)
-            self._updated_at = now
-            if self._tokens >= 1.0:
-                self._tokens -= 1.0
-                return 0.0
-            return (1.0 - self._tokens) / self.rate
-
-
 _KEY_FIELDS = ("sha256", "rate", "admin")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ApiKey:
-    """The key of one caller."""
-
-    name: str  # Name of the caller for logs
-    digest: bytes  # SHA-256 of the key; the key itself is stored nowhere
-    admin: bool = False  # Whether it opens the admin endpoints, and only these
-    bucket: TokenBucket | None = None  # Rate limit; None: no limit
 
 
 class Keys:
@@ -60,12 +23,13 @@ class Keys:
     def __init__(self, path: Path, workers: int) -> None:
         self._path, self._workers = path, workers
         self._signature = _file_signature(path)
-        self._keys = _read_keys(path, workers)
+        self.native = ApiKeys()  # That native threads ask, too
+        self.native.replace(_read_keys(path, workers))
 
     @property
     def has_admin(self) -> bool:
         """Whether any key is an admin key."""
-        return any(key.admin for key in self._keys)
+        return any(key.admin for key in self.native.all())
 
     @classmethod
     def load(cls, path: str | Path, *, workers: int = 1) -> Keys:
@@ -78,9 +42,9 @@ class Keys:
         if signature == self._signature and not force:
             return False
         self._signature = signature  # also of a file with a mistake: it is not read twice
-        before = {key.name: key for key in self._keys}
+        before = {key.name: key for key in self.native.all()}
         keys = _read_keys(self._path, self._workers)
-        self._keys = [_with_bucket_of(before.get(key.name), key) for key in keys]
+        self.native.replace([_with_bucket_of(before.get(key.name), key) for key in keys])
         return True
 
     def check(self, offered: str | None, *, admin: bool = False) -> ApiKey:
@@ -89,11 +53,7 @@ class Keys:
             raise HttpError(
                 401, "got no API key; send one as Authorization: Bearer KEY, or as X-API-Key: KEY"
             )
-        digest = hashlib.sha256(offered.encode("utf-8", "surrogateescape")).digest()
-        caller = None
-        for key in self._keys:  # compare all of them: the time must not reveal a match
-            if hmac.compare_digest(digest, key.digest):
-                caller = key
+        caller = self.native.find(offered.encode("utf-8", "surrogateescape"))
         if caller is None:
             raise HttpError(401, "got an unknown API key; check the key")
         if admin != caller.admin:
@@ -136,7 +96,7 @@ def _read_keys(path: Path, workers: int) -> list[ApiKey]:
 def _with_bucket_of(before: ApiKey | None, key: ApiKey) -> ApiKey:
     old = None if before is None else before.bucket
     same = old is not None and key.bucket is not None and old.rate == key.bucket.rate
-    return replace(key, bucket=old) if same else key
+    return ApiKey(key.name, digest=key.digest, admin=key.admin, bucket=old) if same else key
 
 
 def _read(path: str | Path, name: str, table: Any, workers: int) -> ApiKey:
@@ -160,7 +120,7 @@ def _read(path: str | Path, name: str, table: Any, workers: int) -> ApiKey:
     if not isinstance(admin, bool):
         raise ConfigError(f"{table_name}: got admin={admin!r}, expected true or false")
     bucket = None if rate is None else TokenBucket(rate / workers)
-    return ApiKey(name=name, digest=digest, admin=admin, bucket=bucket)
+    return ApiKey(name, digest=digest, admin=admin, bucket=bucket)
 
 
 def load_keys(settings: Settings) -> Keys | None:

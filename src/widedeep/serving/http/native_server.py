@@ -223,6 +223,7 @@ class NativeStats:
         route: RankRoute | None,
         path: str,
         request_id: str,
+        caller: str,
         body: bytes,
         time_us: int,
         seconds: float,
@@ -247,6 +248,7 @@ class NativeStats:
                 model=None if native is None else native.model,
                 version=None if native is None else native.version.name,
                 rows=len(order) or None,
+                caller=caller or None,
             )
 
     def _keeps_all(self, model: str) -> bool:
@@ -305,9 +307,9 @@ _MAX_QUEUED_RECORDS = 2048
 
 
 def can_serve_natively(service: Service) -> bool:
-    """Tell whether requests can be answered natively: without TLS and without keys."""
+    """Tell whether requests can be answered natively: without TLS, and where that is wanted."""
     settings = service.settings
-    return has_native_server() and settings.tls_certificate is None and service.keys is None
+    return has_native_server() and settings.native and settings.tls_certificate is None
 
 
 class NativeConnections:
@@ -486,6 +488,7 @@ def _options(service: Service) -> dict[str, object]:
         "second_edges": list(REQUEST_SECONDS),
         "busy": busy_error().body(),
         "late": late_error().body(),
+        "keys": None if service.keys is None else service.keys.native,
         "late_head": HEADER_TIMEOUT,
         "late_body": final_response("408 Request Timeout", late_body(settings.body_timeout_s)),
         "full": FULL,
