@@ -250,21 +250,24 @@ class BoundRankScorer {
     program_ = std::move(program);
   }
 
-  void add_wide(const std::string& side, std::int64_t slot, Array<float, 2> weights,
+  void add_wide(const std::string& side, std::int64_t slot, const Array<float, 2>& weights,
                 const std::string& combiner) {
     expect(size(weights, 1) == scorer_.n_classes(), "expected one column of wide weights a class");
-    scorer_.add_wide(side_named(side), slot_table(side, slot, std::move(weights), combiner));
+    scorer_.add_wide(side_named(side), slot_table(side, slot, weights, combiner));
   }
 
-  void add_embedding(const std::string& side, std::int64_t slot, Array<float, 2> table,
+  template <class Table>
+  void add_embedding(const std::string& side, std::int64_t slot, const Table& table,
                      const std::string& combiner) {
-    scorer_.add_embedding(side_named(side), slot_table(side, slot, std::move(table), combiner));
+    scorer_.add_embedding(side_named(side), slot_table(side, slot, table, combiner));
   }
 
-  void add_sequence(const std::string& side, std::int64_t slot, Array<float, 2> table,
+  template <class Table>
+  void add_sequence(const std::string& side, std::int64_t slot, const Table& table,
                     std::int64_t places) {
-    check_places(table, places);
-    scorer_.add_sequence(side_named(side), slot_table(side, slot, std::move(table), "sum"), places);
+    const SlotTable rows = slot_table(side, slot, table, "sum");
+    check_places(rows, places);
+    scorer_.add_sequence(side_named(side), rows, places);
   }
 
   void add_dense(const std::string& side, std::int64_t column, std::int64_t width) {
@@ -406,12 +409,11 @@ class BoundRankScorer {
   }
 
  private:
-  SlotTable slot_table(const std::string& side, std::int64_t slot, Array<float, 2> rows,
+  template <class Table>
+  SlotTable slot_table(const std::string& side, std::int64_t slot, const Table& rows,
                        const std::string& combiner) {
     expect(slot >= 0 && slot < scorer_.n_slots(side_named(side)), "expected a slot of the side");
-    const SlotTable table = table_of(slot, rows, combiner);
-    held_.push_back(std::move(rows));
-    return table;
+    return tables_.hold(slot, rows, combiner);
   }
 
   ScoreBatch view(Side side, const Ids& ids, const Ids& offsets, std::int64_t rows) const {
@@ -424,7 +426,7 @@ class BoundRankScorer {
   }
 
   RankScorer scorer_;
-  std::vector<Array<float, 2>> held_;
+  HeldTables tables_;
   nb::object program_;
 };
 
@@ -489,10 +491,14 @@ void bind_ranker(nb::module_& m) {
       .def(nb::init<std::array<std::int64_t, 3>, std::int64_t, std::int64_t>(), "n_slots"_a,
            "n_dense"_a, "n_classes"_a)
       .def("add_wide", &BoundRankScorer::add_wide, "side"_a, "slot"_a, "weights"_a, "combiner"_a)
-      .def("add_embedding", &BoundRankScorer::add_embedding, "side"_a, "slot"_a, "table"_a,
-           "combiner"_a)
-      .def("add_sequence", &BoundRankScorer::add_sequence, "side"_a, "slot"_a, "table"_a,
-           "places"_a)
+      .def("add_embedding", &BoundRankScorer::add_embedding<BoundPackedRows>, "side"_a, "slot"_a,
+           "table"_a, "combiner"_a)
+      .def("add_embedding", &BoundRankScorer::add_embedding<Array<float, 2>>, "side"_a, "slot"_a,
+           "table"_a, "combiner"_a)
+      .def("add_sequence", &BoundRankScorer::add_sequence<BoundPackedRows>, "side"_a, "slot"_a,
+           "table"_a, "places"_a)
+      .def("add_sequence", &BoundRankScorer::add_sequence<Array<float, 2>>, "side"_a, "slot"_a,
+           "table"_a, "places"_a)
       .def("add_dense", &BoundRankScorer::add_dense, "side"_a, "column"_a, "width"_a)
       .def("add_layer", &BoundRankScorer::add_layer, "weight"_a, "bias"_a.none(), "activation"_a,
            nb::kw_only(), "bfloat16"_a = false)

@@ -36,19 +36,22 @@ class BoundScorer {
     expect(n_slots >= 0 && n_dense >= 0 && n_classes >= 1, "expected sizes of at least 0, 0 and 1");
   }
 
-  void add_wide(std::int64_t slot, Array<float, 2> weights, const std::string& combiner,
+  void add_wide(std::int64_t slot, const Array<float, 2>& weights, const std::string& combiner,
                 bool item) {
     expect(size(weights, 1) == scorer_.n_classes(), "expected one column of wide weights a class");
-    scorer_.add_wide(slot_table(slot, std::move(weights), combiner), item);
+    scorer_.add_wide(slot_table(slot, weights, combiner), item);
   }
 
-  void add_embedding(std::int64_t slot, Array<float, 2> table, const std::string& combiner) {
-    scorer_.add_embedding(slot_table(slot, std::move(table), combiner));
+  template <class Table>
+  void add_embedding(std::int64_t slot, const Table& table, const std::string& combiner) {
+    scorer_.add_embedding(slot_table(slot, table, combiner));
   }
 
-  void add_sequence(std::int64_t slot, Array<float, 2> table, std::int64_t places) {
-    widedeep::check_places(table, places);
-    scorer_.add_sequence(slot_table(slot, std::move(table), "sum"), places);
+  template <class Table>
+  void add_sequence(std::int64_t slot, const Table& table, std::int64_t places) {
+    const widedeep::SlotTable rows = slot_table(slot, table, "sum");
+    widedeep::check_places(rows, places);
+    scorer_.add_sequence(rows, places);
   }
 
   void add_dense(std::int64_t column, std::int64_t width) {
@@ -104,12 +107,11 @@ class BoundScorer {
   }
 
  private:
-  widedeep::SlotTable slot_table(std::int64_t slot, Array<float, 2> rows,
+  template <class Table>
+  widedeep::SlotTable slot_table(std::int64_t slot, const Table& rows,
                                  const std::string& combiner) {
     expect(slot >= 0 && slot < scorer_.n_slots(), "expected a slot of the schema");
-    const widedeep::SlotTable table = widedeep::table_of(slot, rows, combiner);
-    held_.push_back(std::move(rows));
-    return table;
+    return tables_.hold(slot, rows, combiner);
   }
 
   widedeep::ScoreBatch view(const Ids& ids, const Ids& offsets, const Values& values,
@@ -127,7 +129,7 @@ class BoundScorer {
   }
 
   widedeep::Scorer scorer_;
-  std::vector<Array<float, 2>> held_;
+  widedeep::HeldTables tables_;
   nb::object program_;
 };
 
@@ -141,10 +143,14 @@ void bind_score(nb::module_& m) {
            nb::arg("n_dense"), nb::arg("n_classes"))
       .def("add_wide", &BoundScorer::add_wide, nb::arg("slot"), nb::arg("weights"),
            nb::arg("combiner"), nb::kw_only(), nb::arg("item"))
-      .def("add_embedding", &BoundScorer::add_embedding, nb::arg("slot"), nb::arg("table"),
-           nb::arg("combiner"))
-      .def("add_sequence", &BoundScorer::add_sequence, nb::arg("slot"), nb::arg("table"),
-           nb::arg("places"))
+      .def("add_embedding", &BoundScorer::add_embedding<BoundPackedRows>, nb::arg("slot"),
+           nb::arg("table"), nb::arg("combiner"))
+      .def("add_embedding", &BoundScorer::add_embedding<Array<float, 2>>, nb::arg("slot"),
+           nb::arg("table"), nb::arg("combiner"))
+      .def("add_sequence", &BoundScorer::add_sequence<BoundPackedRows>, nb::arg("slot"),
+           nb::arg("table"), nb::arg("places"))
+      .def("add_sequence", &BoundScorer::add_sequence<Array<float, 2>>, nb::arg("slot"),
+           nb::arg("table"), nb::arg("places"))
       .def("add_dense", &BoundScorer::add_dense, nb::arg("column"), nb::arg("width"))
       .def("start_item_inputs", &BoundScorer::start_item_inputs)
       .def("add_layer", &BoundScorer::add_layer, nb::arg("weight"), nb::arg("bias").none(),

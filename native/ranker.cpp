@@ -30,7 +30,7 @@ void RankScorer::add_source(Side side, DeepSource source) {
   source.position = part.n_inputs;
   part.sources.push_back(source);
   part.n_inputs += width;
-  part.widest_source = std::max(part.widest_source, width);
+  part.widest_source = std::max(part.widest_source, source_room(source));
 }
 
 std::int64_t RankScorer::layer_inputs() const noexcept {

@@ -18,11 +18,10 @@ namespace {
 // the call is dropped.
 #define WIDEDEEP_PREFETCHES __attribute__((always_inline)) inline
 
-// How many lines hold a row: one more than its width needs, unless rows never straddle lines.
-inline int64_t lines_of_row(const ConstRows& rows) {
-  const uintptr_t bytes = static_cast<uintptr_t>(rows.width) * sizeof(float);
-  const uintptr_t stride = static_cast<uintptr_t>(rows.stride) * sizeof(float);
-  const uintptr_t offset = reinterpret_cast<uintptr_t>(rows.data) & 63;
+// How many lines hold a row of `bytes`, `stride` bytes from the next: one more than its width
+// needs, unless rows never straddle lines.
+inline int64_t lines_of_bytes(const void* rows, uintptr_t bytes, uintptr_t stride) {
+  const uintptr_t offset = reinterpret_cast<uintptr_t>(rows) & 63;
   const bool whole_lines = offset == 0 && stride % 64 == 0;
   const bool power_of_two = stride <= 64 && (stride & (stride - 1)) == 0;
   const bool within_one = power_of_two && (offset & (stride - 1)) + bytes <= stride;
@@ -31,17 +30,26 @@ inline int64_t lines_of_row(const ConstRows& rows) {
   return static_cast<int64_t>(whole_lines || within_one || same_place ? needed : needed + 1);
 }
 
+inline int64_t lines_of_row(const ConstRows& rows) {
+  return lines_of_bytes(rows.data, static_cast<uintptr_t>(rows.width) * sizeof(float),
+                        static_cast<uintptr_t>(rows.stride) * sizeof(float));
+}
+
 // Asks for the lines of a row; the address may be wrong (the caller has not checked the id yet).
-WIDEDEEP_PREFETCHES void prefetch_row(const float* data, int64_t stride, int64_t row,
-                                      int64_t lines) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(row) *
-                                                                    static_cast<uintptr_t>(stride) *
-                                                                    sizeof(float);
+WIDEDEEP_PREFETCHES void prefetch_bytes(const void* rows, int64_t stride, int64_t row,
+                                        int64_t lines) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(rows) +
+                            static_cast<uintptr_t>(row) * static_cast<uintptr_t>(stride);
   __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
   for (int64_t i = 1; i < lines; ++i) {
     __builtin_prefetch(reinterpret_cast<const void*>(address + static_cast<uintptr_t>(i) * 64), 0,
                        2);
   }
+}
+
+WIDEDEEP_PREFETCHES void prefetch_row(const float* data, int64_t stride, int64_t row,
+                                      int64_t lines) {
+  prefetch_bytes(data, stride * static_cast<int64_t>(sizeof(float)), row, lines);
 }
 
 // Asks for the lines of rows that are about to change.
@@ -91,32 +99,34 @@ inline float bag_scale(const CsrBatch& batch, int64_t begin, int64_t end, int8_t
 }
 
 // The largest value of each column in a bag that is not empty.
-template <int kWidth>
-inline void max_bag(const CsrBatch& batch, int64_t begin, int64_t end, const ConstRows& weights,
-                    float* __restrict out) {
-  const int64_t width = kWidth > 0 ? kWidth : weights.width;
-  const float* __restrict first = weights.data + batch.ids[begin] * weights.stride;
+template <int kWidth, class RowOf>
+inline void max_rows(int64_t begin, int64_t end, int64_t any_width, const RowOf& row_of,
+                     float* __restrict out) {
+  const int64_t width = kWidth > 0 ? kWidth : any_width;
+  const float* __restrict first = row_of(begin);
   WIDEDEEP_SIMD
   for (int64_t d = 0; d < width; ++d) out[d] = first[d] + 0.0f;  // as a sum from 0: no -0
   for (int64_t n = begin + 1; n < end; ++n) {
-    const float* __restrict row = weights.data + batch.ids[n] * weights.stride;
+    const float* __restrict row = row_of(n);
     WIDEDEEP_SIMD
     for (int64_t d = 0; d < width; ++d) out[d] = row[d] > out[d] ? row[d] : out[d];
   }
 }
 
-// The combined rows of a bag; kWidth 0 is any width.
-template <int kWidth>
-inline void pool_bag(const CsrBatch& batch, int64_t begin, int64_t end, const ConstRows& weights,
-                     int8_t combiner, float* __restrict out) {
-  if (combiner == kMax && begin < end) return max_bag<kWidth>(batch, begin, end, weights, out);
-  const int64_t width = kWidth > 0 ? kWidth : weights.width;
+// The combined rows of a bag, of which row_of(n) is the one of its n-th id; kWidth 0 is any width.
+template <int kWidth, class RowOf>
+inline void pool_rows(const CsrBatch& batch, int64_t begin, int64_t end, int64_t any_width,
+                      const RowOf& row_of, int8_t combiner, float* __restrict out) {
+  if (combiner == kMax && begin < end) {
+    return max_rows<kWidth>(begin, end, any_width, row_of, out);
+  }
+  const int64_t width = kWidth > 0 ? kWidth : any_width;
   float local[kWidth > 0 ? kWidth : 1];
   float* sum = kWidth > 0 ? local : out;
   WIDEDEEP_SIMD
   for (int64_t d = 0; d < width; ++d) sum[d] = 0.0f;
   for (int64_t n = begin; n < end; ++n) {
-    const float* __restrict row = weights.data + batch.ids[n] * weights.stride;
+    const float* __restrict row = row_of(n);
     if (batch.values == nullptr) {
       WIDEDEEP_SIMD
       for (int64_t d = 0; d < width; ++d) sum[d] += row[d];
@@ -129,6 +139,14 @@ inline void pool_bag(const CsrBatch& batch, int64_t begin, int64_t end, const Co
   const float scale = bag_scale(batch, begin, end, combiner);
   WIDEDEEP_SIMD
   for (int64_t d = 0; d < width; ++d) out[d] = sum[d] * scale;
+}
+
+// The same of a matrix, whose rows the ids are.
+template <int kWidth>
+inline void pool_bag(const CsrBatch& batch, int64_t begin, int64_t end, const ConstRows& weights,
+                     int8_t combiner, float* __restrict out) {
+  const auto row_of = [&](int64_t n) { return weights.data + batch.ids[n] * weights.stride; };
+  pool_rows<kWidth>(batch, begin, end, weights.width, row_of, combiner, out);
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ void Scorer::add_source(DeepSource source) {
       item ? round_up(n_query_inputs_, kChunk) + n_inputs_ - n_query_inputs_ : n_inputs_;
   sources_.push_back(source);
   n_inputs_ += width;
-  widest_source_ = std::max(widest_source_, width);
+  widest_source_ = std::max(widest_source_, source_room(source));
   tile_width_ = std::max(tile_width_, round_up(source.position + width, kChunk));
 }
 

@@ -2,6 +2,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "packed_rows_isa.hpp"
 #include "rows_isa.hpp"
 #include "score_isa.hpp"
 #include "score_vector.hpp"
@@ -16,10 +17,12 @@ WIDEDEEP_PREFETCHES void prefetch_cell(const CsrBatch& batch, int64_t b, const S
   const int64_t* offsets = batch.offsets + b * batch.n_features + table.slot;
   if (bad_span(batch, offsets[0], offsets[1])) return;
   const int64_t stop = offsets[1] - offsets[0] > kAheadIds ? offsets[0] + kAheadIds : offsets[1];
-  const int64_t lines = lines_of_row(table.rows);
-  for (int64_t n = offsets[0]; n < stop; ++n) {
-    prefetch_row(table.rows.data, table.rows.stride, batch.ids[n], lines);
-  }
+  const bool packed = table.packed.bytes != nullptr;
+  const void* const data = packed ? static_cast<const void*>(table.packed.bytes) : table.rows.data;
+  const int64_t stride = packed ? table.packed.row_bytes : table.rows.stride * 4;
+  const int64_t bytes = packed ? stride : table.rows.width * 4;
+  const int64_t lines = lines_of_bytes(data, bytes, stride);
+  for (int64_t n = offsets[0]; n < stop; ++n) prefetch_bytes(data, stride, batch.ids[n], lines);
 }
 
 // One side's slots added up one after the other, for kWidth classes (0: as many as `classes`).
@@ -112,6 +115,13 @@ void put_columns(const float* from, int64_t width, int64_t column, float* block_
   }
 }
 
+// Where a row of a table lies, or its numbers in `room`.
+inline const float* row_of(const SlotTable& table, int64_t id, float* room) {
+  if (table.packed.bytes == nullptr) return table.rows.data + id * table.rows.stride;
+  unpack_row(table.packed, id, room);
+  return room;
+}
+
 // A sequence in the room for a source; null for a bad cell.
 const float* padded_sequence(const GatherTile& request, const DeepSource& source, int64_t begin,
                              int64_t end) {
@@ -122,8 +132,9 @@ const float* padded_sequence(const GatherTile& request, const DeepSource& source
   if (end - begin > source.places) return nullptr;
   memset(request.pooled, 0, source_width(source) * sizeof(float));
   for (int64_t place = 0; place < end - begin; ++place) {
-    const float* const from = rows.data + batch.ids[begin + place] * rows.stride;
-    memcpy(request.pooled + place * rows.width, from, rows.width * sizeof(float));
+    float* const to = request.pooled + place * rows.width;
+    const float* const from = row_of(source.table, batch.ids[begin + place], to);
+    if (from != to) memcpy(to, from, rows.width * sizeof(float));
     mask[place] = 1.0f;
     weights[place] = batch.values == nullptr ? 1.0f : batch.values[begin + place];
   }
@@ -133,7 +144,7 @@ const float* padded_sequence(const GatherTile& request, const DeepSource& source
 // One source of one example: where it lies, or pooled; null for a bad cell.
 const float* source_row(const GatherTile& request, int64_t b, const DeepSource& source) {
   const SlotTable& table = source.table;
-  if (table.rows.data == nullptr) {
+  if (table.slot < 0) {
     return request.batch.dense + b * request.batch.n_dense + source.dense_column;
   }
   const CsrBatch& batch = request.batch.csr;
@@ -143,9 +154,11 @@ const float* source_row(const GatherTile& request, int64_t b, const DeepSource& 
   if (bad_cell(batch, begin, end, table.size)) return nullptr;
   if (source.places > 0) return padded_sequence(request, source, begin, end);
   if (end - begin == 1 && batch.values == nullptr) {
-    return table.rows.data + batch.ids[begin] * table.rows.stride;
+    return row_of(table, batch.ids[begin], request.pooled);
   }
-  pool_bag<0>(batch, begin, end, table.rows, table.combiner, request.pooled);
+  float* const room = request.pooled + table.rows.width;
+  const auto row = [&](int64_t n) { return row_of(table, batch.ids[n], room); };
+  pool_rows<0>(batch, begin, end, table.rows.width, row, table.combiner, request.pooled);
   return request.pooled;
 }
 
@@ -181,7 +194,7 @@ int64_t gather_tile(const GatherTile& request, int64_t begin, int64_t end) {
     float* plain_row = request.out + row * request.width;
     for (int64_t s = 0; s < request.n_sources; ++s) {
       const DeepSource& source = request.sources[s];
-      if (b + kAhead < end && source.table.rows.data != nullptr) {
+      if (b + kAhead < end && source.table.slot >= 0) {
         prefetch_cell(batch, b + kAhead, source.table);
       }
       const float* from = source_row(request, b, source);

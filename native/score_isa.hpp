@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "dispatch.hpp"
+#include "packed_rows.hpp"
 #include "sparse.hpp"
 
 namespace widedeep {
@@ -35,15 +36,16 @@ struct PackedLayer {
   bool skips_zeros;  // all weights are finite
 };
 
-// Rows of one slot's table (ids 0 to size - 1).
+// Rows of one slot's table (ids 0 to size - 1): `rows`, or where its bytes are given `packed`.
 struct SlotTable {
   int64_t slot;
   ConstRows rows;
   int64_t size;
   int8_t combiner;
+  PackedRows packed{};
 };
 
-// Columns of the deep part's input: a slot's pooled rows, or dense numbers (rows.data == null), or
+// Columns of the deep part's input: a slot's pooled rows, or dense numbers (slot -1), or
 // the slot as a sequence of `places` rows, zeros in those that it leaves free, then 1 or 0 for each
 // place, then the weights of its ids.
 struct DeepSource {
@@ -56,6 +58,12 @@ struct DeepSource {
 constexpr int64_t source_width(const DeepSource& source) {
   const int64_t width = source.table.rows.width;
   return source.places == 0 ? width : source.places * (width + 2);
+}
+
+// Room that a source takes where it is pooled: packed rows are unpacked beside their sum.
+constexpr int64_t source_room(const DeepSource& source) {
+  const bool packed = source.table.packed.bytes != nullptr && source.places == 0;
+  return source_width(source) * (packed ? 2 : 1);
 }
 
 // Examples to score: ids, and dense numbers in rows of n_dense.
@@ -85,7 +93,7 @@ struct GatherTile {
   float* out;
   int64_t width;   // of a row of `out`, in columns
   bool in_blocks;  // as above; else row after row, source after source
-  float* pooled;   // room for the widest source
+  float* pooled;   // source_room() of any source
 };
 
 // wide_rows and gather_tile return the first bad cell, or kNoFault; they check before they read.

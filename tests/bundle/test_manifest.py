@@ -109,10 +109,10 @@ def resealed(file: Path, **changes: object) -> None:
 
 
 def test_another_format_version_says_what_to_do(copied: Path) -> None:
-    resealed(copied / "manifest.json", format_version=3, created_by="9.0", layout="new")
+    resealed(copied / "manifest.json", format_version=4, created_by="9.0", layout="new")
     with pytest.raises(
         BundleError,
-        match=r"bundle format 3, .* reads format 1 and 2; export .*or install .*\(9\.0\)",
+        match=r"bundle format 4, .* reads formats 1 to 3; export .*or install .*\(9\.0\)",
     ):
         Bundle.load(copied)
 
@@ -121,11 +121,11 @@ def test_a_newer_version_writes_its_format_and_reads_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = write(tmp_path / "before")
-    monkeypatch.setattr(manifest, "READABLE_FORMATS", (1, 2, 3))
-    monkeypatch.setattr(bundle_write, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(manifest, "READABLE_FORMATS", (1, 2, 3, 4))
+    monkeypatch.setattr(bundle_write, "FORMAT_VERSION", 4)
     after = write(tmp_path / "after")
     bundles = [Bundle.load(bundle.path) for bundle in (before, after)]
-    assert [bundle.manifest.format_version for bundle in bundles] == [1, 3]
+    assert [bundle.manifest.format_version for bundle in bundles] == [1, 4]
     scores = [bundle.score(bundle.warmup.rows) for bundle in bundles]
     assert np.array_equal(*scores)
 

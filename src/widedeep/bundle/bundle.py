@@ -73,6 +73,8 @@ class Bundle:
             (:func:`widedeep.bundle.posterior.fit_posterior`); empty if it was exported without one.
         program: The towers as native operations, for bundles of the engine ``"graph"``.
         items: Vectors of the items that it was exported with, of a model with two towers.
+        rounding: How its tables of embeddings were rounded, and what that changed; None: they are
+            float32. Rounded ones read like float32 arrays, row by row.
 
     Example:
         >>> import widedeep as wd
@@ -105,6 +107,7 @@ class Bundle:
         self.warmup = contents.warmup
         self.posterior = contents.posterior
         self.items = contents.items
+        self.rounding = contents.rounding
         self._misspelt: dict[str, str] = {}
         self._encoder = Transform(self.schema)
         graph = None if manifest.engine != "onnx" else self._read_graph()
@@ -492,6 +495,8 @@ class Bundle:
             f"{self.model.width} columns, {towers}",
             f"schema: {self.schema.fingerprint[:12]}",
         ]
+        if self.rounding is not None:
+            lines.append(str(self.rounding))
         if self.items is not None:
             column, width = self.items.column, self.items.vectors_ND.shape[1]
             lines.append(f"vectors: {len(self.items):,} items by {column!r}, {width} wide")

@@ -20,6 +20,7 @@ from widedeep.bundle.weights import weight_files
 from widedeep.errors import BundleError
 from widedeep.features import Combiner
 from widedeep.files import map_tensors
+from widedeep.kernels.packed_rows import PackedKind, PackedTable
 from widedeep.kernels.score import ACTIVATIONS, sigmoid
 from widedeep.options import check_types, check_value
 from widedeep.schema import Schema, Slot
@@ -421,6 +422,36 @@ class Warmup:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Rounding:
+    """How tables of embeddings were rounded, and what that changed.
+
+    A score changes by its distance from the unrounded model's, relative to max(1, |score|).
+
+    Args:
+        tables: Numbers of the tables: ``"bf16"``, ``"int8"`` or ``"int4"``.
+        rows: Rows that were scored before and after; 0 if there were none.
+        mean: Mean change of their scores.
+        worst: Largest change of a score.
+    """
+
+    tables: PackedKind
+    rows: int = 0
+    mean: float = 0.0
+    worst: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self, "rounding", BundleError)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return f"tables in {self.tables}"
+        return (
+            f"tables in {self.tables}: of {self.rows:,} rows, scores changed by {self.mean:.2g} "
+            f"on average, {self.worst:.2g} at most"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BundleContents:
     """What a bundle's files hold."""
 
@@ -435,6 +466,7 @@ class BundleContents:
     # Of the last layer's weights, as fit_posterior returns it; empty without one
     posterior: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     items: ItemVectors | None = None  # Vectors of items, for retrieval
+    rounding: Rounding | None = None  # None: tables of embeddings are float32
 
 
 def write_contents(path: Path, contents: BundleContents) -> None:
@@ -473,10 +505,16 @@ def read_contents(path: Path, manifest: Manifest) -> BundleContents:
     check_value(config, Mapping[str, Mapping[str, Any]], CONFIG)
     metrics = read_json(path / METRICS)
     check_value(metrics, Mapping[str, Any], METRICS)
+    model, engine = BundleModel.from_json(config["model"]), manifest.engine
+    weights = map_tensors(*weight_files(path))
+    rounding = Rounding(**config["rounding"]) if "rounding" in config else None
+    if rounding is not None:
+        shapes = _expected_shapes(schema, model, weights, engine)
+        weights = _packed_tables(weights, shapes, rounding.tables)
     contents = BundleContents(
         schema=schema,
-        model=BundleModel.from_json(config["model"]),
-        weights=map_tensors(*weight_files(path)),
+        model=model,
+        weights=weights,
         config=config["run"],
         metrics=metrics,
         calibration=_read_calibration(path / CALIBRATION),
@@ -484,10 +522,29 @@ def read_contents(path: Path, manifest: Manifest) -> BundleContents:
         program=Program.from_json(config["program"]) if "program" in config else None,
         posterior=map_tensors(path / POSTERIOR) if (path / POSTERIOR).exists() else {},
         items=ItemVectors.read(path),
+        rounding=rounding,
     )
-    engine = manifest.engine
     check_weights(schema, contents.model, contents.weights, engine, contents.program)
     return contents
+
+
+def _packed_tables(
+    weights: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], kind: PackedKind
+) -> dict[str, NDArray[Any]]:
+    """Return the weights, with the tables' bytes as tables of the widths expected."""
+    packed = dict(weights)
+    for name, array in weights.items():
+        if name.startswith("table/") and name in shapes:
+            if array.dtype != np.uint8 or array.ndim != 2:
+                raise BundleError(
+                    f"tensor {name!r}: got {array.dtype} of shape {array.shape}, expected rows of "
+                    f"bytes in {kind}"
+                )
+            try:
+                packed[name] = PackedTable(array, kind, shapes[name][1]).as_array()
+            except ValueError as error:
+                raise BundleError(f"tensor {name!r}: {error}") from error
+    return packed
 
 
 def _read_calibration(file: Path) -> dict[str, Calibration]:

@@ -17,7 +17,8 @@ __all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "check_files",
 Engine = Literal["native", "graph", "onnx"]
 FORMAT_VERSION = 1
 PARTS_FORMAT = 2  # of bundles whose weights are cut into parts
-READABLE_FORMATS = (1, 2)
+PACKED_FORMAT = 3  # of bundles whose tables are packed, in one file or in parts
+READABLE_FORMATS = (1, 2, 3)
 MANIFEST = "manifest.json"
 _AGAIN = "copy the bundle again, or export it again"
 
@@ -40,8 +41,8 @@ class Manifest:
     """Format, origin and files of a bundle.
 
     Args:
-        format_version: Version of the directory's layout: 1, or 2 where the weights are cut into
-            parts.
+        format_version: Version of the directory's layout: 1; 2 where the weights are cut into
+            parts; 3 where tables of embeddings are in bf16, int8 or int4.
         engine: What computes the deep part: ``"native"`` for the standard tower, ``"graph"`` for a
             program of native operations, ``"onnx"`` for ONNX Runtime.
         created_by: Version of widedeep that wrote it.
@@ -89,11 +90,10 @@ def read_manifest(path: Path) -> Manifest:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise BundleError(f"{file}: got a damaged manifest ({error!r}); {_AGAIN}") from error
     if sealed and version not in READABLE_FORMATS:
-        formats = " and ".join(map(str, READABLE_FORMATS))
         raise BundleError(
-            f"{file}: got bundle format {version}, this version of widedeep reads format "
-            f"{formats}; export the model with this version, or install the one that wrote "
-            f"it ({body.get('created_by')})"
+            f"{file}: got bundle format {version}, this version of widedeep reads formats "
+            f"{READABLE_FORMATS[0]} to {READABLE_FORMATS[-1]}; export the model with this version, "
+            f"or install the one that wrote it ({body.get('created_by')})"
         )
     try:
         files = {name: FileEntry(**entry) for name, entry in body["files"].items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from widedeep.errors import BundleError
 from widedeep.files import TensorFiles, fsync_path, is_part_of
+from widedeep.kernels.packed_rows import (
+    PackedKind,
+    PackedTable,
+    TooLarge,
+    packed_row_bytes,
+    packed_table,
+    row_blocks,
+)
 from widedeep.ranks.layout import Layout
 from widedeep.ranks.ranks import Ranks
 from widedeep.ranks.rows import collect_rows
@@ -32,6 +41,7 @@ class SharedWeights:
     weights: Mapping[str, NDArray[np.float32]]
     ranks: Ranks = field(default_factory=Ranks)
     layouts: Mapping[str, Layout] = field(default_factory=dict)  # How tables' rows are divided
+    tables: PackedKind | None = None  # Numbers to round tables of embeddings to
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the whole."""
@@ -57,7 +67,7 @@ class SharedWeights:
 
         Collective: tables are brought into the order of ids on the way, a window at a time.
         """
-        shapes = {name: (a.dtype, self.shape(name)) for name, a in self.weights.items()}
+        shapes = {name: self._file_shape(name) for name in self.weights}
         files = TensorFiles(path / WEIGHTS, shapes, part_bytes=part_bytes)
         with shared_failures(self.ranks):
             if self.ranks.is_first:
@@ -69,15 +79,32 @@ class SharedWeights:
             for file in files.paths if self.ranks.size > 1 else ():
                 fsync_path(file)
 
-    def _write_rows(self, files: TensorFiles) -> OSError | None:
+    def _file_shape(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        table, shape = packed_table(self.weights[name]), self.shape(name)
+        kind = self._rounded_to(name) if table is None else table.kind
+        if kind is None:
+            return self.weights[name].dtype, shape
+        return np.dtype(np.uint8), (shape[0], packed_row_bytes(kind, shape[1]))
+
+    def _rounded_to(self, name: str) -> PackedKind | None:
+        return self.tables if name.startswith("table/") else None
+
+    def _write_rows(self, files: TensorFiles) -> Exception | None:
         """Write what falls to this rank; return its first failure, for the exchange must go on."""
-        failure: OSError | None = None
+        failure: Exception | None = None
 
         def put(name: str, first: int, rows: NDArray[Any]) -> None:
             nonlocal failure
             try:
                 if failure is None:
-                    files.write(name, rows, first)
+                    for block in self._file_rows(name, rows):
+                        files.write(name, block, first)
+                        first += len(block)
+            except TooLarge as error:
+                failure = BundleError(
+                    f"tensor {name!r} (row {first + error.row}): {error}; keep the tables in bf16, "
+                    "or train with less of a learning rate"
+                )
             except OSError as error:
                 failure = error
 
@@ -87,3 +114,13 @@ class SharedWeights:
             elif self.ranks.is_first:
                 put(name, 0, array)
         return failure
+
+    def _file_rows(self, name: str, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """Yield rows as a file holds them."""
+        table, kind = packed_table(rows), self._rounded_to(name)
+        if table is not None:
+            yield table.bytes_RB
+        elif kind is None:
+            yield rows
+        else:
+            yield from (PackedTable.pack(block, kind).bytes_RB for block in row_blocks(rows))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,13 @@ from widedeep.bundle.bundle import Bundle, by_head, open_bundle
 from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorrection
 from widedeep.bundle.items import ITEMS, ItemVectors, item_ids
 from widedeep.bundle.layout import (
+    CONFIG,
     GRAPH,
     POSTERIOR,
     WARMUP,
     BundleContents,
     BundleModel,
+    Rounding,
     Warmup,
     check_finite,
     check_weights,
@@ -33,17 +36,19 @@ from widedeep.bundle.layout import (
 from widedeep.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST,
+    PACKED_FORMAT,
     PARTS_FORMAT,
     Engine,
     Manifest,
     file_entries,
 )
-from widedeep.bundle.plain_json import plain
+from widedeep.bundle.plain_json import plain, read_json, write_json
 from widedeep.bundle.posterior import fit_posterior
 from widedeep.bundle.program import Program
 from widedeep.bundle.weights import SharedWeights, weight_files
 from widedeep.errors import BundleError
 from widedeep.files import atomic_directory, write_tensors
+from widedeep.kernels.packed_rows import PackedKind
 from widedeep.ranks.shared import shared_directory, shared_failures
 from widedeep.remote import check_local
 from widedeep.schema import Schema
@@ -130,14 +135,13 @@ def write_bundle(
         >>> bundle.score([{"job": "cook"}, {"job": "nurse"}]).round(3).tolist()
         [0.269, 0.731]
     """
-    check_local(path, "bundle", "or write it by widedeep export RUN -o URL")
-    path = Path(path)
     if not isinstance(weights, SharedWeights):
         weights = SharedWeights(weights=weights)
     ranks = weights.ranks
     with shared_failures(ranks):
         if ranks.is_first:
-            _check_path(path, overwrite)
+            check_path(path, overwrite)
+    path = Path(path)
     if part_bytes is not None and part_bytes < _LEAST_PART:
         raise BundleError(f"got part_bytes={part_bytes}, expected at least {_LEAST_PART:,} (1 MiB)")
     if engine == "native" and "head/weight" not in weights.weights:
@@ -193,7 +197,8 @@ def rewrite_bundle(
 ) -> Bundle:
     """Write a bundle again with other weights and calibration; all else is as it was.
 
-    A posterior of its last layer was that of the older weights, and is left out.
+    A posterior of its last layer was that of the older weights, and is left out. Packed tables stay
+    packed.
 
     Args:
         bundle: The bundle.
@@ -207,36 +212,123 @@ def rewrite_bundle(
         BundleError: If ``path`` exists, the weights do not fit, or the disk is full.
     """
     path = Path(path)
-    _check_path(path, overwrite)
+    check_path(path, overwrite)
     schema, engine = bundle.schema, bundle.manifest.engine
     check_finite(weights)
     curves = _calibration_by_head(bundle.model, calibration)
+    with _rewritten(bundle, path, SharedWeights(weights=weights), (POSTERIOR,)) as directory:
+        write_calibration(directory, curves)
+        _write_warmup(directory, schema, engine, bundle.warmup.rows)
+        _write_posterior(directory, schema, engine, posterior_rows)
+    return Bundle.load(path, verify=False)
+
+
+def round_bundle(
+    bundle: Bundle,
+    path: str | os.PathLike[str],
+    tables: PackedKind,
+    *,
+    rows: Iterable[Any] = (),
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle again with its tables of embeddings rounded; all else is as it was.
+
+    Wide weights, layers, vectors of items and the posterior stay float32: one number a row would
+    gain nothing, the others are few.
+
+    Args:
+        bundle: A bundle with tables in float32.
+        path: Directory of the new one.
+        tables: ``"bf16"``, ``"int8"`` or ``"int4"``.
+        rows: Data that :meth:`Bundle.score` takes, to be scored before and after; the change is
+            stored in the bundle (:attr:`Bundle.rounding`). None: its stored rows.
+        overwrite: Replace an existing bundle, in one step.
+
+    Raises:
+        BundleError: If its tables are rounded already, it has none, ``path`` exists, or the disk is
+            full.
+    """
+    path = Path(path)
+    check_path(path, overwrite)
+    if tables not in get_args(PackedKind):
+        raise BundleError(f"got tables={tables!r}, expected one of {get_args(PackedKind)}")
+    if bundle.rounding is not None:
+        raise BundleError(
+            f"{bundle.path}: its tables are in {bundle.rounding.tables} already, and rounding them "
+            "twice adds up; round the bundle that has float32, or export the run again"
+        )
+    if not any(name.startswith("table/") for name in bundle.weights):
+        raise BundleError(
+            f"{bundle.path}: has no tables of embeddings, and wide weights stay float32: there is "
+            f"nothing to keep in {tables}; leave it out"
+        )
+    schema, engine = bundle.schema, bundle.manifest.engine
+    weights = SharedWeights(weights=bundle.weights, tables=tables)
+    with _rewritten(bundle, path, weights) as directory:
+        config = read_json(directory / CONFIG)
+        for rounding in (Rounding(tables=tables), None):
+            if rounding is None:
+                rounded = open_bundle(directory, _manifest(directory, schema, engine))
+                rounding = _measure_rounding(bundle, rounded, rows or [bundle.warmup.rows], tables)
+            config["rounding"] = asdict(rounding)
+            write_json(directory / CONFIG, config, "config")
+        _write_warmup(directory, schema, engine, bundle.warmup.rows)
+    return Bundle.load(path, verify=False)
+
+
+def _measure_rounding(
+    exact: Bundle, rounded: Bundle, rows: Iterable[Any], tables: PackedKind
+) -> Rounding:
+    """Score rows with both, and tell by how much their scores differ."""
+    changes_B = [np.zeros(0)]
+    for data in rows:
+        for batch in exact.batches(data) if len(data) else ():
+            before, after = (
+                by_head(exact.model, one.scores_of(one.logits(batch))) for one in (exact, rounded)
+            )
+            relative = [
+                np.abs(after[head] - score) / np.maximum(1.0, np.abs(score))
+                for head, score in before.items()
+            ]
+            changes_B.append(np.max([r.reshape(len(batch), -1).max(axis=1) for r in relative], 0))
+    change_B = np.concatenate(changes_B)
+    if not len(change_B):
+        return Rounding(tables=tables)
+    mean, worst = float(change_B.mean()), float(change_B.max())
+    return Rounding(tables=tables, rows=len(change_B), mean=mean, worst=worst)
+
+
+@contextlib.contextmanager
+def _rewritten(
+    bundle: Bundle, path: Path, weights: SharedWeights, others: Sequence[str] = ()
+) -> Iterator[Path]:
+    """Give a directory with a bundle's files and these weights, and name it ``path`` at the end.
+
+    Its warm-up rows and ``others`` are left out; the block writes them.
+    """
+    parts = {file.name: file for file in weight_files(bundle.path)}
+    part_bytes = max(file.stat().st_size for file in parts.values()) if len(parts) > 1 else None
     try:
         with atomic_directory(path) as directory:
             for name in bundle.manifest.files:
-                (directory / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(bundle.path / name, directory / name)
-            for name in (WARMUP, POSTERIOR):
-                (directory / name).unlink(missing_ok=True)
-            parts = weight_files(directory)
-            part_bytes = max(file.stat().st_size for file in parts) if len(parts) > 1 else None
-            for file in parts:
-                file.unlink()
-            SharedWeights(weights=weights).write(directory, part_bytes)
-            write_calibration(directory, curves)
-            _write_warmup(directory, schema, engine, bundle.warmup.rows)
-            _write_posterior(directory, schema, engine, posterior_rows)
-            manifest = _manifest(directory, schema, engine)
+                if name not in (WARMUP, *others, *parts):
+                    (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(bundle.path / name, directory / name)
+            weights.write(directory, part_bytes)
+            yield directory
+            manifest = _manifest(directory, bundle.schema, bundle.manifest.engine)
             (directory / MANIFEST).write_text(manifest.to_text(), encoding="utf-8")
             Bundle.load(directory)
     except OSError as error:
         raise BundleError(
             f"{path}: the bundle could not be written ({error}); make room or name another place"
         ) from error
-    return Bundle.load(path, verify=False)
 
 
-def _check_path(path: Path, overwrite: bool) -> None:
+def check_path(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Raise a :class:`BundleError` unless a bundle may be written there."""
+    check_local(path, "bundle", "or write it by widedeep export RUN -o URL")
+    path = Path(path)
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
@@ -318,10 +410,16 @@ def _write_warmup(
 
 def _manifest(path: Path, schema: Schema, engine: Engine) -> Manifest:
     return Manifest(
-        format_version=FORMAT_VERSION if len(weight_files(path)) == 1 else PARTS_FORMAT,
+        format_version=_format(path),
         engine=engine,
         created_by=__version__,
         schema_fingerprint=schema.fingerprint,
         files=file_entries(path),
         history=tuple(schema.history),
     )
+
+
+def _format(path: Path) -> int:
+    if "rounding" in read_json(path / CONFIG):
+        return PACKED_FORMAT
+    return FORMAT_VERSION if len(weight_files(path)) == 1 else PARTS_FORMAT

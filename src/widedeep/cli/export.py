@@ -6,10 +6,12 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
+from typing import get_args
 
 from widedeep.bundle import Bundle, export_onnx
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.bundle.onnx_model import TOLERANCE
+from widedeep.bundle.write import round_bundle
 from widedeep.cli.output import (
     count,
     print_json,
@@ -23,12 +25,14 @@ from widedeep.cli.runs import load_bundle, run_of, training_data
 from widedeep.cli.validate import print_validate
 from widedeep.config import config_from_tables
 from widedeep.errors import BundleError, CheckpointError, ConfigError
+from widedeep.kernels.packed_rows import TableKind
 from widedeep.remote import is_url, output_file, output_folder
 from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
 
 EXAMPLE = (
     "  widedeep export runs/ads -o bundles/ads-2\n"
     "  widedeep export runs/ads/checkpoints/step-0000001500 -o bundles/ads-early\n"
+    "  widedeep export runs/ads --tables int8 -o bundles/ads-small\n"
     "  widedeep export runs/ads --format onnx -o ads.onnx"
 )
 NEXT = "widedeep validate bundles/ads-2 --data runs/ads"
@@ -38,8 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument(
         "model",
-        metavar="RUN_DIR|CHECKPOINT",
-        help="run folder, or a step-* folder in it; for ONNX a run folder or a bundle",
+        metavar="RUN_DIR|CHECKPOINT|BUNDLE",
+        help="run folder, a step-* folder in it, or, for ONNX and --tables, a bundle",
     )
     parser.add_argument(
         "-o", "--out", required=True, metavar="OUT", help="folder, or ONNX file, to write"
@@ -63,6 +67,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="items whose vectors the bundle keeps, for a model with two towers (default: "
         "[data] items of the run)",
     )
+    parser.add_argument(
+        "--tables",
+        choices=get_args(TableKind),
+        help="numbers of the tables of embeddings: int8 takes a quarter of the memory, int4 an "
+        "eighth, and the bundle tells how much scores change (default: [train] bundle_tables of "
+        "the run, fp32)",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing OUT")
 
 
@@ -71,27 +82,47 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format == "onnx":
         return _run_onnx(arguments)
     with output_folder(arguments.out, last=MANIFEST, overwrite=arguments.force) as out:
-        bundle, checkpoint = export_checkpoint(
-            arguments.model,
-            out,
-            posterior=arguments.posterior,
-            items=arguments.items,
-            overwrite=arguments.force,
-        )
+        if (Path(arguments.model) / MANIFEST).is_file():
+            bundle, source = _round(arguments, out), Path(arguments.model)
+        else:
+            bundle, source = export_checkpoint(
+                arguments.model,
+                out,
+                posterior=arguments.posterior,
+                items=arguments.items,
+                tables=arguments.tables,
+                overwrite=arguments.force,
+            )
     if is_url(arguments.out):
         bundle.path = arguments.out
     if arguments.json:
-        print_json({"bundle": bundle.path, "checkpoint": checkpoint, "metrics": bundle.metrics})
+        rounding = None if bundle.rounding is None else dataclasses.asdict(bundle.rounding)
+        origin = {"checkpoint": source, "metrics": bundle.metrics, "rounding": rounding}
+        print_json({"bundle": bundle.path, **origin})
     else:
-        print_text(f"from {checkpoint}")
+        print_text(f"from {source}")
         print_text(repr(bundle))
-        run = checkpoint.parent.parent
+        run = source.parent.parent
         print_validate(arguments.out, [] if run_of(run) is None else [shown_path(run)])
     return EXIT_OK
 
 
-def _run_onnx(arguments: argparse.Namespace) -> int:
+def _round(arguments: argparse.Namespace, out: str | os.PathLike[str]) -> Bundle:
+    """Write a bundle again with its tables in other numbers."""
     for option in ("posterior", "items"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(f"got --{option} for a bundle, whose own is kept; leave it out")
+    if arguments.tables in (None, "fp32"):
+        raise ConfigError(
+            f"{arguments.model}: got a bundle, which is exported already; add --tables int8 (or "
+            "bf16, int4) to write it smaller, --format onnx for ONNX, or name its run"
+        )
+    bundle = load_bundle(arguments.model)
+    return round_bundle(bundle, out, arguments.tables, overwrite=arguments.force)
+
+
+def _run_onnx(arguments: argparse.Namespace) -> int:
+    for option in ("posterior", "items", "tables"):
         if getattr(arguments, option) is not None:
             raise ConfigError(
                 f"got --{option} with --format onnx, which writes a bundle as it is; leave it out"
@@ -126,6 +157,7 @@ def export_checkpoint(
     *,
     posterior: str | None = None,
     items: str | None = None,
+    tables: TableKind | None = None,
     overwrite: bool = False,
 ) -> tuple[Bundle, Path]:
     """Write a run's best (or newest) checkpoint, or any checkpoint, as a bundle."""
@@ -158,5 +190,7 @@ def export_checkpoint(
     if rows is None and config.train.posterior:
         rows = training_data(config)[0]
     item_rows = here.data.items if items is None else items
-    bundle = trainer.export(out, posterior=rows, items=item_rows, overwrite=overwrite)
+    bundle = trainer.export(
+        out, posterior=rows, items=item_rows, tables=tables, overwrite=overwrite
+    )
     return bundle, folder

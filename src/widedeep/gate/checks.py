@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from widedeep.bundle.layout import Rounding
 from widedeep.data.drift import FeatureDrift, score_psi
 from widedeep.evaluation.compare import ComparedRows
 from widedeep.evaluation.off_policy import UndefinedPrediction, policy_values
@@ -153,6 +154,24 @@ def dry_run_reasons(run: dict[str, Any], config: GateConfig) -> tuple[list[str],
         if limit is not None and key in run and not run[key] <= limit:
             reasons.append(f"dry run: {action} {run[key]:.4g} {unit}, limit {limit:g} (max_{key})")
     return reasons, notes
+
+
+def rounding_reasons(rounding: Rounding | None, config: GateConfig) -> tuple[list[str], list[str]]:
+    """Return the reasons for which a bundle with rounded tables does not pass, and notes."""
+    if rounding is None:
+        return [], []
+    limit = config.max_rounding
+    if not rounding.rows and math.isfinite(limit):
+        return [
+            f"rounding: {rounding}, and no row was scored before and after, so that its change "
+            "cannot be judged: export it with rows (warmup), or set max_rounding = inf"
+        ], []
+    if not rounding.mean <= limit:
+        return [
+            f"rounding: {rounding}, limit {limit:g} on average (max_rounding); export it in "
+            f"{'int8' if rounding.tables == 'int4' else 'fp32'}"
+        ], []
+    return [], [f"rounding: {rounding}"]
 
 
 def drift_reasons(features: list[FeatureDrift], config: GateConfig) -> tuple[list[str], list[str]]:

@@ -19,6 +19,7 @@ _POSITIVE = (
 )
 _SLICES = ("max_slice_log_loss_rise", "max_slice_auc_drop", "max_slice_calibration_rise")
 _LIMITS = (
+    "max_rounding",
     *("warn_psi", "max_psi", "max_missing_psi", "max_score_psi"),
     *("max_latency_ms", "max_memory_mb", "max_load_s"),
 )
@@ -75,6 +76,8 @@ class GateConfig:
             that it did not know, numbers outside of its range.
         max_score_psi: Largest index of the scores against the serving model's.
         ignore_drift: Features whose drift decides nothing: a date, an id.
+        max_rounding: Largest mean change of scores, relative to max(1, |score|), by rounding the
+            bundle's tables (``bundle_tables``), as the bundle tells it.
         max_latency_ms: Median of scoring 100 rows on one thread in a fresh process.
         max_memory_mb: Largest resident memory of that process; None: any.
         max_load_s: Largest time to load the bundle there; None: any.
@@ -108,6 +111,7 @@ class GateConfig:
     max_new_values: float = 0.5
     max_score_psi: float = _limit(0.25)
     ignore_drift: tuple[str, ...] = ()
+    max_rounding: float = _limit(0.005)
     max_latency_ms: float = _limit(100.0)
     max_memory_mb: float | None = None
     max_load_s: float | None = None

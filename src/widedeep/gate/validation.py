@@ -15,7 +15,7 @@ from widedeep.data.sources import Data
 from widedeep.errors import BundleError, WideDeepError
 from widedeep.evaluation.compare import score_both
 from widedeep.evaluation.logged_rankings import LogColumns
-from widedeep.gate.checks import dry_run_reasons, run_checks
+from widedeep.gate.checks import dry_run_reasons, rounding_reasons, run_checks
 from widedeep.gate.config import GateConfig
 from widedeep.gate.dry_run import dry_run
 from widedeep.gate.verdict import Verdict, bundle_identity, describe_bundle, undefined_figures
@@ -80,6 +80,8 @@ def validate(
             **about,
         )
     bundle = Bundle.load(path)
+    for own, more in zip((reasons, notes), rounding_reasons(bundle.rounding, config), strict=True):
+        own += more
     try:
         rows = score_both(
             bundle,

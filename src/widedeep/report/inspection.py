@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle, Explanation
 from widedeep.errors import DataError
 from widedeep.features.learned import FIRST_KNOWN_ID
+from widedeep.kernels.packed_rows import row_blocks
 from widedeep.schema import Schema
 
 
@@ -108,7 +109,7 @@ def table_sizes(bundle: Bundle) -> list[TableSize]:
                     part="wide" if kind == "wide" else "deep",
                     rows=weights.shape[0],
                     width=weights.shape[1],
-                    nonzero=int(np.count_nonzero(weights)),
+                    nonzero=sum(int(np.count_nonzero(rows)) for rows in row_blocks(weights)),
                 )
             )
     return sorted(sizes, key=lambda size: (size.part != "wide", -size.numbers, size.name))

@@ -184,7 +184,7 @@ def item_vectors(bundle: Bundle, column: str, ids: Sequence[Any]) -> NDArray[np.
     if not features or not len(ids):
         return None
     index, slot = features[0]
-    table = np.asarray(bundle.weights[f"table/{slot.table}"])
+    table = bundle.weights[f"table/{slot.table}"]
     vectors_ND = np.empty((len(ids), table.shape[1]), np.float32)
     for start in range(0, len(ids), _ITEMS_PER_BLOCK):
         rows = [{column: id_} for id_ in ids[start : start + _ITEMS_PER_BLOCK]]

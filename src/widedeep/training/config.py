@@ -12,6 +12,7 @@ from widedeep.errors import ConfigError, nearest
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import spec_to_table
 from widedeep.features.toml import toml_text
+from widedeep.kernels.packed_rows import TableKind
 from widedeep.models.config import ModelConfig
 from widedeep.options import (
     COUNT,
@@ -158,6 +159,9 @@ class TrainConfig:
         wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``, or its name.
         posterior: Store in the bundle how uncertain the last layer is after the training data, for
             a ranker that explores by Thompson sampling or LinUCB.
+        bundle_tables: Numbers in which bundles keep the tables of embeddings: ``"fp32"``,
+            ``"bf16"``, ``"int8"`` or ``"int4"``, the last two with a step per row. Training is
+            float32; a bundle tells how much rounding changed its scores.
         freeze: Parts that are not trained: patterns of the names that warm starts and checkpoints
             use, such as ``["table/item", "wide/*", "towers.mlp.*"]``.
         rates: Factor of the learning rate, > 0, by pattern of such names:
@@ -197,6 +201,7 @@ class TrainConfig:
     pool_rows: int = 262_144
     rollback_bytes: int = 4 << 30
     posterior: bool = False
+    bundle_tables: TableKind = "fp32"
     freeze: list[str] = field(default_factory=list)
     rates: Mapping[str, float] = field(default_factory=dict)
     wide: str | Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "ftrl"})

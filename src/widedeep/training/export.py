@@ -7,11 +7,13 @@ import copy
 import io
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -34,12 +36,14 @@ from widedeep.bundle.items import item_ids
 from widedeep.bundle.layout import LINKS
 from widedeep.bundle.program import Program
 from widedeep.bundle.weights import SharedWeights
+from widedeep.bundle.write import check_path, round_bundle
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import column_stream
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, WideDeepError
 from widedeep.features.spec import item_columns
+from widedeep.kernels.packed_rows import TableKind
 from widedeep.kernels.score import Scorer
 from widedeep.kernels.torch_ops import Float64Scorer
 from widedeep.models.tower import DeepInput, PaddedSequence
@@ -47,6 +51,7 @@ from widedeep.models.two_tower import TwoTowerTower
 from widedeep.models.wide_deep import WideDeep, add_logits
 from widedeep.ranks.layout import Layout
 from widedeep.ranks.ranks import Ranks
+from widedeep.ranks.shared import shared_failures
 from widedeep.schema import Schema
 from widedeep.training.evaluation import (
     Evaluator,
@@ -59,6 +64,7 @@ from widedeep.training.state import TrainState
 from widedeep.training.trace_towers import NotExpressible, trace_towers
 
 _MADE_UP_ROWS = 32
+_MADE_UP = "the rows made up from the schema"
 _ITEMS_AT_ONCE = 16_384  # that are checked before training
 
 
@@ -189,7 +195,7 @@ def _comparison_data(
         yield "the warm-up rows", [{name: row.get(name) for name in columns} for row in rows]
     made_up = made_up_rows(transform)
     if made_up:
-        yield "the rows made up from the schema", made_up
+        yield _MADE_UP, made_up
     elif sample is None and not rows:
         raise BundleError(
             "got no rows to compare the bundle with its trainer on; give warmup=[...] a few"
@@ -572,10 +578,13 @@ def export_bundle(
     items: Data | None,
     overwrite: bool,
     part_bytes: int | None = None,
+    tables: TableKind = "fp32",
     on_message: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
     """Write a trained model as a bundle; see :meth:`widedeep.Trainer.export`."""
     model = state.model
+    if tables not in get_args(TableKind):
+        raise BundleError(f"got tables={tables!r}, expected one of {get_args(TableKind)}")
     item_table, item_id = _items(model, items)
     custom = len(model.towers) > 0 and standard_tower(model) is None
     described = TowerDescription()
@@ -598,8 +607,8 @@ def export_bundle(
     curve = _calibration(evaluator, calibration, calibrate_on, negative_rate)
     curves = {} if curve is None else {model.heads[0].name: curve}
     weights = {**bundle_weights(model, described.sequences), **described.tensors}
-    return write_bundle(
-        path,
+    write = partial(
+        write_bundle,
         schema=model.schema,
         weights=SharedWeights(weights=weights, ranks=ranks, layouts=_layouts(model, ranks)),
         model=bundle_model(model, described.sequences),
@@ -613,10 +622,27 @@ def export_bundle(
         posterior_rows=posterior,
         items=item_table,
         item_id=item_id,
-        overwrite=overwrite,
         part_bytes=state.distributed.part_bytes if part_bytes is None else part_bytes,
         check=lambda bundle: check_agreement(model, bundle, comparisons, curves, Path(path)),
     )
+    if tables == "fp32" or not any(name.startswith("table/") for name in weights):
+        return write(path, overwrite=overwrite)
+    with shared_failures(ranks):
+        if ranks.is_first:
+            check_path(path, overwrite)
+    target = Path(path)
+    exact = target.with_name(f".{target.name}.fp32")  # agrees with the trainer to its last digits
+    try:
+        bundle = write(exact, overwrite=True)
+        with shared_failures(ranks):
+            if ranks.is_first:
+                rows = [c.data for c in comparisons if c.title != _MADE_UP]
+                rounded = round_bundle(bundle, target, tables, rows=rows, overwrite=overwrite)
+                on_message(str(rounded.rounding))
+    finally:
+        if ranks.is_first:
+            shutil.rmtree(exact, ignore_errors=True)
+    return Bundle.load(target, verify=False)
 
 
 def _layouts(model: WideDeep, ranks: Ranks) -> dict[str, Layout]:

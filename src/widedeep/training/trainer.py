@@ -23,6 +23,7 @@ from widedeep.data.profile import sample_rows
 from widedeep.data.sources import Data
 from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, ConfigError, show_value
+from widedeep.kernels.packed_rows import TableKind
 from widedeep.kernels.threads import limit_spinning, usable_cores
 from widedeep.metrics.estimator import estimator_metrics
 from widedeep.metrics.registry import loss_metric
@@ -733,13 +734,13 @@ class Trainer:
         items: Data | None = None,
         overwrite: bool = False,
         part_bytes: int | None = None,
+        tables: TableKind | None = None,
     ) -> Bundle:
         """Write the model as a bundle that scores without torch.
 
         Args:
             path: The bundle's directory.
-            metrics: Kept in the bundle; if not given, the validation metrics of the model as it
-                is, none if it has moved since.
+            metrics: Kept in the bundle; None: its validation metrics, if it has not moved since.
             warmup: Rows stored with their scores, which :meth:`Bundle.load` replays: the first
                 requests find the bundle warm, and a bundle that scores otherwise is refused. True
                 stores up to 8 rows of the training data, chosen by ``seed``, without label and
@@ -756,9 +757,9 @@ class Trainer:
             items: Items whose vectors the bundle keeps, one row per item with the columns of the
                 item, for a model with two towers (:class:`widedeep.models.TwoTower`).
             overwrite: Replace a bundle that is already there.
-            part_bytes: Most bytes of weights in one file, at least 1 MiB; larger weights are
-                written in parts, which are mapped and scored like one. None: that of
-                ``distributed``, 16 GiB.
+            part_bytes: Most bytes of weights in a file, at least 1 MiB (beyond it, they are written
+                in parts, which are scored like one); None: that of ``distributed``, 16 GiB.
+            tables: Numbers of the tables of embeddings; None: ``bundle_tables`` of the options.
 
         Returns:
             The bundle, loaded from ``path``.
@@ -779,6 +780,7 @@ class Trainer:
             items=items,
             overwrite=overwrite,
             part_bytes=part_bytes,
+            tables=self.config.bundle_tables if tables is None else tables,
             on_message=self._say,
         )
         Callbacks([*self.callbacks, *(self._loggers or ())]).call("on_export", bundle)
