@@ -1,4 +1,6 @@
 // The count table for Python.
+#include "bind_counts.hpp"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -6,9 +8,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-
-#include "bind_arrays.hpp"
-#include "count_table.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -36,22 +35,12 @@ void check_keys(const CountedKeys& keys, std::int64_t n_bytes) {
 
 std::size_t bind_add(CountTable& table, const Input& data, const Input& offsets,
                      const std::optional<Input>& counts, std::int64_t first) {
-  const auto* const offset = vector_data<std::int64_t>("offsets", offsets);
-  const std::int64_t n_keys = length(offsets) - 1;
-  if (first < 0 || first > n_keys) {
+  const CountedKeys keys = counted_keys(data, offsets, counts);
+  if (first < 0 || first > static_cast<std::int64_t>(keys.n)) {
     refuse("first: got " + std::to_string(first) + ", expected it in [0, " +
-           std::to_string(n_keys) + "]");
+           std::to_string(keys.n) + "]");
   }
-  const CountedKeys keys = {vector_data<std::uint8_t>("data", data), offset,
-                            vector_data<std::int64_t>("counts", counts, n_keys),
-                            static_cast<std::size_t>(n_keys)};
   const nb::gil_scoped_release release;
-  check_keys(keys, length(data));
-  for (std::int64_t i = 0; keys.counts != nullptr && i < n_keys; ++i) {
-    if (keys.counts[i] < 0) {
-      refuse("counts: got " + std::to_string(keys.counts[i]) + ", expected at least 0");
-    }
-  }
   return table.add(keys, static_cast<std::size_t>(first));
 }
 
@@ -89,6 +78,24 @@ nb::tuple bind_take(const CountTable& table, const Input& order) {
 }
 
 }  // namespace
+
+CountedKeys counted_keys(const Input& data, const Input& offsets,
+                         const std::optional<Input>& counts) {
+  const auto* const offset = vector_data<std::int64_t>("offsets", offsets);
+  const std::int64_t n_keys = length(offsets) - 1;
+  if (n_keys < 0) refuse("offsets: got none, expected at least one");
+  const CountedKeys keys = {vector_data<std::uint8_t>("data", data), offset,
+                            vector_data<std::int64_t>("counts", counts, n_keys),
+                            static_cast<std::size_t>(n_keys)};
+  const nb::gil_scoped_release release;
+  check_keys(keys, length(data));
+  for (std::int64_t i = 0; keys.counts != nullptr && i < n_keys; ++i) {
+    if (keys.counts[i] < 0) {
+      refuse("counts: got " + std::to_string(keys.counts[i]) + ", expected at least 0");
+    }
+  }
+  return keys;
+}
 
 void bind_counts(nb::module_& m) {
   nb::class_<CountTable>(m, "CountTable")

@@ -9,6 +9,7 @@ namespace nb = nanobind;
 namespace widedeep {
 // Each bind_*.cpp defines one of these.
 void bind_blocks(nb::module_& m);
+void bind_columns(nb::module_& m);
 void bind_counts(nb::module_& m);
 void bind_front(nb::module_& m);
 void bind_item_ids(nb::module_& m);
@@ -37,6 +38,7 @@ NB_MODULE(_native, m) {
   m.def("keep_freed_memory", &widedeep::keep_freed_memory,
         "Let the C library keep freed blocks of up to 128 MB, 1 GB of them, for the next step.");
   widedeep::bind_blocks(m);
+  widedeep::bind_columns(m);
   widedeep::bind_counts(m);
   widedeep::bind_front(m);
   widedeep::bind_item_ids(m);

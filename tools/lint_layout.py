@@ -34,7 +34,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "metrics": ("errors",),
     "options": ("errors",),
     "kernels": ("errors", "_native"),
-    "features": ("options",),
+    "features": ("options", "kernels"),
     "census": ("features", "files"),
     "schema": ("features", "options", "kernels", "files", "page"),
     "optim": ("options", "kernels"),

@@ -766,6 +766,22 @@ def make_program(
     targets: bool,
     fixed: bool,
 ) -> TransformProgram: ...
+def read_numbers(array: tuple[object, object]) -> NDArray[np.float64]:
+    """Return the numbers of an Arrow array that is not nested (its capsules), NaN for nulls."""
+
+def sum_numbers(
+    values: NDArray[np.float64],
+) -> tuple[int, float, float, list[tuple[int, int, int]]]:
+    """Return count, minimum, maximum and exact sum of the numbers that are no NaN.
+
+    The sum is that of ``2**exponent * (2**26 * high + low)`` over its (exponent, high, low).
+    """
+
+def sorted_numbers(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the numbers that are no NaN in ascending order; zeros as +0."""
+
+def order_by_count(data: _Bytes, offsets: _Ints, counts: _Ints) -> NDArray[np.uint32]:
+    """Return the places of different keys by count, the largest first, then by their bytes."""
 
 class CountTable:
     """Counts of byte strings, compared byte by byte, in a bounded amount of memory.

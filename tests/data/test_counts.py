@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from widedeep.data.counts import SAMPLE_ROWS, sampled_rows
+from widedeep.data.counts import SAMPLE_ROWS
+from widedeep.data.row_sample import sampled_rows
 from widedeep.errors import ConfigError, DataError, WideDeepError
 
 ROWS = 300_000  # Quantiles are read at a sample of these, and those of labels at another.
@@ -79,7 +80,7 @@ def write_counts(rows: pa.Table, folder: Path, uncounted: tuple[str, ...] = ("re
             write(number + rows.num_columns, counted(lengths, "integer"))
         elif own != "text" and field.name not in uncounted:
             numbers[field.name] = rows[field.name]
-    row_S = sampled_rows(rows.num_rows)
+    row_S = sampled_rows(rows.num_rows, SAMPLE_ROWS, seed=0)
     (folder / "sample").mkdir()
     sample = pa.table(numbers).take(pa.array(row_S)).add_column(0, "wd_row", pa.array(row_S))
     pq.write_table(sample, folder / "sample" / "part-0.parquet")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widedeep.data.fit_scans import RowSample
+from widedeep.data.row_sample import RowSample, sampled_rows
 from widedeep.errors import ConfigError
 
 
@@ -60,3 +60,19 @@ def test_numbers_out_of_range() -> None:
         RowSample(-1, 5)
     with pytest.raises(ConfigError, match="saw no table"):
         RowSample(0, 5).table()
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_rows_known_beforehand_are_those_that_hash_lowest(ranks: int) -> None:
+    rows, size = 1_000, 100
+    values = pa.table({"value": np.arange(rows) * 2})
+    plain = RowSample(3, size)
+    plain.add(values)
+    tables = []
+    for rank in range(ranks):
+        first, stop = rows * rank // ranks, rows * (rank + 1) // ranks
+        known = RowSample(3, size, first, sampled_rows(rows, size, 3))
+        for start in range(first, stop, 70):
+            known.add(values.slice(start, min(70, stop - start)))
+        tables.append(known.table())
+    assert pa.concat_tables(tables).equals(plain.table())

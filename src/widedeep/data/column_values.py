@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from widedeep import kernels
 from widedeep.data.fragments import Fragment, Source, column_stream, origin_of
 from widedeep.errors import FeatureError
 from widedeep.features.learned import ColumnType, LogicalKind
@@ -114,6 +115,8 @@ def _in_microseconds(array: pa.Array) -> pa.Array:
 
 def _floats(array: pa.Array) -> NDArray[np.float64]:
     """Numbers with NaN for nulls."""
+    if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
+        return kernels.read_numbers(array.__arrow_c_array__())
     array = _in_microseconds(array)
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())

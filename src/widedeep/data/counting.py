@@ -454,12 +454,9 @@ class _Leaders:
         return self._sorted()
 
     def _sorted(self) -> tuple[pa.LargeBinaryArray, NDArray[np.int64]]:
-        table = pa.table({"value": pa.concat_arrays(self._values), "count": self._joined_counts()})
-        order = pc.sort_indices(table, [("count", "descending"), ("value", "ascending")])
-        table = table.take(order).combine_chunks()
-        if not table.num_rows:
-            return self._values[0], np.zeros(0, np.int64)
-        return table["value"].chunk(0), np.asarray(table["count"])
+        values, counts = pa.concat_arrays(self._values), self._joined_counts()
+        order = kernels.order_by_count(*_bytes_of(values), counts)
+        return values.take(pa.array(order)), counts[order]
 
     def _joined_counts(self) -> NDArray[np.int64]:
         return np.concatenate(self._counts)

@@ -9,7 +9,7 @@ A folder of counts stands beside the examples of a join::
 
 ``N`` is a column's place among ``columns``. Of a column of lists it counts the elements, and ``N``
 plus the number of columns counts the lengths. Booleans are the integers 0 and 1. The sample holds
-the rows that :class:`RowSample` takes by seed 0.
+the :func:`~widedeep.data.row_sample.sampled_rows` of seed 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from widedeep.data.arrow_types import is_text, logical_schema
-from widedeep.data.fit_scans import RowSample
 from widedeep.data.fragments import Input, InputRecord, Source, check_columns
 from widedeep.errors import ConfigError, DataError
 
@@ -41,7 +40,6 @@ SAMPLE_ROWS = 262_144
 """Rows of the sample for quantiles; as many as ``fit_schema`` takes if not told otherwise."""
 _LABEL_ROWS = 65_536
 """Rows that quantiles of labels are read at; of fewer all are, whatever the seed."""
-_NUMBERED_ROWS = 1 << 22
 _BLOCK_ROWS = 262_144
 _VALUES_AT_ONCE = 65_536
 
@@ -61,15 +59,6 @@ def open_counts(folder: str | os.PathLike[str], columns: Sequence[str]) -> Sourc
     record = InputRecord(name=path, path=path, rows=counts.rows, bytes=-1, checksum="")
     opened = Input(record=record, schema=logical_schema(counts.schema, path), blocks=blocks)
     return Source([opened], columns=columns)
-
-
-def sampled_rows(rows: int) -> NDArray[np.int64]:
-    """Return the numbers of the rows that a sample beside counts of so many rows holds."""
-    sample = RowSample(seed=0, size=SAMPLE_ROWS)
-    for start in range(0, rows, _NUMBERED_ROWS):
-        stop = min(start + _NUMBERED_ROWS, rows)
-        sample.add(pa.table({"row": np.arange(start, stop)}))
-    return np.sort(sample.table()["row"].to_numpy())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,9 @@ from widedeep.data.counting import CounterKind, ValueCounter
 from widedeep.data.extend_schema import counted_vocabulary, earlier_cross, earlier_vocabulary
 from widedeep.data.fragments import Fragment, Source, column_stream, origin_of
 from widedeep.data.peers import Peers, Turns, TurnsStopped, gather_json, sums
+from widedeep.data.row_sample import RowSample, sampled_rows
 from widedeep.data.transform import PartIds, Transform
-from widedeep.errors import ConfigError, DataError, FeatureError, LimitError
+from widedeep.errors import DataError, FeatureError, LimitError
 from widedeep.features import CrossEncoding, Feature, FeatureSpec, NumberInput, ValueInput
 from widedeep.features.learned import ColumnType, LogicalKind, NumericFit, Vocabulary
 from widedeep.features.numbers import NumberSummary
@@ -261,84 +262,6 @@ def given_vocabulary(feature: Feature, column: ColumnType) -> Vocabulary | None:
     return Vocabulary(values=pa.array(texts, pa.large_binary()), counts=counts)
 
 
-class RowSample:
-    """Keeps the rows whose numbers hash lowest: a uniform sample without replacement."""
-
-    def __init__(self, seed: int, size: int, first_row: int = 0) -> None:
-        if size < 1:
-            raise ConfigError(f"size: got {size}, expected at least 1")
-        if not 0 <= seed < 1 << 64:
-            raise ConfigError(f"seed: got {seed}, expected 0 <= seed < 2**64")
-        self.size = size
-        self._next_row = first_row
-        self._seed = seed
-        self._hashes: list[NDArray[np.uint64]] = []
-        self._tables: list[pa.Table] = []
-        self._bound = np.uint64((1 << 64) - 1)
-
-    def add(self, table: pa.Table, valid: NDArray[np.bool_] | None = None) -> None:
-        """Let the next rows take part, or those that are valid."""
-        hashes = _row_hashes(self._seed, self._next_row, table.num_rows)
-        self._next_row += table.num_rows
-        takes_part = hashes <= self._bound
-        low = np.flatnonzero(takes_part if valid is None else takes_part & valid)
-        self._hashes.append(hashes[low])
-        self._tables.append(table.take(pa.array(low)))
-        if sum(map(len, self._hashes)) > 2 * self.size:
-            self._prune()
-
-    def exchange(self, ranks: Peers) -> None:
-        """Keep the lowest of all ranks' rows, in rank order."""
-        if ranks.size == 1:
-            return
-        payload = b""
-        if self._tables:
-            self._prune()
-            rows = self._tables[0].append_column("", pa.array(self._hashes[0]))
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, rows.schema) as writer:
-                writer.write_table(rows)
-            payload = sink.getvalue()
-        self._hashes, self._tables = [], []
-        for buffer in ranks.gather(np.frombuffer(payload, np.uint8)):
-            if len(buffer):
-                rows = pa.ipc.open_stream(pa.py_buffer(buffer)).read_all()
-                self._hashes.append(rows.column(rows.num_columns - 1).to_numpy())
-                self._tables.append(rows.remove_column(rows.num_columns - 1))
-
-    def table(self) -> pa.Table:
-        """Return the sampled rows in the order in which they came."""
-        if not self._tables:
-            raise ConfigError("the sample saw no table; add at least one")
-        self._prune()
-        return self._tables[0]
-
-    def _prune(self) -> None:
-        hashes = np.concatenate(self._hashes)
-        table = pa.concat_tables(self._tables, promote_options="permissive")
-        if len(hashes) > self.size:
-            self._bound = np.partition(hashes, self.size - 1)[self.size - 1]
-            low = np.flatnonzero(hashes <= self._bound)
-            hashes, table = hashes[low], table.take(pa.array(low))
-        # One chunk, so that nothing keeps the tables alive that the rows were taken from.
-        self._hashes, self._tables = [hashes], [table.combine_chunks()]
-
-
-def _row_hashes(seed: int, first: int, n: int) -> NDArray[np.uint64]:
-    """Hash row numbers by SplitMix64 (Steele et al. 2014); no two rows of a seed share a hash."""
-    # The seed is hashed too: as a plain start, a neighbouring seed would be the same rows shifted.
-    start = _split_mix(np.array([seed], np.uint64))
-    numbers: NDArray[np.uint64] = np.arange(first, first + n, dtype=np.uint64)
-    return _split_mix(start + numbers)
-
-
-def _split_mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    mixed = words * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
 _MISSING_ID = 1
 # Largest weight of a row or list value: sums of weights and their squares stay within float32.
 LARGEST_WEIGHT = 1e15
@@ -375,6 +298,11 @@ class ScanContext:
     def sample(self, size: int) -> RowSample:
         """Return an empty sample of the rows."""
         return RowSample(self.seed, size, self.first_row)
+
+    def sample_of_all(self) -> RowSample:
+        """Return an empty sample for a column of which every row takes part."""
+        rows = sampled_rows(self.source.num_rows, self.sample_rows, self.seed)
+        return RowSample(self.seed, self.sample_rows, self.first_row, rows)
 
     def advance(self, rows: int) -> None:
         """Report rows that were read."""
@@ -420,23 +348,23 @@ def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnTyp
     column, size = inputs[0].column, inputs[0].size
     moments = [scale for numbers in inputs for scale in numbers.moments]
     summaries = [NumberSummary(moments) for _ in range(size)]
-    needs_sample = any(numbers.sample for numbers in inputs)
-    samples = scan.sample(scan.sample_rows) if needs_sample else None
+    sample = _sample_for(scan, inputs)
     nulls = nans = 0
     for chunk in scan.chunks(column):
         components = _components(chunk, reader, inputs[0], type)
         for summary, values in zip(summaries, components, strict=True):
-            summary.add(values)
-        if samples is not None:
-            samples.add(pa.table({str(i): values for i, values in enumerate(components)}))
-        nulls += null_count(chunk)
-        nans += nan_count(chunk, type.nested)
+            n_missing = len(values) - summary.add(values)
+        if sample is not None:
+            sample.add(pa.table({str(i): values for i, values in enumerate(components)}))
+        nulls += null_count(chunk) if type.nested else n_missing
+        if type.nested or n_missing != chunk.array.null_count:
+            nans += nan_count(chunk, type.nested)
     ranks = scan.ranks()
     merge_summaries(ranks, summaries)
     nulls, nans = sums(ranks, nulls, nans)
-    if samples is not None:
-        samples.exchange(ranks)
-        for summary, values in zip(summaries, samples.table().columns, strict=True):
+    if sample is not None:
+        sample.exchange(ranks)
+        for summary, values in zip(summaries, sample.table().columns, strict=True):
             summary.keep_sample(values.to_numpy())
     fit = FitResult(nulls={column: nulls}, notes=_number_notes(column, summaries, nans))
     for feature in features:
@@ -445,6 +373,13 @@ def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnTyp
         if feature.is_bucketed:
             fit.boundaries[feature.name] = feature.fit_boundaries(summaries[0], type)
     return fit
+
+
+def _sample_for(scan: ScanContext, inputs: Sequence[NumberInput]) -> RowSample | None:
+    if not any(numbers.sample for numbers in inputs):
+        return None
+    # Of lists of events every element takes part, and nobody knows how many there are.
+    return scan.sample(scan.sample_rows) if inputs[0].events else scan.sample_of_all()
 
 
 def merge_summaries(ranks: Peers, summaries: Sequence[NumberSummary]) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_MANTISSA_BITS = 53
-_HALF_BITS = 26
+from widedeep.kernels import sorted_numbers, sum_numbers
+
 # No float64 has a bit below 2**-1074: with this shift every sum is an integer.
 _SHIFT = 1074
+_HALF_BITS = 26
 
 
 class ExactSum:
@@ -22,22 +23,12 @@ class ExactSum:
     def __init__(self) -> None:
         self._scaled = 0  # The sum, times 2**1074
 
-    def add(self, values: NDArray[np.float64]) -> None:
-        """Add finite numbers, fewer than 2**26 at a time."""
-        if not len(values):
-            return
-        fractions, exponents = np.frexp(values)
-        mantissas = np.ldexp(fractions, _MANTISSA_BITS).astype(np.int64)
-        lowest = int(exponents.min())
-        cells = (exponents - lowest).astype(np.int64)  # (B,) exponent of each, from 0 on
-        high = mantissas >> _HALF_BITS
-        low = mantissas - (high << _HALF_BITS)
-        # Sums of up to 2**26 numbers of 27 bits are exact in float64: (E,) one per exponent.
-        high_sums, low_sums = np.bincount(cells, high), np.bincount(cells, low)
-        for cell in np.flatnonzero((high_sums != 0) | (low_sums != 0)).tolist():
-            whole = (int(high_sums[cell]) << _HALF_BITS) + int(low_sums[cell])
-            shift = lowest + cell - _MANTISSA_BITS + _SHIFT
-            self._scaled += whole << shift if shift >= 0 else whole >> -shift
+    def add(self, values: NDArray[np.float64]) -> tuple[int, float, float]:
+        """Add the numbers that are no NaN; return how many, the smallest and the largest."""
+        count, minimum, maximum, cells = sum_numbers(np.ascontiguousarray(values))
+        for exponent, high, low in cells:
+            self._scaled += ((high << _HALF_BITS) + low) << (exponent + _SHIFT)
+        return count, minimum, maximum
 
     def __iadd__(self, other: ExactSum) -> ExactSum:
         self._scaled += other._scaled
@@ -81,15 +72,15 @@ class NumberSummary:
         }
         self.sample = np.empty(0)
 
-    def add(self, values: NDArray[np.float64]) -> None:
-        """Add rows; NaN stands for a null."""
-        values = _known(values)
-        if not len(values):
-            return
-        self.count += len(values)
-        self.minimum = min(self.minimum, float(values.min()))
-        self.maximum = max(self.maximum, float(values.max()))
-        self._sum.add(values)
+    def add(self, values: NDArray[np.float64]) -> int:
+        """Add rows; NaN stands for a null. Return how many are none."""
+        count, minimum, maximum = self._sum.add(values)
+        if not count:
+            return 0
+        self.count += count
+        self.minimum = min(self.minimum, minimum)
+        self.maximum = max(self.maximum, maximum)
+        values = values[~np.isnan(values)] if self._moments and count < len(values) else values
         for transform, (first, second) in self._moments.items():
             if transform == "standard" and not self._is_scalable:
                 continue
@@ -98,6 +89,7 @@ class NumberSummary:
             squares, errors = _exact_squares(scaled)
             second.add(squares)
             second.add(errors)
+        return count
 
     def to_json(self) -> dict[str, Any]:
         """Return count, range and sums, without the sample, for :meth:`include`."""
@@ -133,12 +125,7 @@ class NumberSummary:
 
     def keep_sample(self, values: NDArray[np.float64]) -> None:
         """Take the rows that quantiles are learned from; NaN stands for a null."""
-        self.sample = np.sort(_known(values))
-
-
-def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Which of two equal zeros is kept would depend on their order: adding 0 makes both +0.
-    return values[~np.isnan(values)] + 0.0
+        self.sample = sorted_numbers(np.ascontiguousarray(values, np.float64))
 
 
 def signed_log(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from widedeep.data.arrow_types import is_text
-from widedeep.data.counts import FORMAT, KIND, SAMPLE_ROWS, sampled_rows
+from widedeep.data.counts import FORMAT, KIND, SAMPLE_ROWS
+from widedeep.data.row_sample import sampled_rows
 from widedeep.errors import DataError
 from widedeep.join.config import SPLITS
 from widedeep.join.dataset import ROW_GROUP, Shard
@@ -228,7 +229,7 @@ def _write_sample(
 ) -> None:
     """Write the numbers of the rows that quantiles are learned from; Spark picks them out."""
     ends = np.cumsum([0, *(shard.rows for shard in train)])
-    row_S = sampled_rows(int(ends[-1]))
+    row_S = sampled_rows(int(ends[-1]), SAMPLE_ROWS, seed=0)
     shard_S = np.searchsorted(ends, row_S, "right") - 1
     files = pa.array([Path(shard.file).name for shard in train])
     rows = {"wd_row": row_S, "wd_file": files.take(shard_S), "wd_index": row_S - ends[shard_S]}

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep import _native
+from widedeep._native import init_rows as _init_rows
 
 RowDistribution = Literal["normal", "uniform", "truncated_normal"]
 # Standard deviation of the sum of four independent integers, uniform on 0 .. 2**16 - 1.
@@ -87,4 +87,4 @@ def init_rows(
     digest = hashlib.blake2b(f"{seed}:{table_name}".encode(), digest_size=8).digest()
     key = int.from_bytes(digest, "little")
     scale = std / {"normal": _SUM_STD, "uniform": _UNIFORM_STD}.get(distribution, 1.0)
-    _native.init_rows(out_nD, key, first_row, scale, threads, distribution, ids_n)
+    _init_rows(out_nD, key, first_row, scale, threads, distribution, ids_n)

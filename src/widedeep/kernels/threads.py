@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from widedeep import _native
+from widedeep._native import add_wakefulness
+from widedeep._native import isa as native_isa
 
 
 def instruction_set() -> str:
     """Return the instruction set of the kernels: machines of another one sum in another order."""
-    return _native.isa()
+    return native_isa()
 
 
 @contextmanager
@@ -37,11 +38,11 @@ def spin_wait() -> Iterator[None]:
         >>> with spin_wait():
         ...     pass
     """
-    _native.add_wakefulness(1)
+    add_wakefulness(1)
     try:
         yield
     finally:
-        _native.add_wakefulness(-1)
+        add_wakefulness(-1)
 
 
 _MAPS = Path("/proc/self/maps")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from widedeep import _native
 from widedeep._native import (
     TransformPlan,
     TransformProgram,
@@ -18,6 +17,8 @@ from widedeep._native import (
     make_program,
     text_index,
 )
+from widedeep._native import fingerprint64 as _fingerprint64
+from widedeep._native import is_misspelt as _is_misspelt
 
 if TYPE_CHECKING:
     from widedeep._native import Encoded as Encoded
@@ -44,7 +45,7 @@ def fingerprint64(text: str | bytes) -> int:
         >>> fingerprint64("Bachelors")
         16203445660475879456
     """
-    return _native.fingerprint64(text.encode() if isinstance(text, str) else text)
+    return _fingerprint64(text.encode() if isinstance(text, str) else text)
 
 
 def is_misspelt(key: str, column: str) -> bool:
@@ -58,4 +59,4 @@ def is_misspelt(key: str, column: str) -> bool:
         >>> is_misspelt("ctiy", "city")
         True
     """
-    return _native.is_misspelt(*(name.encode("utf-8", "surrogatepass") for name in (key, column)))
+    return _is_misspelt(*(name.encode("utf-8", "surrogatepass") for name in (key, column)))

@@ -1,0 +1,101 @@
+// Columns that a schema is learned from, for Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "arrow_input.hpp"
+#include "bind_arrays.hpp"
+#include "bind_counts.hpp"
+#include "column_values.hpp"
+#include "order.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace widedeep {
+namespace {
+
+using Numbers = nb::ndarray<nb::numpy, double>;
+
+constexpr std::int64_t kBlock = 1024;
+
+Numbers bind_read_numbers(nb::tuple capsules) {
+  const auto* const schema = static_cast<const ArrowSchema*>(
+      PyCapsule_GetPointer(nb::borrow(capsules[0]).ptr(), "arrow_schema"));
+  if (schema == nullptr) throw nb::python_error();
+  auto* const array =
+      static_cast<ArrowArray*>(PyCapsule_GetPointer(nb::borrow(capsules[1]).ptr(), "arrow_array"));
+  if (array == nullptr) throw nb::python_error();
+  const Column column = make_column(*schema, *array, 0, array->length);
+  const auto n = static_cast<std::size_t>(column.length);
+  std::unique_ptr<double[]> numbers(new double[n]);
+  bool is_number = column.list == ListLayer::none && !column.has_dictionary;
+  {
+    const nb::gil_scoped_release unlocked;
+    std::vector<Status> status(kBlock);
+    for (std::int64_t begin = 0; is_number && begin < column.length; begin += kBlock) {
+      const std::int64_t size = std::min(kBlock, column.length - begin);
+      read_numbers(column.values, begin, size, Storage{}, numbers.get() + begin, status.data());
+      for (std::int64_t i = 0; i < size; ++i) is_number &= status[i] != Status::bad;
+    }
+  }
+  if (!is_number) refuse("array: expected plain numbers");
+  return new_array(std::move(numbers), n);
+}
+
+nb::tuple bind_sum_numbers(const Input& values) {
+  const auto* const number = vector_data<double>("values", values);
+  NumberSums sums;
+  {
+    const nb::gil_scoped_release unlocked;
+    sums = sum_numbers(number, static_cast<std::size_t>(length(values)));
+  }
+  if (!sums.is_finite) refuse("values: got an infinite number, expected finite ones or NaN");
+  nb::list cells;
+  for (const NumberSums::Cell& cell : sums.cells) {
+    cells.append(nb::make_tuple(cell.exponent, cell.high, cell.low));
+  }
+  return nb::make_tuple(sums.count, sums.minimum, sums.maximum, cells);
+}
+
+Numbers bind_sorted_numbers(const Input& values) {
+  const auto* const number = vector_data<double>("values", values);
+  const auto n = static_cast<std::size_t>(length(values));
+  std::unique_ptr<double[]> sorted(new double[n]);
+  std::size_t n_sorted = 0;
+  {
+    const nb::gil_scoped_release unlocked;
+    for (std::size_t i = 0; i < n; ++i) {
+      sorted[n_sorted] = number[i] + 0.0;  // -0 becomes +0
+      n_sorted += std::isnan(number[i]) ? 0 : 1;
+    }
+    sort_numbers(sorted.get(), n_sorted);
+  }
+  return new_array(std::move(sorted), n_sorted);
+}
+
+nb::ndarray<nb::numpy, std::uint32_t> bind_order(const Input& data, const Input& offsets,
+                                                 const Input& counts) {
+  const CountedKeys keys = counted_keys(data, offsets, counts);
+  std::unique_ptr<std::uint32_t[]> order(new std::uint32_t[keys.n]);
+  {
+    const nb::gil_scoped_release unlocked;
+    order_by_count(keys, order.get());
+  }
+  return new_array(std::move(order), keys.n);
+}
+
+}  // namespace
+
+void bind_columns(nb::module_& m) {
+  m.def("read_numbers", &bind_read_numbers, "array"_a);
+  m.def("sum_numbers", &bind_sum_numbers, "values"_a);
+  m.def("sorted_numbers", &bind_sorted_numbers, "values"_a);
+  m.def("order_by_count", &bind_order, "data"_a, "offsets"_a, "counts"_a);
+}
+
+}  // namespace widedeep
