@@ -354,13 +354,23 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     return dict(_read_header(Path(path))[0].get(_METADATA, {}))
 
 
-def map_tensors(*paths: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Map arrays of a file, or of all its parts in order, read-only; nothing is copied."""
+def tensor_header(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a file of tensors that stand before the first one."""
+    _, start = _read_header(Path(path))
+    with open(path, "rb") as file:
+        return file.read(start)
+
+
+def map_tensors(*paths: str | os.PathLike[str], writable: bool = False) -> dict[str, NDArray[Any]]:
+    """Map arrays of a file, or of all its parts in order; nothing is copied.
+
+    ``writable``: what is written to the arrays is written to the file, of which there is one.
+    """
     tensors: dict[str, NDArray[Any]] = {}
     pieces: dict[str, list[tuple[Path, int, NDArray[Any]]]] = {}
     for path in map(Path, paths):
         header, start = _read_header(path)
-        raw = np.memmap(path, dtype=np.uint8, mode="r")
+        raw = np.memmap(path, dtype=np.uint8, mode="r+" if writable else "r")
         for name, entry in header.items():
             if name == _METADATA or name.startswith(_PADDING):
                 continue

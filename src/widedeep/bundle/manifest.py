@@ -20,6 +20,7 @@ PARTS_FORMAT = 2  # of bundles whose weights are cut into parts
 PACKED_FORMAT = 3  # of bundles whose tables are packed, in one file or in parts
 READABLE_FORMATS = (1, 2, 3)
 MANIFEST = "manifest.json"
+PATCH = "patch.safetensors"  # of a bundle that is kept as its changes since another one
 _AGAIN = "copy the bundle again, or export it again"
 
 
@@ -124,6 +125,11 @@ def file_entries(path: Path) -> dict[str, FileEntry]:
 def check_files(path: Path, manifest: Manifest, *, verify: bool) -> None:
     """Check that a bundle has the files its manifest names, and no other."""
     present = {file.name for file in path.iterdir()} - {MANIFEST}
+    if PATCH in present:
+        raise BundleError(
+            f"{path}: got a patch of another version, expected a whole bundle; name the version in "
+            "a command line, or publish it whole"
+        )
     for name in sorted(present - manifest.files.keys()):
         raise BundleError(
             f"{path / name}: got a file that the bundle's manifest does not know; move it away"

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 from widedeep.cli.output import print_json, print_next, print_text, say
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, whole
 from widedeep.cli.runs import bundle_path_of
 from widedeep.gate import Verdict, verdict_path
 from widedeep.publish import publish
+from widedeep.training.config import MOST_PATCHES
 
 EXAMPLE = (
     "  widedeep publish runs/ads models\n"
@@ -32,6 +33,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--version", metavar="NAME", help="name of the version (default: the next number)"
+    )
+    parser.add_argument(
+        "--full-every",
+        type=lambda text: whole(text, 1, MOST_PATCHES),
+        default=1,
+        metavar="N",
+        help="publish every Nth version whole, and those between as patches (default: 1)",
     )
     parser.add_argument("--force", action="store_true", help="publish a model that has not passed")
     parser.add_argument(
@@ -57,10 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
         version=arguments.version,
         force=arguments.force,
         reason=arguments.reason,
+        full_every=arguments.full_every,
     )
     if arguments.json:
-        found_values = {"version": record.version, "parent": record.parent, "bundle": record.bundle}
-        print_json({"models": arguments.models, **found_values, "forced": record.forced})
+        names = ("version", "parent", "bundle", "forced", "patches", "size")
+        values = {name: getattr(record, name) for name in names}
+        print_json({"models": arguments.models, **values})
     else:
         after = "" if record.parent is None else f", after version {record.parent}"
         print_text(f"{arguments.models}: version {record.version}{after}")

@@ -355,6 +355,8 @@ def _publisher(
         every_rows=follow.export_rows,
         every_minutes=follow.export_minutes,
         judge_rows=follow.judge_rows,
+        full_every=follow.full_every,
+        patch_precision=follow.patch_precision,
         items=config.data.items,
         gate=gate,
         on_message=say,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +30,7 @@ from widedeep.publish.storage import LocalStore
 from widedeep.ranks.config import DistributedConfig
 from widedeep.remote import check_local, is_url, local_path
 from widedeep.schema import Schema
+from widedeep.serving.loading import whole_bundle
 from widedeep.serving.remote_models import STATE, RemoteModels
 from widedeep.serving.versions import Latest, make_plan, read_state, version_key
 from widedeep.training.checkpoint import CheckpointDirectory
@@ -346,7 +349,15 @@ def bundle_path_of(path: str | os.PathLike[str]) -> Path:
                 f"{path}: got checkpoints without a bundle; write one: "
                 f"widedeep export {path} -o BUNDLE"
             )
-    return path
+    return _whole(path)
+
+
+def _whole(path: Path) -> Path:
+    """Return a bundle's folder; of a patch, a whole copy that is there until this process ends."""
+    stack = contextlib.ExitStack()
+    whole = stack.enter_context(whole_bundle(path))
+    atexit.register(stack.close)
+    return whole
 
 
 def served_bundle(path: str | os.PathLike[str]) -> Path:
@@ -365,7 +376,7 @@ def served_bundle(path: str | os.PathLike[str]) -> Path:
             f"{path}: got a folder without a serving version; leave --against out to validate a "
             "first model by itself"
         )
-    return folder / version
+    return _whole(folder / version)
 
 
 # ---- what to do next ----------------------------------------------------------------------------

@@ -54,6 +54,7 @@ _FOLLOW = {
     "export_rows": "--export-rows N",
     "export_minutes": "--export-minutes M",
     "judge_rows": "--judge-rows N",
+    "full_every": "--full-every N",
     "grow": "--grow",
     "evict_after": "--evict-after N",
 }

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -22,7 +22,13 @@ from widedeep.files import write_text_whole
 from widedeep.gate.config import GateConfig
 from widedeep.gate.validation import validate
 from widedeep.gate.verdict import bundle_identity, verdict_path
-from widedeep.publish.publishing import PublishRecord, publish, stream_path
+from widedeep.publish.publishing import (
+    PublishRecord,
+    next_depth,
+    publish,
+    round_changes,
+    stream_path,
+)
 from widedeep.publish.storage import bundle_in_service, open_store
 
 if TYPE_CHECKING:
@@ -79,6 +85,11 @@ class ContinuousPublisher:
         every_rows: Rows to learn between two candidates; None: not by rows.
         every_minutes: Minutes between two candidates; None: not by time.
         judge_rows: Rows to judge on, at least.
+        full_every: Every so many-th published version is whole, and those between are patches; see
+            :func:`publish`. The gate judges each as it judges a whole one.
+        patch_precision: ``"bfloat16"`` rounds the numbers of changed rows in patches, of tables and
+            of the wide part, to 8 bits of precision. The gate judges the rounded model; rounding
+            does not add up, for each patch starts from the trainer's own numbers.
         items: Items whose vectors each bundle keeps; see :meth:`widedeep.Trainer.export`.
         gate: Limits of the gate; None: the defaults.
         on_message: Called with a message for each candidate.
@@ -109,6 +120,8 @@ class ContinuousPublisher:
         every_rows: int | None = None,
         every_minutes: float | None = None,
         judge_rows: int = 10_000,
+        full_every: int = 1,
+        patch_precision: Literal["float32", "bfloat16"] = "float32",
         items: Data | None = None,
         gate: GateConfig | None = None,
         on_message: Callable[[str], None] = lambda line: None,
@@ -130,6 +143,7 @@ class ContinuousPublisher:
         self._trainer, self._on_message = trainer, on_message
         self._every_rows, self._every_minutes = every_rows, every_minutes
         self._judge_rows, self._items = judge_rows, items
+        self._full_every, self._patch_precision = full_every, patch_precision
         # From a checkpoint older than the last candidate, count from the checkpoint.
         rows = self.candidates[-1].rows if self.candidates else trainer.position.rows
         self._rows = min(rows, trainer.position.rows)
@@ -193,6 +207,7 @@ class ContinuousPublisher:
         try:
             metrics = trainer.history.live_metrics()
             trainer.export(self.bundle, metrics=metrics, items=self._items, overwrite=True)
+            self._round_patch()
             identity = bundle_identity(self.bundle)
             version = self._already(identity)
             if version is None:
@@ -234,7 +249,19 @@ class ContinuousPublisher:
         )
         if not verdict.passed:
             return False, None, verdict.reasons
-        return True, publish(self.bundle, self.store.name, verdict=verdict).version, ()
+        record = publish(self.bundle, self.store.name, verdict=verdict, full_every=self._full_every)
+        return True, record.version, ()
+
+    def _round_patch(self) -> None:
+        """Round the rows that a patch would hold, if that is asked for and one comes next."""
+        parent = self.store.served()
+        if (
+            self._patch_precision == "bfloat16"
+            and parent is not None
+            and next_depth(self.store, parent, self._full_every)
+        ):
+            with self.store.bundle(parent) as base:
+                round_changes(base, self.bundle)
 
     def _already(self, identity: str) -> str | None:
         """Return the serving version if it is this bundle."""

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from widedeep._version import __version__
 from widedeep.bundle import Bundle
+from widedeep.bundle.manifest import PATCH
+from widedeep.bundle.patch import read_patch, write_patch
 from widedeep.bundle.plain_json import plain
+from widedeep.bundle.write import rewrite_bundle
 from widedeep.errors import BundleError, ConfigError
 from widedeep.gate.verdict import Verdict, bundle_identity, undefined_figures, verdict_path
+from widedeep.kernels.score import from_bfloat16, to_bfloat16
 from widedeep.publish.storage import RECORDS, ModelStore, open_store
 from widedeep.serving.versions import version_key
 
@@ -37,9 +45,11 @@ class PublishRecord:
         metrics: Metrics of the bundle.
         data: Training data: files with sizes and checksums, the manifest of the join that wrote
             them, and the shards of a stream.
-        size: Size in bytes.
+        size: Size in bytes of what was published.
         verdict: Verdict of the gate; None if there was none.
         forced: Reason for publishing it without having passed; None if it passed.
+        patches: Number of patches from the last whole version to this one, which is a patch of
+            ``parent`` then; 0 for a whole one.
     """
 
     version: str
@@ -53,10 +63,13 @@ class PublishRecord:
     size: int
     verdict: Mapping[str, Any] | None = None
     forced: str | None = None
+    patches: int = 0
 
     def to_text(self) -> str:
         """Return the text of the record's file."""
         value = plain({"format": _FORMAT, **asdict(self)}, "record")
+        if not self.patches:  # as earlier versions wrote it
+            del value["patches"]
         return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -121,8 +134,10 @@ def make_record(
     parent: str | None,
     verdict: Verdict | None,
     forced: str | None,
+    files: Path,
 ) -> PublishRecord:
-    """Return the record of a bundle to publish."""
+    """Return the record of a bundle to publish, as a patch or whole as it is in ``files``."""
+    patch = read_patch(files)
     return PublishRecord(
         version=version,
         bundle=bundle_identity(bundle.path),
@@ -132,9 +147,10 @@ def make_record(
         config=bundle.config,
         metrics=bundle.metrics,
         data=_data(bundle),
-        size=sum(entry.size for entry in bundle.manifest.files.values()),
+        size=sum(file.stat().st_size for file in files.iterdir()),
         verdict=None if verdict is None else verdict.to_json(),
         forced=forced,
+        patches=0 if patch is None else patch.depth,
     )
 
 
@@ -184,6 +200,7 @@ def publish(
     version: str | None = None,
     force: bool = False,
     reason: str | None = None,
+    full_every: int = 1,
 ) -> PublishRecord:
     """Publish a bundle that passed the gate.
 
@@ -198,6 +215,9 @@ def publish(
         version: Name of the version; None: one more than the largest number.
         force: Publish a bundle that has not passed, or is a version already.
         reason: Reason for ``force``; kept with the version.
+        full_every: Every so many-th version is published whole; those between are patches of the
+            version before, which hold the rows that changed. From these servers make the same
+            bundle, byte by byte. A patch that would be larger than half of it is published whole.
 
     Returns:
         The record of the version.
@@ -223,7 +243,7 @@ def publish(
     store = open_store(models)
     try:
         with store.locked():
-            return _put(store, loaded, passed, version, reason if force else None)
+            return _put(store, loaded, passed, version, reason if force else None, full_every)
     except OSError as error:
         raise BundleError(
             f"{store.name}: the version could not be written ({error.strerror or error}); the "
@@ -237,6 +257,7 @@ def _put(
     verdict: Verdict | None,
     version: str | None,
     reason: str | None,
+    full_every: int,
 ) -> PublishRecord:
     for _ in range(_ATTEMPTS):
         versions = store.versions()
@@ -250,9 +271,12 @@ def _put(
                 raise BundleError(refusal)
         passed = verdict is not None and verdict.passed and stale is None and again is None
         forced = None if passed else reason
-        record = make_record(bundle, version=name, parent=parent, verdict=verdict, forced=forced)
         try:
-            store.put(bundle.path, name, record.to_text())
+            with _patch_or_whole(store, bundle.path, parent, full_every) as files:
+                record = make_record(
+                    bundle, version=name, parent=parent, verdict=verdict, forced=forced, files=files
+                )
+                store.put(files, name, record.to_text())
         except FileExistsError:
             if version is None:
                 continue  # another publisher was faster: the next number
@@ -261,6 +285,53 @@ def _put(
     raise BundleError(
         f"{store.name}: other publishers took {_ATTEMPTS} numbers in a row; try again"
     )
+
+
+def next_depth(store: ModelStore, parent: str | None, full_every: int) -> int:
+    """Return the number of patches with which a version comes next; 0 for a whole one."""
+    text = None if parent is None else store.records().get(parent)
+    if text is None:
+        return 0
+    patches = PublishRecord.from_text(text, origin=f"{store.name}/{RECORDS}/{parent}.json").patches
+    return (patches + 1) % full_every
+
+
+def round_changes(base: Path, bundle: Path) -> None:
+    """Write a bundle again with the rows rounded to bfloat16 that differ from those of another.
+
+    Vectors of items were computed from the exact rows: a bundle with some stays as it is.
+    """
+    candidate, before = Bundle.load(bundle, verify=False), Bundle.load(base, verify=False).weights
+    if candidate.items is not None:
+        return
+    weights = dict(candidate.weights)
+    for name, array in weights.items():
+        old = before.get(name)
+        is_table = name.startswith(("table/", "wide/")) and array.dtype == np.float32
+        if is_table and old is not None and old.shape[1:] == array.shape[1:]:
+            weights[name] = rounded = from_bfloat16(to_bfloat16(array))
+            both = min(len(old), len(array))
+            np.copyto(rounded[:both], array[:both], where=array[:both] == old[:both])
+    rewrite_bundle(
+        candidate, bundle, weights=weights, calibration=candidate.calibration, overwrite=True
+    )
+
+
+@contextlib.contextmanager
+def _patch_or_whole(
+    store: ModelStore, bundle: Path, parent: str | None, full_every: int
+) -> Iterator[Path]:
+    """Give a folder with what is to be published."""
+    depth = next_depth(store, parent, full_every)
+    if depth == 0 or parent is None:
+        yield bundle
+        return
+    with tempfile.TemporaryDirectory(prefix="widedeep-") as temporary:
+        folder = Path(temporary)
+        with store.bundle(parent) as base:
+            write_patch(base, bundle, folder, version=parent, depth=depth)
+        whole = sum(file.stat().st_size for file in bundle.iterdir())
+        yield folder if 2 * (folder / PATCH).stat().st_size < whole else bundle
 
 
 def _stale(store: ModelStore, parent: str | None, verdict: Verdict | None) -> str | None:

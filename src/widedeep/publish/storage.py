@@ -16,7 +16,8 @@ from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import BundleError, ConfigError, DataError
 from widedeep.files import file_sha256, fsync_path, locked, write_text_whole
 from widedeep.remote import is_url, local_path, open_filesystem, remote_errors
-from widedeep.serving.remote_models import STATE
+from widedeep.serving.loading import whole_bundle
+from widedeep.serving.remote_models import STATE, RemoteModels
 from widedeep.serving.versions import (
     Latest,
     ServingState,
@@ -140,8 +141,9 @@ class LocalStore:
 
     @contextlib.contextmanager
     def bundle(self, version: str) -> Iterator[Path]:
-        """Yield the directory of a version."""
-        yield self.root / version
+        """Yield the directory of a version; of a patch, that of the whole bundle."""
+        with whole_bundle(self.root / version) as path:
+            yield path
 
     def put(self, bundle: Path, version: str, record: str) -> None:
         """Copy, sync and rename the bundle."""
@@ -238,19 +240,18 @@ class FsspecStore:
 
     @contextlib.contextmanager
     def bundle(self, version: str) -> Iterator[Path]:
-        """Fetch a version; it is deleted when the block ends."""
-        folder = f"{self._root}/{version}"
-        with tempfile.TemporaryDirectory(prefix="widedeep-") as temporary:
-            try:
-                with remote_errors(f"{self.name}/{version}"):
-                    for name in self._names(folder):
-                        self._fs.get_file(f"{folder}/{name}", str(Path(temporary) / name))
-            except DataError as error:
-                raise BundleError(
-                    f"{self.name}/{version}: cannot be fetched ({error}); check the connection and "
-                    "the permissions"
-                ) from error
-            yield Path(temporary)
+        """Fetch a version to the user's cache, and yield its directory there, whole."""
+        remote = RemoteModels(self.name)
+        try:
+            remote.refresh()
+            folder = remote.fetch(version)
+        except DataError as error:
+            raise BundleError(
+                f"{self.name}/{version}: cannot be fetched ({error}); check the connection and "
+                "the permissions"
+            ) from error
+        with whole_bundle(folder) as path:
+            yield path
 
     @_reached
     def put(self, bundle: Path, version: str, record: str) -> None:

@@ -11,10 +11,12 @@ import stat
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.bundle.manifest import MANIFEST, check_files, read_manifest
+from widedeep.bundle.patch import apply_patch, find_base, read_patch
 from widedeep.errors import BundleError, ConfigError
 from widedeep.features.spec import item_columns
 from widedeep.files import file_sha256, locked
@@ -75,16 +77,21 @@ class PrivateCopies:
             ) from error
 
     def take(self, bundle: str | os.PathLike[str]) -> PrivateCopy:
-        """Copy a bundle, or share another process's copy of it."""
+        """Copy a bundle, or share another process's copy of it.
+
+        Of a patch, its base is copied, from this directory where it has it, and changed before the
+        copy gets its name: it is the whole bundle, byte by byte, or there is none.
+        """
         source = Path(bundle)
         manifest = read_manifest(source)
-        check_files(source, manifest, verify=False)
+        if read_patch(source) is None:
+            check_files(source, manifest, verify=False)
         name = file_sha256(source / MANIFEST)
         copy, lock = self.directory / name, self._lock_copy(name)
         try:
             with locked(self.directory / f"{name}{_COPYING}"):  # others may make the same copy
                 if not copy.is_dir():
-                    self._copy(source, [MANIFEST, *manifest.files], copy)
+                    self._copy(source, copy)
         except BaseException:
             PrivateCopy(copy, lock).close()
             raise
@@ -102,17 +109,20 @@ class PrivateCopies:
                 return lock
             os.close(lock)  # its last user has just deleted it
 
-    def _copy(self, source: Path, names: list[str], copy: Path) -> None:
+    def _copy(self, source: Path, copy: Path) -> None:
         partial = copy.with_name(f"{copy.name}{_PARTIAL}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir(mode=0o700)
-            for name in names:
-                _copy_file(source / name, partial / name)
+            with self._base(source) as (base, patches):
+                partial.mkdir(mode=0o700)
+                for name in (MANIFEST, *read_manifest(base).files):
+                    _copy_file(base / name, partial / name)
+                for patch in patches:
+                    apply_patch(patch, partial)
             check_files(partial, read_manifest(partial), verify=True)
             partial.rename(copy)
         except BundleError as error:
-            raise BundleError(str(error).replace(str(partial), str(source))) from error
+            raise type(error)(str(error).replace(str(partial), str(source))) from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
@@ -123,6 +133,21 @@ class PrivateCopies:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def _base(self, source: Path) -> Iterator[tuple[Path, list[Path]]]:
+        """Give a whole bundle, here or beside ``source``, and the patches from it to ``source``."""
+        patches: list[Path] = []
+        with contextlib.ExitStack() as stack:
+            while (patch := read_patch(source)) is not None:
+                patches.insert(0, source)
+                copy = PrivateCopy(self.directory / patch.base, self._lock_copy(patch.base))
+                stack.callback(copy.close)
+                if copy.path.is_dir():
+                    source = copy.path
+                    break
+                source = find_base(source, patch)
+            yield source, patches
+
     def _sweep(self) -> None:
         """Delete the copies that no process uses."""
         for path in self.directory.glob(f"*{_LOCK}"):
@@ -132,6 +157,19 @@ class PrivateCopies:
                     _delete_if_unused(path.with_suffix(""), lock)
                 finally:
                     os.close(lock)
+
+
+@contextlib.contextmanager
+def whole_bundle(path: Path) -> Iterator[Path]:
+    """Give the folder of a bundle; of a patch, that of a whole copy in the user's cache."""
+    if read_patch(path) is None:
+        yield path
+        return
+    copy = PrivateCopies(default_cache()).take(path)
+    try:
+        yield copy.path
+    finally:
+        copy.close()
 
 
 def _is_gone(lock: int) -> bool:

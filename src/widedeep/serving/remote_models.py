@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.bundle.manifest import MANIFEST, check_files, read_manifest
+from widedeep.bundle.patch import read_patch
 from widedeep.errors import ConfigError
 from widedeep.files import atomic_directory, locked, write_text_whole
 from widedeep.remote import RemoteFile, RemoteUnavailable, open_filesystem, remote_errors
@@ -132,7 +133,7 @@ class RemoteModels:
             self._state_tag = ""
 
     def fetch(self, version: str) -> Path:
-        """Return a version's folder, whose files are here afterwards.
+        """Return a version's folder; its files, and those of a patch's base, are here afterwards.
 
         Raises:
             BundleError: If what came is no whole bundle.
@@ -144,14 +145,17 @@ class RemoteModels:
         folder, marker = self.root / version, self.root / _FETCHED / version
         remote = self._path if self.is_bundle else f"{self._path}/{version}"
         with locked(self.root / f".{version}.lock"):
-            if self._fetched().get(version) == signature:
-                return folder
-            with atomic_directory(folder) as temporary:
-                for name, *_ in signature:
-                    with remote_errors(f"{self.url}/{version}/{name}"):
-                        self._fs.get_file(f"{remote}/{name}", str(temporary / name))
-                check_files(temporary, read_manifest(temporary), verify=True)
-            write_text_whole(marker, json.dumps(signature))
+            if self._fetched().get(version) != signature:
+                with atomic_directory(folder) as temporary:
+                    for name, *_ in signature:
+                        with remote_errors(f"{self.url}/{version}/{name}"):
+                            self._fs.get_file(f"{remote}/{name}", str(temporary / name))
+                    if read_patch(temporary) is None:
+                        check_files(temporary, read_manifest(temporary), verify=True)
+                write_text_whole(marker, json.dumps(signature))
+        patch = read_patch(folder)
+        if patch is not None and patch.version in (self._listing or {}):
+            self.fetch(patch.version)
         return folder
 
     def _fetched(self) -> dict[str, Signature]:

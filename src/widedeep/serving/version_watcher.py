@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from widedeep.bundle.patch import BaseMissing
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.remote import RemoteUnavailable
 from widedeep.serving.background import BackgroundThread, ThreadMonitor
@@ -408,7 +409,7 @@ class VersionWatcher:
 def _is_transient(error: BaseException | None) -> bool:
     """Tell whether loading may succeed the next time: memory or a file system was lacking."""
     while error is not None:
-        if isinstance(error, MemoryError | RemoteUnavailable):
+        if isinstance(error, MemoryError | RemoteUnavailable | BaseMissing):
             return True
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             return True

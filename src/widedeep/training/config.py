@@ -45,6 +45,7 @@ __all__ = [
 
 LossReduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "auto"]
+MOST_PATCHES = 200  # from one whole version to the next
 Widths = Literal["fresh", "project"]
 Quality = Literal["fast", "good", "best"]
 DATA_PATHS = ("train", "valid", "test", "items")
@@ -346,7 +347,15 @@ class FollowConfig:
     judge_rows: Annotated[
         int, "rows of the newest shards, at least, that the gate judges on before they are learned"
     ] = 10_000
-
+    full_every: Annotated[
+        int,
+        "every so many-th published version is whole; those between are patches of the rows that "
+        "changed",
+    ] = 1
+    patch_precision: Annotated[
+        Literal["float32", "bfloat16"],
+        "numbers of changed rows in patches: exact, or rounded to 8 bits of precision",
+    ] = "float32"
     grow: Annotated[
         bool, "give rows to new values of each shard, once they were seen min_count times"
     ] = False
@@ -366,10 +375,19 @@ class FollowConfig:
             raise ConfigError(
                 f"{owner}: got evict_after = {self.evict_after} without grow = true; give both"
             )
+        if self.patch_precision != "float32" and self.full_every == 1:
+            raise ConfigError(
+                f"{owner}: got patch_precision = {self.patch_precision!r} without patches; give "
+                "full_every = 2 or more"
+            )
         for name in ("export_rows", "judge_rows", "evict_after"):
             value = getattr(self, name)
             inside = value is None or value >= 1
             check_range(owner, name, value, inside, "an integer of at least 1")
+        inside = 1 <= self.full_every <= MOST_PATCHES
+        check_range(
+            owner, "full_every", self.full_every, inside, f"an integer from 1 to {MOST_PATCHES}"
+        )
         minutes = self.export_minutes
         inside = minutes is None or minutes > 0
         check_range(owner, "export_minutes", minutes or 0.0, inside, "a number above 0")
