@@ -18,10 +18,13 @@ from widedeep.bundle import Bundle, BundleHead, BundleModel, DeepColumn, write_b
 from widedeep.bundle.manifest import MANIFEST, PATCH, Manifest, file_entries
 from widedeep.bundle.patch import BaseMissing, apply_patch, read_patch, write_patch
 from widedeep.bundle.write import rewrite_bundle
-from widedeep.errors import BundleError
+from widedeep.errors import BundleError, ConfigError
 from widedeep.files import map_tensors, write_tensors
+from widedeep.kernels.score import from_bfloat16, to_bfloat16
 from widedeep.publish import publish
+from widedeep.publish.publishing import round_changes
 from widedeep.serving.loading import PrivateCopies
+from widedeep.training.config import FollowConfig
 
 WORDS = 3000
 
@@ -202,3 +205,35 @@ def test_rows_that_all_move_are_published_whole(tmp_path: Path) -> None:
         )
     assert record.patches == 0
     assert Bundle.load(tmp_path / "models" / "2").manifest == second.manifest
+
+
+def test_rounding_moves_what_moved_and_does_not_add_up(tmp_path: Path) -> None:
+    first = first_bundle(tmp_path / "1")
+    exact = next_bundle(first, tmp_path / "2", seed=2)
+    shutil.copytree(exact.path, tmp_path / "rounded")
+    round_changes(first.path, tmp_path / "rounded")
+    rounded = Bundle.load(tmp_path / "rounded")
+    for name in ("wide/word", "table/word"):
+        old, new, got = (b.weights[name] for b in (first, exact, rounded))
+        assert np.array_equal(got[new == old], old[new == old])
+        assert np.array_equal(got[new != old], from_bfloat16(to_bfloat16(new))[new != old])
+    assert np.array_equal(rounded.weights["head/weight"], exact.weights["head/weight"])
+    # The trainer's own numbers again, against those that are served: nothing moves but rounded
+    # rows stay as they are.
+    shutil.copytree(exact.path, tmp_path / "again")
+    round_changes(rounded.path, tmp_path / "again")
+    for name, array in Bundle.load(tmp_path / "again").weights.items():
+        assert array.tobytes() == rounded.weights[name].tobytes()
+    for bundle in (first, rounded):
+        publish(bundle.path, tmp_path / "models", force=True, reason="a test", full_every=9)
+    publish(first.path, tmp_path / "exact", force=True, reason="a test")
+    publish(exact.path, tmp_path / "exact", force=True, reason="a test", full_every=9)
+    sizes = [(tmp_path / name / "2" / PATCH).stat().st_size for name in ("models", "exact")]
+    assert sizes[0] < sizes[1]
+
+
+def test_what_does_not_go_together_is_told() -> None:
+    with pytest.raises(ConfigError, match="patch_precision = 'bfloat16' without patches; give"):
+        FollowConfig(patch_precision="bfloat16")
+    with pytest.raises(ConfigError, match="got full_every=0, expected an integer from 1 to 200"):
+        FollowConfig(full_every=0)

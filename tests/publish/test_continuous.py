@@ -35,13 +35,13 @@ def shuffled(table: pa.Table) -> pa.Table:
     return with_column(table, "click", labels)
 
 
-def make_trainer(checkpoints: Path | None = None) -> wd.Trainer:
+def make_trainer(checkpoints: Path | None = None, buckets: int | None = None) -> wd.Trainer:
     spec = wd.FeatureSpec(
         label="click",
         features=[
             *wd.numeric("price"),
             *wd.categorical("country", "item", "device"),
-            wd.crossed("country", "item"),
+            wd.crossed("country", "item", hash_buckets=buckets),
         ],
     )
     model = wd.WideDeep(wd.fit_schema(spec, FIRST), hidden_units=[8], embedding_dim=4)
@@ -54,10 +54,10 @@ def make_trainer(checkpoints: Path | None = None) -> wd.Trainer:
 class Live:
     """A trainer with its publisher, and its messages."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, buckets: int | None = None, **options: Any) -> None:
         self.models = folder / "models"
         self.messages: list[str] = []
-        self.trainer = make_trainer()
+        self.trainer = make_trainer(buckets=buckets)
         options = {"every_rows": ROWS, "judge_rows": ROWS, "gate": GATE, **options}
         self.publisher = ContinuousPublisher(
             self.trainer,
@@ -80,6 +80,18 @@ class Live:
 @pytest.fixture
 def live(tmp_path: Path) -> Live:
     return Live(tmp_path)
+
+
+def test_patches_are_judged_and_published_between_whole_versions(tmp_path: Path) -> None:
+    live = Live(tmp_path, buckets=20_000, full_every=9, patch_precision="bfloat16")
+    live.learn(shards(2))
+    records = [entry.record for entry in read_lineage(live.models)]
+    assert [record and record.patches for record in records] == [0, 1]
+    verdicts = [record and record.verdict for record in records]
+    assert all(verdict is not None and verdict["passed"] for verdict in verdicts)
+    with live.publisher.store.bundle("2") as path:
+        patched, whole = Bundle.load(path), Bundle.load(live.models / "1")
+    assert patched.weights.keys() == whole.weights.keys()
 
 
 def test_what_passes_is_published_by_itself(live: Live) -> None:
