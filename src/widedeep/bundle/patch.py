@@ -40,8 +40,8 @@ class Patch:
         base: SHA-256 of the manifest of the bundle that it applies to.
         version: Version whose bundle that is, in the same directory of versions.
         depth: Number of patches from the last whole version to this one, at least 1.
-        files: Of each file that changed, how many rows of each tensor did, and how their bytes are
-            written; None for a file that is written whole.
+        files: Changed files by name: number of changed rows of each tensor, and the form of each
+            byte of its numbers; None for a file that is written whole.
     """
 
     base: str
