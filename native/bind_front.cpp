@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "api_keys.hpp"
+#include "bind_impressions.hpp"
 #include "bind_ranker.hpp"
 #include "bind_score.hpp"
 #include "front_loop.hpp"
@@ -48,6 +49,10 @@ class BoundRoute {
     plain.curve.slope = nb::cast<double>(options["slope"]);
     plain.curve.intercept = nb::cast<double>(options["intercept"]);
     plain.threads = nb::cast<int>(options["threads"]);
+    if (!options["log"].is_none()) {
+      owners_.push_back(options["log"]);
+      plain.log = nb::cast<const BoundShape&>(options["log"]).shape();
+    }
     expect(plain.curve.column >= 0 && plain.curve.column < model.scorer->n_classes(),
            "expected a column of the logits");
     route_ = std::make_shared<RankRoute>(model, std::move(plain));
@@ -151,12 +156,13 @@ class BoundServer {
   ~BoundServer() { stop(); }
 
   void set_routes(const std::string& path, nb::object stable, nb::object canary, double share,
-                  bool records_all) {
+                  bool records_all, bool is_logged) {
     PathRoutes routes;
     routes.stable = held(stable);
     routes.canary = held(canary);
     routes.share = share;
     routes.records_all = records_all;
+    routes.is_logged = is_logged;
     front_.set_routes(path, std::move(routes));
     let_go();
   }
@@ -170,8 +176,8 @@ class BoundServer {
     return found;
   }
 
-  // (route or None, path, request id, caller, body, microseconds, seconds, status, sampled, order,
-  // scores)
+  // (route or None, path, request id, caller, body, microseconds, seconds, status, sampled, in log,
+  // order, scores)
   nb::list take_records() {
     nb::list found;
     for (FrontRecord& record : front_.take_records()) {
@@ -181,7 +187,7 @@ class BoundServer {
       }
       found.append(nb::make_tuple(route, record.path, record.request_id, record.caller,
                                   nb::bytes(record.body.data(), record.body.size()), record.time_us,
-                                  record.seconds, record.status, record.sampled,
+                                  record.seconds, record.status, record.sampled, record.in_log,
                                   to_numpy(std::move(record.order)),
                                   to_numpy(std::move(record.scores))));
     }
@@ -245,6 +251,9 @@ class BoundServer {
     plain.late = text(options, "late");
     const nb::object keys = options["keys"];
     if (!keys.is_none()) plain.keys = nb::cast<std::shared_ptr<ApiKeys>>(keys);
+    if (!options["log"].is_none()) {
+      plain.log = nb::cast<std::shared_ptr<ImpressionQueue>>(options["log"]);
+    }
     return plain;
   }
 
@@ -275,7 +284,7 @@ void bind_loop(nb::module_& m) {
       .def(nb::init<int, int, nb::object, nb::dict>(), "listening"_a, "handoff_event"_a, "slots"_a,
            "options"_a)
       .def("set_routes", &BoundServer::set_routes, "path"_a, "stable"_a.none(), "canary"_a.none(),
-           "share"_a, "records_all"_a)
+           "share"_a, "records_all"_a, "is_logged"_a)
       .def("pop_handoffs", &BoundServer::pop_handoffs)
       .def(
           "return_connection",

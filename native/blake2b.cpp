@@ -25,7 +25,6 @@ constexpr std::uint8_t kOrder[10][16] = {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 
                                          {10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0}};
 constexpr std::size_t kBlock = 128;
 constexpr int kRounds = 12;
-constexpr std::uint64_t kDigestBytes = 8;
 
 void mix(std::uint64_t* v, int a, int b, int c, int d, std::uint64_t x, std::uint64_t y) {
   v[a] += v[b] + x;
@@ -59,24 +58,58 @@ void take_block(Words8& state, const char* block, std::uint64_t total, bool is_l
   for (std::size_t i = 0; i < 8; ++i) state[i] ^= v[i] ^ v[i + 8];
 }
 
-}  // namespace
-
-std::uint64_t blake2b_64(std::string_view text) {
+// The state after all blocks; its first bytes are the digest.
+Words8 digest(std::string_view text, std::uint64_t n_bytes, std::string_view key,
+              std::string_view purpose) {
   static_assert(std::endian::native == std::endian::little);
   Words8 state = kStart;
-  state[0] ^= 0x01010000 ^ kDigestBytes;
+  state[0] ^= 0x01010000 ^ static_cast<std::uint64_t>(key.size()) << 8 ^ n_bytes;
+  std::uint64_t words[2] = {};
+  std::copy_n(purpose.begin(), std::min(purpose.size(), sizeof words),
+              reinterpret_cast<char*>(words));
+  state[6] ^= words[0];
+  state[7] ^= words[1];
   std::uint64_t total = 0;
+  char block[kBlock] = {};
+  if (!key.empty()) {
+    std::copy(key.begin(), key.end(), block);
+    total += kBlock;
+    take_block(state, block, total, text.empty());
+    if (text.empty()) return state;
+  }
   while (text.size() > kBlock) {
     total += kBlock;
     take_block(state, text.data(), total, false);
     text.remove_prefix(kBlock);
   }
-  char last[kBlock] = {};
-  std::copy(text.begin(), text.end(), last);
-  take_block(state, last, total + text.size(), true);
+  std::fill(block, block + kBlock, '\0');
+  std::copy(text.begin(), text.end(), block);
+  take_block(state, block, total + text.size(), true);
+  return state;
+}
+
+std::uint64_t byte_of(const Words8& state, std::size_t i) {
+  return state[i / 8] >> (8 * (i % 8)) & 0xff;
+}
+
+}  // namespace
+
+std::uint64_t blake2b_64(std::string_view text, std::string_view purpose) {
+  const Words8 state = digest(text, 8, {}, purpose);
   std::uint64_t big = 0;
-  for (int byte = 0; byte < 8; ++byte) big = big << 8 | (state[0] >> (8 * byte) & 0xff);
+  for (std::size_t i = 0; i < 8; ++i) big = big << 8 | byte_of(state, i);
   return big;
+}
+
+std::string blake2b_hex(std::string_view text, std::string_view key) {
+  constexpr char kHex[] = "0123456789abcdef";
+  const Words8 state = digest(text, 16, key, {});
+  std::string hex;
+  for (std::size_t i = 0; i < 16; ++i) {
+    hex += kHex[byte_of(state, i) >> 4];
+    hex += kHex[byte_of(state, i) & 15];
+  }
+  return hex;
 }
 
 }  // namespace widedeep

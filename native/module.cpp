@@ -12,6 +12,7 @@ void bind_blocks(nb::module_& m);
 void bind_columns(nb::module_& m);
 void bind_counts(nb::module_& m);
 void bind_front(nb::module_& m);
+void bind_impressions(nb::module_& m);
 void bind_item_ids(nb::module_& m);
 void bind_packed_rows(nb::module_& m);
 void bind_pairs(nb::module_& m);
@@ -40,6 +41,7 @@ NB_MODULE(_native, m) {
   widedeep::bind_blocks(m);
   widedeep::bind_columns(m);
   widedeep::bind_counts(m);
+  widedeep::bind_impressions(m);
   widedeep::bind_front(m);
   widedeep::bind_item_ids(m);
   widedeep::bind_packed_rows(m);

@@ -162,12 +162,25 @@ bool RankFront::try_answer(Thread& own, const FrontRequest& request, std::string
   write(200, own.body, id, request, out);
   account(kOk, seconds);
   const bool sampled = is_drawn(options_.sampled);
-  if (sampled || options_.records_all || found->second.records_all) {
+  const auto latest = request.arrived + std::chrono::duration_cast<FrontClock::duration>(
+                                            std::chrono::duration<double>(wait_s));
+  const bool in_log = found->second.is_logged && log(*route, own.room, id, latest);
+  const bool needs_record = found->second.records_all || (found->second.is_logged && !in_log);
+  if (sampled || options_.records_all || needs_record) {
     keep({route, std::string(request.head.path), std::string(id), caller_of(request),
-          std::string(request.body), now_us(), seconds, 200, sampled, own.room.order,
+          std::string(request.body), now_us(), seconds, 200, sampled, in_log, own.room.order,
           own.room.scores});
   }
   return true;
+}
+
+// False if Python must log the answer.
+bool RankFront::log(const RankRoute& route, const RankRoom& room, std::string_view id,
+                    FrontClock::time_point latest) {
+  const LogShape* const shape = route.options().log.get();
+  if (options_.log == nullptr || shape == nullptr) return false;
+  const LoggedAnswer answer{id, now_us(), room.reader, room.positions, room.order, room.scores};
+  return options_.log->offer(*shape, answer, latest);
 }
 
 void RankFront::refuse(const FrontRequest& request, std::string& out) {
@@ -190,6 +203,7 @@ void RankFront::write_refusal(std::size_t status, const std::string& body, std::
           now_us(),
           seconds,
           kStatuses[status],
+          false,
           false,
           {},
           {}});

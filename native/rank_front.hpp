@@ -22,6 +22,7 @@ struct PathRoutes {
   std::shared_ptr<const RankRoute> canary;  // may be absent
   double share = 0;                         // of the request ids, that the canary answers
   bool records_all = false;                 // answers, not only a sample
+  bool is_logged = false;  // answers are recorded, unless they go to the log itself
 };
 
 struct RankFrontOptions {
@@ -38,6 +39,7 @@ struct RankFrontOptions {
   std::string busy;  // bodies of refusals
   std::string late;
   std::shared_ptr<const ApiKeys> keys;  // null: callers need none
+  std::shared_ptr<ImpressionQueue> log;  // null: impressions are not logged, or by Python alone
 };
 
 // A request that was answered here, for those who keep a log.
@@ -51,6 +53,7 @@ struct FrontRecord {
   double seconds = 0;
   int status = 200;
   bool sampled = false;
+  bool in_log = false;  // it went to the log itself
   std::vector<std::int64_t> order;
   std::vector<double> scores;
 };
@@ -98,6 +101,8 @@ class RankFront final : public FrontHandler {
              const FrontRequest& request, std::string& out) const;
   void write_refusal(std::size_t status, const std::string& body, std::string_view request_id,
                      const FrontRequest& request, std::string& out);
+  bool log(const RankRoute& route, const RankRoom& room, std::string_view id,
+           FrontClock::time_point latest);
   void account(std::size_t status, double seconds);
   void keep(FrontRecord record);
 

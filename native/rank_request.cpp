@@ -161,8 +161,11 @@ bool is_misspelt(std::string_view key, std::string_view column) {
   return ends_alike && longer.size() - shorter.size() <= most && edit_distance(a, b) <= most;
 }
 
-QueryNames::QueryNames(std::vector<std::string> columns, const std::vector<std::string>& foreign)
-    : columns_(std::move(columns)), foreign_(foreign) {
+QueryNames::QueryNames(std::vector<std::string> columns, const std::vector<std::string>& foreign,
+                       const std::string& extra)
+    : columns_(std::move(columns)), n_read_(columns_.size()), foreign_(foreign) {
+  const bool is_new = std::find(columns_.begin(), columns_.end(), extra) == columns_.end();
+  if (!extra.empty() && is_new) columns_.push_back(extra);
   for (const std::string& name : foreign_) places_[name] = kForeign;
   for (std::size_t i = 0; i < columns_.size(); ++i) places_[columns_[i]] = static_cast<int>(i);
 }
@@ -215,7 +218,7 @@ bool RankRequestReader::have_common_name() {
 bool RankRequestReader::has_misspelt_key() const {
   if (unknown_.empty()) return false;
   std::size_t absent = 0;
-  for (std::size_t c = 0; c < cells_.size() && absent < kMostColumns; ++c) {
+  for (std::size_t c = 0; c < names_->n_read() && absent < kMostColumns; ++c) {
     if (cells_[c].given) continue;
     if (unknown_.size() > kMostKeys) return true;
     ++absent;
@@ -226,6 +229,10 @@ bool RankRequestReader::has_misspelt_key() const {
     }
   }
   return false;
+}
+
+bool RankRequestReader::is_of_user(std::string_view name) const {
+  return std::find(of_user_.begin(), of_user_.end(), name) != of_user_.end();
 }
 
 bool RankRequestReader::read_member(std::string_view name) {
@@ -260,7 +267,8 @@ bool RankRequestReader::read_query(std::vector<std::string_view>& given) {
     const int place = names_->find(name, guess);
     if (place == QueryNames::kForeign) return false;
     given.push_back(name);
-    if (place < 0 && unknown_.size() <= kMostKeys) unknown_.push_back(name);
+    const bool is_read = place >= 0 && static_cast<std::size_t>(place) < names_->n_read();
+    if (!is_read && unknown_.size() <= kMostKeys) unknown_.push_back(name);
     Cell unused;
     Cell& cell = place < 0 ? unused : cells_[static_cast<std::size_t>(place)];
     cell = {};

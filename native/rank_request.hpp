@@ -16,17 +16,22 @@ namespace widedeep {
 // Which keys of a user or context mean something.
 class QueryNames {
  public:
-  // `foreign` are columns that must not be among a query's.
-  QueryNames(std::vector<std::string> columns, const std::vector<std::string>& foreign);
+  // `foreign` are columns that must not be among a query's. An `extra` name is read, too, behind
+  // the columns, but means nothing to the model; empty, or one of the columns: there is none.
+  QueryNames(std::vector<std::string> columns, const std::vector<std::string>& foreign,
+             const std::string& extra = {});
 
   static constexpr int kUnknown = -1;
   static constexpr int kForeign = -2;
   // The place of a name; `guess` is tried first.
   int find(std::string_view name, int guess) const;
   const std::vector<std::string>& columns() const noexcept { return columns_; }
+  // How many of them the model reads.
+  std::size_t n_read() const noexcept { return n_read_; }
 
  private:
   std::vector<std::string> columns_;
+  std::size_t n_read_;
   std::unordered_map<std::string_view, int> places_;
   std::vector<std::string> foreign_;
 };
@@ -51,6 +56,8 @@ class RankRequestReader {
   const std::vector<Column>& columns() const noexcept { return columns_; }
   // Whether the query brought the column, if only as null.
   bool has(std::size_t column) const noexcept { return cells_[column].given; }
+  // Whether the user, not the context, brought it.
+  bool is_of_user(std::string_view name) const;
   const std::vector<CandidateId>& candidates() const noexcept { return candidates_; }
   std::int64_t k() const noexcept { return k_; }  // -1: all
   // Empty if the body has none; else as it stands there, between its quotes.

@@ -50,9 +50,11 @@ void append_number(double value, std::string& out) {
 RankRoute::RankRoute(const RankModel& model, RouteOptions options)
     : model_(model),
       options_(std::move(options)),
-      names_(names_of(*model.plan, options_.query_columns), options_.foreign_names) {
-  for (const std::string& name : names_.columns()) {
-    append_json(name, absent_.emplace_back());
+      names_(names_of(*model.plan, options_.query_columns), options_.foreign_names,
+             options_.log == nullptr ? std::string() : options_.log->user_column) {
+  if (options_.log != nullptr) options_.log->place(names_);
+  for (std::size_t c = 0; c < names_.n_read(); ++c) {
+    append_json(names_.columns()[c], absent_.emplace_back());
     absent_.back() += ":1";
   }
   before_id_ = ",\"model_version\":";

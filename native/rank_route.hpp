@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "impression_queue.hpp"
 #include "rank_request.hpp"
 #include "ranker.hpp"
 #include "sort_scores.hpp"
@@ -52,6 +53,7 @@ struct RouteOptions {
   std::vector<double> score_edges;
   ScoreCurve curve;
   int threads = 1;
+  std::shared_ptr<LogShape> log;  // null: Python logs what is logged
 };
 
 // What a route has counted; anyone may read it at any time.

@@ -1088,10 +1088,50 @@ _Record: TypeAlias = tuple[
     float,
     int,
     bool,
+    bool,
     NDArray[np.int64],
     NDArray[np.float64],
 ]
-"""(route, path, request id, caller, body, microseconds, seconds, status, sampled, order, scores)"""
+"""(route, path, request id, caller, body, microseconds, seconds, status, sampled, in log, order,
+scores)"""
+
+class LogShape:
+    """What is logged of a route's requests."""
+
+    def __init__(
+        self,
+        user_column: str,
+        query: Sequence[tuple[str, str | None, bool]],
+        item: Sequence[tuple[str, str | None, bool]],
+        items: tuple[object, object],
+        header_of_integers: bytes,
+        header_of_texts: bytes,
+    ) -> None: ...
+
+class ImpressionQueue:
+    """Answered requests that wait to be written."""
+
+    def __init__(self, sample: float, hash_key: bytes, most_bytes: int, waits: bool) -> None: ...
+    def take(self) -> list[tuple[bytes, bytes, int, int]]:
+        """Return (header, chunk, requests, rows) of each stream."""
+
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Return requests offered, left out, without a user and dropped, and rows dropped."""
+
+    def close(self) -> None: ...
+
+class ImpressionFile:
+    """Chunks of answered requests as the column chunks of a Parquet file."""
+
+    def __init__(
+        self, columns: Sequence[tuple[str, str, str, bool, bool, bytes]], arrow_schema: str
+    ) -> None: ...
+    def add(self, chunk: bytes) -> bool: ...
+    @property
+    def rows(self) -> int: ...
+    def column_chunk(self, column: int, offset: int) -> bytes: ...
+    def end_group(self) -> None: ...
+    def footer(self) -> bytes: ...
 
 class NativeServer:
     """The connections of a server (Linux)."""
@@ -1106,6 +1146,7 @@ class NativeServer:
         canary: RankRoute | None,
         share: float,
         records_all: bool,
+        is_logged: bool,
     ) -> None: ...
     def pop_handoffs(self) -> list[tuple[int, bytes]]: ...
     def return_connection(self, socket: int) -> None: ...

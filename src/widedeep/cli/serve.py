@@ -89,6 +89,7 @@ _LOG = {
     "hash_key_file": "--log-hash-key FILE",
     "days": "--log-days N",
     "nbytes": "--log-bytes N",
+    "when_full": "--log-full",
 }
 _READERS = {
     **{"workers": threads, "threads": threads, "poll_s": period, "sample": share},

@@ -125,6 +125,10 @@ class LogConfig:
     nbytes: Annotated[
         int | None, "total size in bytes beyond which the oldest files are deleted (default: never)"
     ] = None
+    when_full: Annotated[
+        Literal["drop", "wait"],
+        "requests that the log cannot take: drop and count them, or wait, and slow the server down",
+    ] = "drop"
 
 
 @dataclass(frozen=True, kw_only=True)

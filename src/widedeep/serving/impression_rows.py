@@ -268,7 +268,7 @@ class _Rows:
             return typed_array(self.items, kind)
         if self.catalogue is None or name not in self.catalogue.table.column_names:
             return None
-        return _typed_arrow(self.catalogue.table[name].take(self._catalogue_rows), kind)
+        return typed_arrow(self.catalogue.table[name].take(self._catalogue_rows), kind)
 
     @cached_property
     def _catalogue_rows(self) -> pa.Array:
@@ -300,7 +300,8 @@ def _ids(items: Sequence[Any]) -> pa.Array:
     return pa.array([_digits(i) if type(i) is int else str(i) for i in items], pa.string())
 
 
-def _typed_arrow(values: pa.ChunkedArray, kind: ColumnType) -> pa.Array:
+def typed_arrow(values: pa.ChunkedArray, kind: ColumnType) -> pa.Array:
+    """Return a column in a column's type."""
     try:
         return pa.concat_arrays(values.cast(kind.arrow(narrow=True)).chunks)
     except pa.ArrowException:

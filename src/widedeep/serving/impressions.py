@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from widedeep.errors import ConfigError
-from widedeep.files import fsync_path
+from widedeep.kernels.impressions import ImpressionQueue, LogShape
 from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.impression_files import Retention, RotatedFiles, Rotation
 from widedeep.serving.impression_rows import (
     Answered,
     RankedRequest,
@@ -32,12 +29,16 @@ from widedeep.serving.impression_rows import (
     impression_table,
 )
 from widedeep.serving.loading import lower_thread_priority
+from widedeep.serving.native_rows import Chunk, log_shape
+from widedeep.serving.ranker import Ranker
 
-_POLL_S = 0.1
+_POLL_S = 0.02
 # Lower than the requests' threads, but not so low that a busy server logs nothing.
 _NICENESS = 5
 _MAX_CATALOGUES = 3
 _MAX_PENDING_BYTES = 64 << 20
+_MAX_QUEUED_BYTES = 32 << 20
+_MAX_WAIT_S = 5.0
 _RETRY_S = (0.5, 10.0)
 
 
@@ -49,7 +50,7 @@ class ImpressionCounts:
         offered: Offered requests.
         left_out: Requests outside the sample.
         without_user: Requests without a user id, which a join could not use.
-        dropped: Requests that found the queue full.
+        dropped: Requests that found the queue full, and did not wait, or waited in vain.
         failed: Requests that could not be written while the rows that wait for the disk were at
             their limit.
         requests: Written requests, some perhaps in an incomplete file.
@@ -84,10 +85,12 @@ class ImpressionLog:
     column that the model read. The files are Parquet, in one folder per set of columns; a file gets
     its name when it is complete, also after its process was killed.
 
-    Offering never blocks: a thread of low priority writes, and requests that find its queue full
-    are dropped and counted. While the disk fails, up to 64 MiB of rows wait for it; requests beyond
-    are counted as failed. A request with a value that fits no column (an integer beyond 64 bits,
-    text that is not Unicode) is written as a line of JSON in the folder ``_as_text``.
+    A thread of low priority writes, to files within about 0.02 s. Offering does not wait for it:
+    requests that find its queue full are dropped and counted, unless ``when_full="wait"``. While
+    the disk fails, up to 64 MiB of rows wait for it; requests beyond are counted as failed. What
+    the native server answers is queued without Python (:meth:`shape`). A request with a value that
+    fits no column (an integer beyond 64 bits, text that is not Unicode) is written as a line of
+    JSON in the folder ``_as_text``.
 
     Args:
         directory: Directory of the files. Several processes may write to one.
@@ -98,7 +101,11 @@ class ImpressionLog:
             column ``user_id`` only if ``columns`` names it. None: ids are not hashed.
         rotation: Limits at which a file is complete.
         retention: Limits beyond which complete files are deleted.
-        queued: Requests that may wait to be written, at least 1.
+        queued: Requests that may wait to be written, at least 1; of those that the native server
+            answers, 32 MiB may.
+        when_full: What a request does that finds the queue full: ``"drop"``, or ``"wait"`` for up
+            to 5 s (the native server: until the request's deadline), which slows the server down to
+            what the log can take; then it is dropped.
         monitor: Monitor of the thread; None: its errors go to standard error alone.
 
     Example:
@@ -134,6 +141,7 @@ class ImpressionLog:
         rotation: Rotation | None = None,
         retention: Retention | None = None,
         queued: int = 2048,
+        when_full: str = "drop",
         monitor: ThreadMonitor | None = None,
     ) -> None:
         if not 0 < sample <= 1:
@@ -145,6 +153,10 @@ class ImpressionLog:
                 f"ImpressionLog: got a key of {len(hash_users)} bytes in hash_users, expected 16 "
                 "to 64 random ones"
             )
+        if when_full not in ("drop", "wait"):
+            raise ConfigError(
+                f"ImpressionLog: got when_full={when_full!r}, expected 'drop' or 'wait'"
+            )
         if isinstance(columns, str):
             raise ConfigError(f"ImpressionLog: got columns={columns!r}, expected a list of names")
         self._users = UserIds(column=user_id, key=hash_users)
@@ -152,8 +164,11 @@ class ImpressionLog:
         self._sample = sample
         rotation = rotation or Rotation()
         self._files = RotatedFiles(
-            Path(directory), rotation, retention or Retention(), self._convert_queue
+            Path(directory), rotation, retention or Retention(), self._while_writing
         )
+        self.waits = when_full == "wait"
+        self.native = ImpressionQueue(sample, hash_users or b"", _MAX_QUEUED_BYTES, self.waits)
+        self._native_counts = (0, 0, 0, 0, 0)
         self._queue: queue.Queue[Answered] = queue.Queue(queued)
         self._lock = threading.Lock()
         self._numbers = {each.name: 0 for each in fields(ImpressionCounts) if each.name != "error"}
@@ -181,7 +196,7 @@ class ImpressionLog:
         time_us: int | None = None,
         catalogue: Catalogue | None = None,
     ) -> bool:
-        """Queue a request to be written; never blocks. It must not be changed afterwards.
+        """Queue a request to be written. It must not be changed afterwards.
 
         Args:
             record: The request and its answer.
@@ -205,11 +220,15 @@ class ImpressionLog:
             catalogue=self._catalogue(record) if catalogue is None else catalogue,
         )
         try:
-            self._queue.put_nowait(answered)
+            self._queue.put(answered, block=self.waits, timeout=_MAX_WAIT_S)
         except queue.Full:
             self._count(dropped=1)
             return False
         return True
+
+    def shape(self, ranker: Ranker, catalogue: Catalogue, version: str) -> LogShape | None:
+        """Return what native threads log of a version's requests; None: they must be offered."""
+        return log_shape(ranker, catalogue, version, self._users, self._columns)
 
     def missed(self, requests: int) -> None:
         """Count requests that were dropped before they could be offered."""
@@ -229,6 +248,7 @@ class ImpressionLog:
 
     def counts(self) -> ImpressionCounts:
         """Return the counts of the requests offered so far."""
+        self._count_native()
         with self._lock:
             return ImpressionCounts(**self._numbers, error=self._error)
 
@@ -253,7 +273,7 @@ class ImpressionLog:
     def _turn(self) -> bool:
         # Read before the queue is emptied: requests offered before the close are written.
         ending = self._closing.wait(min(_POLL_S, self._files.next_rotation() or _POLL_S))
-        self._convert_queue()
+        self._take_all(ending)
         if ending or time.monotonic() >= self._next_try:
             self._try(lambda: self._write_all(ending))
         if ending:
@@ -261,6 +281,35 @@ class ImpressionLog:
         if self._on_counts is not None:
             self._on_counts(self.counts())
         return not ending
+
+    def _take_all(self, ending: bool = False) -> None:
+        """Take what is queued, as far as the rows that wait for the disk leave room."""
+        if self._pending_bytes < _MAX_PENDING_BYTES or not self.waits:
+            self._convert_queue()
+        if ending:
+            self.native.close()
+        if ending or self._pending_bytes < _MAX_PENDING_BYTES:
+            for header, data, requests, rows in self.native.take():
+                self._add(_Pending(Chunk(header, data, rows), requests, rows))
+
+    def _while_writing(self) -> None:
+        """Bring what is queued to its spools while a file is being completed."""
+        self._take_all()
+        with contextlib.suppress(OSError):  # the next turn meets it again, and counts it
+            self._write_pending()
+
+    def _count_native(self) -> None:
+        """Add what native threads have counted since the last call."""
+        with self._lock:
+            before, self._native_counts = self._native_counts, self.native.counts()
+            new = [b - a for a, b in zip(before, self._native_counts, strict=True)]
+            # Rows that wait for a failing disk hold up the queue.
+            dropped = "dropped" if self._error is None else "failed"
+            for name, number in zip(
+                ("offered", "left_out", "without_user", dropped), new[:4], strict=True
+            ):
+                self._numbers[name] += number
+            self._numbers["lost_rows"] += new[4] if self._error is not None else 0
 
     def _convert_queue(self) -> None:
         """Convert the queued requests to rows."""
@@ -309,7 +358,7 @@ class ImpressionLog:
         while self._pending:
             pending = self._pending[0]
             try:
-                self._write(pending.content)
+                self._write(pending)
                 counts = {"requests": pending.requests, "rows": pending.rows}
             except OSError:
                 raise
@@ -320,12 +369,12 @@ class ImpressionLog:
             self._pending_bytes -= pending.nbytes
             self._count(waiting=-pending.rows, **counts)
 
-    def _write(self, content: pa.Table | str) -> None:
-        if isinstance(content, str):
-            self._files.write_text(content)
+    def _write(self, pending: _Pending) -> None:
+        if isinstance(pending.content, str):
+            self._files.write_text(pending.content)
             self._count(as_text=1)
-        else:
-            self._files.write(content)
+        elif pending.rows:
+            self._files.write(pending.content)
 
     def _try(self, work: Callable[[], None]) -> None:
         """Write to disk; after a failure the next attempt follows a pause that doubles."""
@@ -372,7 +421,7 @@ class ImpressionLog:
 class _Pending:
     """Rows, or a line of text, that wait for the disk."""
 
-    content: pa.Table | str
+    content: pa.Table | Chunk | str
     requests: int
     rows: int
 
@@ -387,263 +436,3 @@ def _in_sample(request_id: str, sample: float) -> bool:
         request_id.encode("utf-8", "surrogatepass"), digest_size=8, person=b"impressions"
     ).digest()
     return int.from_bytes(digest, "big") < sample * 2.0**64
-
-
-_PREFIX = "impressions-"
-_SPOOL = ".rows.tmp"
-_AS_TEXT = "_as_text"
-_GROUP_ROWS = 65_536
-_GROUP_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rotation:
-    """Limits of a file; it is complete at the first one."""
-
-    rows: int = 1_000_000  # Rows of a file, at least 1
-    nbytes: int = 128 << 20  # Bytes on disk, at least 1
-    seconds: float = 60.0  # Age of its first row, more than 0
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "nbytes", "seconds"):
-            value = getattr(self, name)
-            if value <= 0:
-                raise ConfigError(f"rotation: got {name}={value!r}, expected more than 0")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retention:
-    """Limits of the complete files; older ones are deleted until both hold."""
-
-    seconds: float | None = None  # Age of a file; None: unlimited
-    nbytes: int | None = None  # Total size; None: unlimited
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "nbytes"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"retention: got {name}={value!r}, expected more than 0, or None")
-
-
-class RotatedFiles:
-    """Writes tables to files that are rotated; each set of columns has its own folder."""
-
-    def __init__(
-        self,
-        directory: Path,
-        rotation: Rotation,
-        retention: Retention,
-        while_writing: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._directory, self._rotation, self._retention = directory, rotation, retention
-        self._while_writing, self.lost_rows = while_writing, 0
-        self._open: dict[pa.Schema, _OpenFile] = {}
-        self._full: list[_OpenFile] = []
-        self._text: Path | None = None
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._recover()
-            self.thin_out()
-        except OSError as error:
-            raise ConfigError(
-                f"{directory}: the log cannot be written there ({error.strerror}); name another "
-                "directory, or make it writable for this user"
-            ) from error
-
-    def write(self, table: pa.Table) -> None:
-        """Add rows to the open file of their columns."""
-        file = self._open.get(table.schema)
-        if file is None:
-            file = self._open[table.schema] = _OpenFile(self._directory, table.schema)
-        file.write(table)
-
-    def write_text(self, line: str) -> None:
-        """Add a line to the open JSON file."""
-        folder = self._directory / _AS_TEXT
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._text is None or _size(self._text) >= self._rotation.nbytes:
-            self._text = folder / f"{_PREFIX}{_now()}-{os.getpid()}.jsonl"
-        data = f"{line}\n".encode("utf-8", "backslashreplace")
-        with open(self._text, "ab", buffering=0) as file:
-            _append(file, data, os.fstat(file.fileno()).st_size)
-
-    def rotate(self, *, all_of_them: bool = False) -> None:
-        """Complete the files that are at a limit, or all of them."""
-        for file in list(self._open.values()):
-            if all_of_them or self._is_complete(file):
-                self._full.append(self._open.pop(file.schema))
-        failure: OSError | None = None
-        for file in list(self._full):
-            try:
-                self.lost_rows += file.complete(self._while_writing)
-            except OSError as error:
-                failure = error
-                continue
-            self._full.remove(file)
-            self.thin_out()
-        if failure is not None:
-            raise failure
-
-    def _is_complete(self, file: _OpenFile) -> bool:
-        rotation = self._rotation
-        by_size = file.rows >= rotation.rows or file.nbytes >= rotation.nbytes
-        return by_size or time.monotonic() - file.begun >= rotation.seconds
-
-    def next_rotation(self) -> float:
-        """Return the seconds until the next file reaches its age limit."""
-        begun = min((file.begun for file in self._open.values()), default=time.monotonic())
-        return max(0.0, begun + self._rotation.seconds - time.monotonic())
-
-    def close(self) -> int:
-        """Close the spools of incomplete files, and return how many rows they hold."""
-        files = [*self._open.values(), *self._full]
-        for file in files:
-            file.close()
-        return sum(file.rows for file in files)
-
-    def thin_out(self) -> None:
-        """Delete complete files beyond the retention's limits."""
-        files = sorted(_complete_files(self._directory), key=lambda file: file[1:])
-        total = sum(size for _, _, size in files)
-        oldest = time.time() - (self._retention.seconds or float("inf"))
-        for path, modified, size in files:
-            too_large = self._retention.nbytes is not None and total > self._retention.nbytes
-            if modified >= oldest and not too_large:
-                break
-            path.unlink(missing_ok=True)
-            total -= size
-
-    def _recover(self) -> None:
-        """Complete the spools of killed processes, and delete their temporary files."""
-        for path in sorted(self._directory.glob(f"*/.{_PREFIX}*")):
-            with contextlib.suppress(OSError, pa.ArrowException), open(path, "r+b") as file:
-                # A living writer holds the lock.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.name.endswith(_SPOOL) and _size(path):
-                    _write_parquet(path, file)
-                path.unlink(missing_ok=True)
-
-
-def _complete_files(directory: Path) -> Iterator[tuple[Path, float, int]]:
-    for pattern in (f"*/{_PREFIX}*.parquet", f"{_AS_TEXT}/{_PREFIX}*.jsonl"):
-        for path in directory.glob(pattern):
-            with contextlib.suppress(FileNotFoundError):  # another process deleted it
-                about = path.stat()
-                yield path, about.st_mtime, about.st_size
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-
-
-class _OpenFile:
-    """The spool of an incomplete file: Arrow streams, one after another."""
-
-    def __init__(self, directory: Path, schema: pa.Schema) -> None:
-        self.schema, self.rows, self.nbytes, self.begun = schema, 0, 0, time.monotonic()
-        folder = directory / f"columns-{_columns_digest(schema)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._spool = folder / f".{_PREFIX}{_now()}-{os.getpid()}{_SPOOL}"
-        self._file: IO[bytes] = open(self._spool, "w+b", buffering=0)  # noqa: SIM115
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def write(self, table: pa.Table) -> None:
-        stream, options = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.ipc.new_stream(stream, self.schema, options=options) as writer:
-            writer.write_table(table)
-        self.nbytes = _append(self._file, stream.getvalue(), self.nbytes)
-        self.rows += table.num_rows
-
-    def complete(self, while_writing: Callable[[], None]) -> int:
-        """Write the Parquet file, and return how many rows of the spool were unreadable."""
-        rows = _write_parquet(self._spool, self._file, while_writing)
-        self.close()
-        with contextlib.suppress(OSError):  # removed, or recovered when the log is next opened
-            self._spool.unlink(missing_ok=True)
-        return self.rows - rows
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-
-def _append(file: IO[bytes], data: Any, end: int) -> int:
-    """Write at ``end`` and return the new end; a failed write is cut off again."""
-    view = memoryview(data).cast("B")
-    try:
-        file.seek(end)
-        while view:
-            view = view[file.write(view) :]
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.ftruncate(file.fileno(), end)
-        raise
-    return file.tell()
-
-
-def _write_parquet(
-    spool: Path, file: IO[bytes], while_writing: Callable[[], None] = lambda: None
-) -> int:
-    """Write a spool to its Parquet file atomically; return the number of rows."""
-    final = spool.with_name(spool.name.removeprefix(".").removesuffix(_SPOOL) + ".parquet")
-    temporary = final.with_name(f".{final.name}.tmp")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    rows = 0
-    writer = None
-    try:
-        with open(temporary, "wb") as target:
-            fcntl.flock(target, fcntl.LOCK_EX)
-            for group in _groups(file):
-                if writer is None:
-                    writer = pq.ParquetWriter(target, group.schema, compression="zstd")
-                writer.write_table(group)
-                rows += group.num_rows
-                while_writing()
-            if writer is None:
-                temporary.unlink()
-                return 0
-            writer.close()
-            target.flush()
-            os.fsync(target.fileno())
-            os.rename(temporary, final)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    fsync_path(final.parent)
-    return rows
-
-
-def _groups(file: IO[bytes]) -> Iterator[pa.Table]:
-    """Gather a spool's batches into tables of a row group each."""
-    batches: list[pa.RecordBatch] = []
-    rows = nbytes = 0
-    for batch in _batches(file):
-        batches.append(batch)
-        rows, nbytes = rows + batch.num_rows, nbytes + batch.nbytes
-        if rows >= _GROUP_ROWS or nbytes >= _GROUP_BYTES:
-            yield pa.Table.from_batches(batches)
-            batches, rows, nbytes = [], 0, 0
-    if batches:
-        yield pa.Table.from_batches(batches)
-
-
-def _batches(file: IO[bytes]) -> Iterator[pa.RecordBatch]:
-    file.seek(0)
-    size = os.fstat(file.fileno()).st_size
-    with contextlib.suppress(OSError, pa.ArrowException):
-        while file.tell() < size:
-            yield from pa.ipc.open_stream(file)
-
-
-def _columns_digest(schema: pa.Schema) -> str:
-    """Return eight hexadecimal digits that identify columns and their types."""
-    text = "\n".join(f"{field.name}: {field.type}" for field in schema)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -37,6 +37,7 @@ from widedeep.serving.http.service import (
     late_body,
     late_error,
 )
+from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.metrics import REQUEST_SECONDS, SCORE_EDGES
 from widedeep.serving.ranker import Ranker, Ranking, choose_head
 from widedeep.serving.scorers import FactorizedScorer
@@ -45,7 +46,9 @@ from widedeep.serving.version_watcher import Routes
 from widedeep.serving.versions import LoadedVersion
 
 
-def new_route(ranker: Ranker, version: str) -> RankRoute | None:
+def new_route(
+    ranker: Ranker, version: str, impressions: ImpressionLog | None = None
+) -> RankRoute | None:
     """Return a native route with the ranker's very scores; None if Python must answer."""
     prepared, scorer = ranker.prepared, ranker.scorer
     if prepared is None or not isinstance(scorer, FactorizedScorer):
@@ -61,6 +64,9 @@ def new_route(ranker: Ranker, version: str) -> RankRoute | None:
         "foreign_names": sorted(item_columns(ranker.bundle.schema.spec)),
         "score_edges": list(SCORE_EDGES),
         "threads": ranker.threads,
+        "log": None
+        if impressions is None
+        else impressions.shape(ranker, prepared.catalogue, version),
         **curve,
     }
     return RankRoute(
@@ -229,15 +235,19 @@ class NativeStats:
         seconds: float,
         status: int,
         sampled: bool,
+        in_log: bool,
         order: NDArray[int64],
         scores: NDArray[float64],
     ) -> None:
         native = None if route is None else self._versions.get(route)
         self._sampled += sampled
         counts_unseen = sampled and self._sampled <= _MAX_SAMPLED
-        if native is not None and (self._keeps_all(native.model) or counts_unseen):
+        is_offered = self._service.on_ranked is not None and not in_log
+        if native is not None and (
+            is_offered or counts_unseen or self._shadows.get(native.model) is not None
+        ):
             ranked = _ranked(native, request_id, body, order, scores, time_us)
-            self._safely(partial(self._pass_on, ranked, counts_unseen))
+            self._safely(partial(self._pass_on, ranked, is_offered, counts_unseen))
         if status >= self._service.log.min_status:
             self._service.log.request(
                 request_id=request_id,
@@ -251,12 +261,9 @@ class NativeStats:
                 caller=caller or None,
             )
 
-    def _keeps_all(self, model: str) -> bool:
-        return self._service.on_ranked is not None or self._shadows.get(model) is not None
-
-    def _pass_on(self, ranked: Ranked, counts_unseen: bool) -> None:
+    def _pass_on(self, ranked: Ranked, is_offered: bool, counts_unseen: bool) -> None:
         service = self._service
-        if service.on_ranked is not None:
+        if is_offered and service.on_ranked is not None:
             service.on_ranked(ranked)
         if counts_unseen:
             service.count_unseen_values(
@@ -340,7 +347,7 @@ class NativeConnections:
         if isinstance(version.native, tuple) and version.native[0] is catalogue:
             before: NativeVersion | None = version.native[1]
             return before
-        route, native = new_route(version.ranker, version.name), None
+        route, native = new_route(version.ranker, version.name, self._service.impressions), None
         if route is not None and catalogue is not None:
             native = NativeVersion(route=route, model=model, version=version, catalogue=catalogue)
         version.native = (catalogue, native)
@@ -365,7 +372,8 @@ class NativeConnections:
             None if stable is None else stable.route,
             None if canary is None else canary.route,
             routes.canary_fraction,
-            self._service.on_ranked is not None or routes.shadow is not None,
+            routes.shadow is not None,
+            self._service.on_ranked is not None,
         )
 
     # ---- connections ----------------------------------------------------------------------------
@@ -483,6 +491,7 @@ def _options(service: Service) -> dict[str, object]:
         "longest_deadline_s": settings.longest_deadline_ms / 1e3,
         "queued_records": _MAX_QUEUED_RECORDS,
         "sampled": UNSEEN_SAMPLE,
+        "log": None if service.impressions is None else service.impressions.native,
         "records_all": log.min_status <= 200,
         "records_errors": log.min_status <= 503,
         "second_edges": list(REQUEST_SECONDS),

@@ -30,7 +30,8 @@ from widedeep.serving.http.auth import load_keys
 from widedeep.serving.http.native_server import NativeConnections, NativeOwner, can_serve_natively
 from widedeep.serving.http.protocol import connections_of
 from widedeep.serving.http.service import Models, Ranked, Service
-from widedeep.serving.impressions import ImpressionLog, Retention
+from widedeep.serving.impression_files import Retention
+from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.registry import Registry
 from widedeep.serving.supervisor import METRICS_DIRECTORY, Worker, bind_alone, bind_port
 
@@ -55,6 +56,7 @@ def open_impression_log(config: LogConfig, monitor: ThreadMonitor) -> Impression
         sample=config.sample,
         hash_users=key,
         retention=Retention(seconds=seconds, nbytes=config.nbytes),
+        when_full=config.when_full,
         monitor=monitor,
     )
 
