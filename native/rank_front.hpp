@@ -38,7 +38,7 @@ struct RankFrontOptions {
   std::vector<double> second_edges;
   std::string busy;  // bodies of refusals
   std::string late;
-  std::shared_ptr<const ApiKeys> keys;  // null: callers need none
+  std::shared_ptr<const ApiKeys> keys;   // null: callers need none
   std::shared_ptr<ImpressionQueue> log;  // null: impressions are not logged, or by Python alone
 };
 

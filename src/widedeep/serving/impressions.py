@@ -38,7 +38,7 @@ _NICENESS = 5
 _MAX_CATALOGUES = 3
 _MAX_PENDING_BYTES = 64 << 20
 _MAX_QUEUED_BYTES = 32 << 20
-_MAX_WAIT_S = 5.0
+_MAX_WAIT_S = 1.0
 _RETRY_S = (0.5, 10.0)
 
 
@@ -104,7 +104,7 @@ class ImpressionLog:
         queued: Requests that may wait to be written, at least 1; of those that the native server
             answers, 32 MiB may.
         when_full: What a request does that finds the queue full: ``"drop"``, or ``"wait"`` for up
-            to 5 s (the native server: until the request's deadline), which slows the server down to
+            to 1 s (the native server: until the request's deadline), which slows the server down to
             what the log can take; then it is dropped.
         monitor: Monitor of the thread; None: its errors go to standard error alone.
 
@@ -168,6 +168,7 @@ class ImpressionLog:
         )
         self.waits = when_full == "wait"
         self.native = ImpressionQueue(sample, hash_users or b"", _MAX_QUEUED_BYTES, self.waits)
+        self._is_stuck = False
         self._native_counts = (0, 0, 0, 0, 0)
         self._queue: queue.Queue[Answered] = queue.Queue(queued)
         self._lock = threading.Lock()
@@ -220,10 +221,13 @@ class ImpressionLog:
             catalogue=self._catalogue(record) if catalogue is None else catalogue,
         )
         try:
-            self._queue.put(answered, block=self.waits, timeout=_MAX_WAIT_S)
+            # Who waited in vain was not alone: until there is room, no other waits.
+            self._queue.put(answered, block=self.waits and not self._is_stuck, timeout=_MAX_WAIT_S)
         except queue.Full:
+            self._is_stuck = True
             self._count(dropped=1)
             return False
+        self._is_stuck = False
         return True
 
     def shape(self, ranker: Ranker, catalogue: Catalogue, version: str) -> LogShape | None:
