@@ -64,11 +64,13 @@ const T* vector_data(const char* name, const std::optional<Input>& array, std::i
   return array ? vector_data<T>(name, *array, expected) : nullptr;
 }
 
-// Rows of a float32 matrix, each contiguous; -1 allows any number of rows, or any width.
-template <class Array>
-void check_matrix(const char* name, const Array& array, std::int64_t rows, std::int64_t width) {
-  if (array.ndim() != 2 || array.dtype() != nanobind::dtype<float>()) {
-    refuse(std::string(name) + ": got " + described(array) + ", expected a matrix of float32");
+// Rows of a matrix of T, each contiguous; -1 allows any number of rows, or any width.
+template <class T = float, class Array>
+void check_matrix(const char* name, const Array& array, std::int64_t rows = -1,
+                  std::int64_t width = -1) {
+  if (array.ndim() != 2 || array.dtype() != nanobind::dtype<T>()) {
+    refuse(std::string(name) + ": got " + described(array) + ", expected a matrix of " +
+           dtype_name(nanobind::dtype<T>()));
   }
   if (array.size() > 0 && ((array.shape(1) > 1 && array.stride(1) != 1) || array.stride(0) < 0)) {
     refuse(std::string(name) + ": rows are not contiguous; pass np.ascontiguousarray(" + name +
@@ -96,6 +98,12 @@ inline Rows matrix_rows(const char* name, const Output& array, std::int64_t rows
   check_matrix(name, array, rows, width);
   return {static_cast<float*>(array.data()), array.stride(0),
           static_cast<std::int64_t>(array.shape(1))};
+}
+
+// Whether a matrix holds bfloat16, as its bits.
+template <class Array>
+bool is_half(const Array& array) {
+  return array.dtype() == nanobind::dtype<std::uint16_t>();
 }
 
 // Raises ValueError unless every number lies in [0, size).

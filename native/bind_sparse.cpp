@@ -365,8 +365,16 @@ BoundGroups bind_group_ids(const BoundBatch& batch, const BoundSlots& slots, int
 
 void bind_gather_pool(const Input& weights_RD, const BoundBatch& batch, const BoundSlots& slots,
                       const Output& out_BX, int threads) {
-  const GatherRequest request = {batch.csr, slots.list(), matrix_rows("weights_RD", weights_RD),
-                                 matrix_rows("out_BX", out_BX, batch.csr.n_examples)};
+  GatherRequest request = {
+      batch.csr, slots.list(), {}, matrix_rows("out_BX", out_BX, batch.csr.n_examples)};
+  if (is_half(weights_RD)) {
+    check_matrix<std::uint16_t>("weights_RD", weights_RD);
+    request.half = static_cast<const std::uint16_t*>(weights_RD.data());
+    request.weights = {nullptr, weights_RD.stride(0),
+                       static_cast<std::int64_t>(weights_RD.shape(1))};
+  } else {
+    request.weights = matrix_rows("weights_RD", weights_RD);
+  }
   slots.check(batch, length(weights_RD), request.weights.width, request.out.width);
   std::int64_t fault = kNoFault;
   {

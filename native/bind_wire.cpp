@@ -24,11 +24,20 @@ const std::int64_t* checked_rows(const Matrix& matrix, const Input& rows_n, cons
 
 void bind_pack(const Input& matrix_RD, const Input& rows_n, const Output& bytes, bool bfloat16,
                int threads) {
+  auto* const out = static_cast<std::uint8_t*>(bytes.data());
+  const std::int64_t n = length(rows_n);
+  if (is_half(matrix_RD)) {
+    check_matrix<std::uint16_t>("matrix_RD", matrix_RD);
+    const std::int64_t* const rows = checked_rows(matrix_RD, rows_n, bytes, true);
+    const nb::gil_scoped_release release;
+    pack_half_rows(static_cast<const std::uint16_t*>(matrix_RD.data()), matrix_RD.stride(0),
+                   static_cast<std::int64_t>(matrix_RD.shape(1)), rows, n, out, threads);
+    return;
+  }
   const ConstRows matrix = matrix_rows("matrix_RD", matrix_RD);
   const std::int64_t* const rows = checked_rows(matrix_RD, rows_n, bytes, bfloat16);
-  const std::int64_t n = length(rows_n);
   const nb::gil_scoped_release release;
-  pack_rows(matrix, rows, n, bfloat16, static_cast<std::uint8_t*>(bytes.data()), threads);
+  pack_rows(matrix, rows, n, bfloat16, out, threads);
 }
 
 void bind_unpack(const Input& bytes, const Input& rows_n, const Output& matrix_RD, bool bfloat16,

@@ -57,6 +57,11 @@ int64_t ftrl_rows(const FtrlRequest& request, int threads) {
   return change.load();
 }
 
+void round_rows(const ConstRows& rows, const WeightRows& out, int64_t n, int threads) {
+  const auto range = WIDEDEEP_DISPATCH(round_rows_range);
+  parallel_for(n, threads, [&](int64_t begin, int64_t end, int) { range(rows, out, begin, end); });
+}
+
 void init_rows(const InitRequest& request, int64_t n, int threads) {
   over_rows(request, n, threads, WIDEDEEP_DISPATCH(init_rows_range));
 }

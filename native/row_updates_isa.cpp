@@ -6,23 +6,72 @@ namespace {
 
 constexpr int64_t kAheadRows = 16;  // touched rows
 
-// Calls update(row, gradient, place among the touched) for each touched row, some rows after it
-// asked for their lines.
+// Two rounds of multiplication and shifting (Wellons 2018, "lowbias32"), a row's key between them.
+inline uint32_t random_bits(uint64_t row, int64_t column) {
+  uint32_t x = static_cast<uint32_t>(row) + static_cast<uint32_t>(column) * 0x9E3779B9U;
+  x = (x ^ (x >> 16)) * 0x7FEB352DU;
+  x ^= static_cast<uint32_t>(row >> 32);
+  x = (x ^ (x >> 15)) * 0x846CA68BU;
+  return x >> 16;
+}
+
+// One of the two bfloat16 next to a number, the upper one (by magnitude) with the fraction of the
+// way there; what is not finite is cut off.
+inline uint16_t rounded(float number, uint32_t random) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, number);
+  const uint32_t is_finite = (bits & 0x7F800000U) != 0x7F800000U ? 0xFFFFU : 0U;
+  return static_cast<uint16_t>((bits + (random & is_finite)) >> 16);
+}
+
+// splitmix64's finalizer (Steele, Lea & Flood 2014).
+inline uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
+  return x ^ (x >> 31);
+}
+
+inline uint64_t row_key(const WeightRows& weights, int64_t row, int64_t place) {
+  const auto id = static_cast<uint64_t>(weights.ids == nullptr ? row : weights.ids[place]);
+  return mix(weights.key + id * 0x9E3779B97F4A7C15ULL);
+}
+
+inline void round_row(const float* __restrict row, uint64_t key, int64_t width,
+                      uint16_t* __restrict out) {
+  WIDEDEEP_SIMD
+  for (int64_t d = 0; d < width; ++d) out[d] = rounded(row[d], random_bits(key, d));
+}
+
+// Calls update(row, weights of the row, gradient, place among the touched) for each touched row,
+// some rows after it asked for their lines. Weights in bfloat16 are updated in a float32 copy.
 template <class Update, class... Prefetches>
-inline void for_each_row(const RowGradients& gradients, int64_t first, int64_t last, Update update,
-                         Prefetches... prefetch) {
+inline void for_each_row(const RowGradients& gradients, const WeightRows& weights, int64_t first,
+                         int64_t last, Update update, Prefetches... prefetch) {
   const float* grads = gradients.grads.data;
   const int64_t stride = gradients.grads.stride;
   const int64_t* rows = gradients.rows;
+  float* copy = nullptr;
+  if (weights.half != nullptr) {
+    copy = static_cast<float*>(
+        __builtin_alloca_with_align(static_cast<size_t>(weights.width) * sizeof(float), 512));
+  }
+  const auto move = [&](int64_t row, int64_t i) {
+    const float* grad = grads + i * stride;
+    if (copy == nullptr) return update(row, weights.data + row * weights.stride, grad, i);
+    uint16_t* __restrict half = weights.half + row * weights.stride;
+    WIDEDEEP_SIMD
+    for (int64_t d = 0; d < weights.width; ++d) copy[d] = widened(half[d]);
+    update(row, copy, grad, i);
+    round_row(copy, row_key(weights, row, i), weights.width, half);
+  };
   if (rows == nullptr) {
-    for (int64_t i = first; i < last; ++i) update(i, grads + i * stride, i);
+    for (int64_t i = first; i < last; ++i) move(i, i);
     return;
   }
   for (int64_t i = first; i < last && i < first + kAheadRows; ++i) (prefetch(rows[i]), ...);
   for (int64_t i = first; i < last; ++i) {
     const int64_t ahead = i + kAheadRows;
     (prefetch(rows[ahead < last ? ahead : last - 1]), ...);
-    update(rows[i], grads + i * stride, i);
+    move(rows[i], i);
   }
 }
 
@@ -31,9 +80,8 @@ void sgd(const SgdRequest& request, int64_t first, int64_t last) {
   const int64_t width = kWidth > 0 ? kWidth : request.weights.width;
   const float scale = request.gradients.grad_scale;
   for_each_row(
-      request.gradients, first, last,
-      [&](int64_t row, const float* grad, int64_t) {
-        float* __restrict w = request.weights.data + row * request.weights.stride;
+      request.gradients, request.weights, first, last,
+      [&](int64_t, float* __restrict w, const float* grad, int64_t) {
         WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) w[d] -= request.lr * (grad[d] * scale);
       },
@@ -47,9 +95,8 @@ void momentum(const MomentumRequest& request, int64_t first, int64_t last) {
   const float of_grad = request.nesterov ? 1.0f : 0.0f;
   const float of_velocity = request.nesterov ? request.momentum : 1.0f;
   for_each_row(
-      request.gradients, first, last,
-      [&](int64_t row, const float* grad, int64_t) {
-        float* __restrict w = request.weights.data + row * request.weights.stride;
+      request.gradients, request.weights, first, last,
+      [&](int64_t row, float* __restrict w, const float* grad, int64_t) {
         float* __restrict v = request.velocity.data + row * request.velocity.stride;
         WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) {
@@ -68,9 +115,8 @@ void rmsprop(const RmspropRequest& request, int64_t first, int64_t last) {
   const float scale = request.gradients.grad_scale;
   const float decay = request.decay;
   for_each_row(
-      request.gradients, first, last,
-      [&](int64_t row, const float* grad, int64_t) {
-        float* __restrict w = request.weights.data + row * request.weights.stride;
+      request.gradients, request.weights, first, last,
+      [&](int64_t row, float* __restrict w, const float* grad, int64_t) {
         float* __restrict s = request.square.data + row * request.square.stride;
         float* __restrict m = kCentered ? request.mean.data + row * request.mean.stride : nullptr;
         float* __restrict v =
@@ -108,9 +154,8 @@ void adagrad(const AdagradRequest& request, int64_t first, int64_t last) {
   const float eps = request.eps;
   const float l2 = request.l2;
   for_each_row(
-      request.gradients, first, last,
-      [&](int64_t row, const float* grad, int64_t) {
-        float* __restrict w = request.weights.data + row * request.weights.stride;
+      request.gradients, request.weights, first, last,
+      [&](int64_t row, float* __restrict w, const float* grad, int64_t) {
         float* __restrict acc = request.accumulator.data + row * request.accumulator.stride;
         WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) {
@@ -123,14 +168,52 @@ void adagrad(const AdagradRequest& request, int64_t first, int64_t last) {
       RowPrefetch(request.weights), RowPrefetch(request.accumulator));
 }
 
+constexpr int64_t kSums = 16;
+
+// The mean of a row's squared gradients, in the same order of sums for every instruction set.
+template <int kWidth>
+inline float mean_square(const float* __restrict grad, const float* __restrict w, int64_t row_width,
+                         float scale, float l2) {
+  const int64_t width = kWidth > 0 ? kWidth : row_width;
+  float sums[kSums] = {};
+  for (int64_t first = 0; first < width; first += kSums) {
+    const int64_t n = width - first < kSums ? width - first : kSums;
+    WIDEDEEP_SIMD
+    for (int64_t i = 0; i < n; ++i) {
+      const float g = grad[first + i] * scale + l2 * w[first + i];
+      sums[i] += g * g;
+    }
+  }
+  for (int64_t half = kSums / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0] / static_cast<float>(width);
+}
+
+template <int kWidth>
+void adagrad_by_row(const AdagradRequest& request, int64_t first, int64_t last) {
+  const int64_t width = kWidth > 0 ? kWidth : request.weights.width;
+  const float scale = request.gradients.grad_scale;
+  const float l2 = request.l2;
+  for_each_row(
+      request.gradients, request.weights, first, last,
+      [&](int64_t row, float* __restrict w, const float* grad, int64_t) {
+        float& total = request.accumulator.data[row * request.accumulator.stride];
+        total += mean_square<kWidth>(grad, w, width, scale, l2);
+        const float rate = request.lr / (__builtin_sqrtf(total) + request.eps);
+        WIDEDEEP_SIMD
+        for (int64_t d = 0; d < width; ++d) w[d] -= rate * (grad[d] * scale + l2 * w[d]);
+      },
+      RowPrefetch(request.weights), RowPrefetch(request.accumulator));
+}
+
 template <int kWidth>
 void adam(const AdamRequest& request, int64_t first, int64_t last) {
   const int64_t width = kWidth > 0 ? kWidth : request.weights.width;
   const float scale = request.gradients.grad_scale;
   for_each_row(
-      request.gradients, first, last,
-      [&](int64_t row, const float* grad, int64_t) {
-        float* __restrict w = request.weights.data + row * request.weights.stride;
+      request.gradients, request.weights, first, last,
+      [&](int64_t row, float* __restrict w, const float* grad, int64_t) {
         float* __restrict m = request.mean.data + row * request.mean.stride;
         float* __restrict v = request.square.data + row * request.square.stride;
         WIDEDEEP_SIMD
@@ -162,13 +245,12 @@ int64_t ftrl(const FtrlRequest& request, int64_t first, int64_t last) {
   const float shrinkage = request.shrinkage;
   int64_t change = 0;
   for_each_row(
-      request.gradients, first, last,
-      [&](int64_t row, const float* grad, int64_t place) {
+      request.gradients, request.weights, first, last,
+      [&](int64_t row, float* __restrict w, const float* grad, int64_t place) {
         const float inverse_lr = request.rates == nullptr
                                      ? request.inverse_lr
                                      : request.inverse_lr / request.rates[place];
         float product = 0.0f;
-        float* __restrict w = request.weights.data + row * request.weights.stride;
         float* __restrict z = request.z.data + row * request.z.stride;
         float* __restrict n = request.n.data + row * request.n.stride;
         int32_t nonzero = 0;
@@ -215,13 +297,6 @@ int64_t ftrl_of_width(const FtrlRequest& request, int64_t begin, int64_t end) {
   }
 }
 
-// splitmix64's finalizer (Steele, Lea & Flood 2014).
-inline uint64_t mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
-  return x ^ (x >> 31);
-}
-
 }  // namespace
 
 void sgd_rows_range(const SgdRequest& request, int64_t begin, int64_t end) {
@@ -244,6 +319,16 @@ void rmsprop_rows_range(const RmspropRequest& request, int64_t begin, int64_t en
 }
 
 void adagrad_rows_range(const AdagradRequest& request, int64_t begin, int64_t end) {
+  if (request.accumulator.width != request.weights.width) {
+    switch (request.weights.width) {
+      case 16:
+        return adagrad_by_row<16>(request, begin, end);
+      case 32:
+        return adagrad_by_row<32>(request, begin, end);
+      default:
+        return adagrad_by_row<0>(request, begin, end);
+    }
+  }
   switch (request.weights.width) {
     case 1:
       return adagrad<1>(request, begin, end);
@@ -292,6 +377,13 @@ inline double normal_within_two(double uniform) {
 }
 
 }  // namespace
+
+void round_rows_range(const ConstRows& rows, const WeightRows& out, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    round_row(rows.data + i * rows.stride, row_key(out, i, i), rows.width,
+              out.half + i * out.stride);
+  }
+}
 
 void init_rows_range(const InitRequest& request, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {

@@ -30,9 +30,14 @@ inline int64_t lines_of_bytes(const void* rows, uintptr_t bytes, uintptr_t strid
   return static_cast<int64_t>(whole_lines || within_one || same_place ? needed : needed + 1);
 }
 
+template <class T>
+inline int64_t lines_of_row(const T* rows, int64_t stride, int64_t width) {
+  return lines_of_bytes(rows, static_cast<uintptr_t>(width) * sizeof(T),
+                        static_cast<uintptr_t>(stride) * sizeof(T));
+}
+
 inline int64_t lines_of_row(const ConstRows& rows) {
-  return lines_of_bytes(rows.data, static_cast<uintptr_t>(rows.width) * sizeof(float),
-                        static_cast<uintptr_t>(rows.stride) * sizeof(float));
+  return lines_of_row(rows.data, rows.stride, rows.width);
 }
 
 // Asks for the lines of a row; the address may be wrong (the caller has not checked the id yet).
@@ -47,9 +52,9 @@ WIDEDEEP_PREFETCHES void prefetch_bytes(const void* rows, int64_t stride, int64_
   }
 }
 
-WIDEDEEP_PREFETCHES void prefetch_row(const float* data, int64_t stride, int64_t row,
-                                      int64_t lines) {
-  prefetch_bytes(data, stride * static_cast<int64_t>(sizeof(float)), row, lines);
+template <class T>
+WIDEDEEP_PREFETCHES void prefetch_row(const T* data, int64_t stride, int64_t row, int64_t lines) {
+  prefetch_bytes(data, stride * static_cast<int64_t>(sizeof(T)), row, lines);
 }
 
 // Asks for the lines of rows that are about to change.
@@ -57,17 +62,30 @@ class RowPrefetch {
  public:
   explicit RowPrefetch(const Rows& rows)
       : data_(rows.data),
-        stride_(rows.stride),
-        lines_(lines_of_row({data_, stride_, rows.width})) {}
+        stride_(rows.stride * static_cast<int64_t>(sizeof(float))),
+        lines_(lines_of_row(rows.data, rows.stride, rows.width)) {}
+  explicit RowPrefetch(const WeightRows& rows)
+      : RowPrefetch(Rows{rows.data, rows.stride, rows.width}) {
+    if (rows.half == nullptr) return;
+    data_ = rows.half;
+    stride_ = rows.stride * static_cast<int64_t>(sizeof(uint16_t));
+    lines_ = lines_of_row(rows.half, rows.stride, rows.width);
+  }
   WIDEDEEP_PREFETCHES void operator()(int64_t row) const {
-    prefetch_row(data_, stride_, row, lines_);
+    prefetch_bytes(data_, stride_, row, lines_);
   }
 
  private:
-  const float* data_;
-  int64_t stride_;
+  const void* data_;
+  int64_t stride_;  // bytes
   int64_t lines_;
 };
+
+// A number of a table as float32; uint16 holds the bits of a bfloat16.
+inline float widened(float number) { return number; }
+inline float widened(uint16_t half) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(half) << 16);
+}
 
 inline bool bad_span(const CsrBatch& batch, int64_t begin, int64_t end) {
   return (begin < 0) | (begin > end) | (end > batch.n_ids);
@@ -103,13 +121,16 @@ template <int kWidth, class RowOf>
 inline void max_rows(int64_t begin, int64_t end, int64_t any_width, const RowOf& row_of,
                      float* __restrict out) {
   const int64_t width = kWidth > 0 ? kWidth : any_width;
-  const float* __restrict first = row_of(begin);
+  const auto* __restrict first = row_of(begin);
   WIDEDEEP_SIMD
-  for (int64_t d = 0; d < width; ++d) out[d] = first[d] + 0.0f;  // as a sum from 0: no -0
+  for (int64_t d = 0; d < width; ++d) out[d] = widened(first[d]) + 0.0f;  // as a sum from 0: no -0
   for (int64_t n = begin + 1; n < end; ++n) {
-    const float* __restrict row = row_of(n);
+    const auto* __restrict row = row_of(n);
     WIDEDEEP_SIMD
-    for (int64_t d = 0; d < width; ++d) out[d] = row[d] > out[d] ? row[d] : out[d];
+    for (int64_t d = 0; d < width; ++d) {
+      const float number = widened(row[d]);
+      out[d] = number > out[d] ? number : out[d];
+    }
   }
 }
 
@@ -126,14 +147,14 @@ inline void pool_rows(const CsrBatch& batch, int64_t begin, int64_t end, int64_t
   WIDEDEEP_SIMD
   for (int64_t d = 0; d < width; ++d) sum[d] = 0.0f;
   for (int64_t n = begin; n < end; ++n) {
-    const float* __restrict row = row_of(n);
+    const auto* __restrict row = row_of(n);
     if (batch.values == nullptr) {
       WIDEDEEP_SIMD
-      for (int64_t d = 0; d < width; ++d) sum[d] += row[d];
+      for (int64_t d = 0; d < width; ++d) sum[d] += widened(row[d]);
     } else {
       const float value = batch.values[n];
       WIDEDEEP_SIMD
-      for (int64_t d = 0; d < width; ++d) sum[d] += value * row[d];
+      for (int64_t d = 0; d < width; ++d) sum[d] += value * widened(row[d]);
     }
   }
   const float scale = bag_scale(batch, begin, end, combiner);

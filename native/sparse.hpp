@@ -48,6 +48,22 @@ struct Rows {
   int64_t width;
 };
 
+// A table's weights: float32, or bfloat16 (the upper halves of float32). An update computes in
+// float32 and rounds the numbers that it wrote to bfloat16 at random, upwards with the fraction of
+// the step between neighbours that was cut off: the mean of many small moves is kept. The bits come
+// from a counter (key, row, column), so that they do not depend on threads or ranks.
+struct WeightRows {
+  WeightRows() = default;
+  WeightRows(const Rows& rows) : data(rows.data), stride(rows.stride), width(rows.width) {}
+
+  float* data = nullptr;     // or null: bfloat16
+  uint16_t* half = nullptr;  // or null: float32
+  int64_t stride = 0;        // numbers
+  int64_t width = 0;
+  uint64_t key = 0;              // of this table and update
+  const int64_t* ids = nullptr;  // by touched row: its number in the counter; or null: the row
+};
+
 // ---- grouping -----------------------------------------------------------------------------------
 
 struct GroupRequest {
@@ -82,6 +98,7 @@ struct GatherRequest {
   ConstRows weights;
   Rows out;             // one row an example
   bool single = false;  // every cell holds exactly one id (found by gather_pool and wide_forward)
+  const uint16_t* half = nullptr;  // bfloat16 weights in the place of weights.data (gather_pool)
 };
 
 int64_t gather_pool(const GatherRequest& request, int threads);
@@ -121,13 +138,13 @@ struct RowGradients {
 
 struct SgdRequest {
   RowGradients gradients;
-  Rows weights;
+  WeightRows weights;
   float lr;
 };
 
 struct MomentumRequest {
   RowGradients gradients;
-  Rows weights;
+  WeightRows weights;
   Rows velocity;
   float lr;
   float momentum;
@@ -136,7 +153,7 @@ struct MomentumRequest {
 
 struct RmspropRequest {
   RowGradients gradients;
-  Rows weights;
+  WeightRows weights;
   Rows square;
   Rows mean;      // of gradients, or null: not centered
   Rows velocity;  // or null: no momentum
@@ -152,8 +169,8 @@ struct RmspropRequest {
 
 struct AdagradRequest {
   RowGradients gradients;
-  Rows weights;
-  Rows accumulator;
+  WeightRows weights;
+  Rows accumulator;  // or of width 1: one number a row, of the mean of its squared gradients
   float lr;
   float eps;
   float l2;  // times the weight, added to the gradient
@@ -161,7 +178,7 @@ struct AdagradRequest {
 
 struct AdamRequest {
   RowGradients gradients;
-  Rows weights;
+  WeightRows weights;
   Rows mean;
   Rows square;
   float lr;  // lr * sqrt(1 - beta2^t) / (1 - beta1^t)
@@ -175,7 +192,7 @@ struct AdamRequest {
 
 struct FtrlRequest {
   RowGradients gradients;
-  Rows weights;
+  WeightRows weights;
   Rows z;
   Rows n;
   float inverse_lr;
@@ -194,6 +211,9 @@ void rmsprop_rows(const RmspropRequest& request, int threads);
 void adagrad_rows(const AdagradRequest& request, int threads);
 void adam_rows(const AdamRequest& request, int threads);
 int64_t ftrl_rows(const FtrlRequest& request, int threads);  // change of the non-zero count
+
+// Rounds rows to bfloat16 as an update does; out.half has the rows of `rows` in order.
+void round_rows(const ConstRows& rows, const WeightRows& out, int64_t n, int threads);
 
 enum class RowInit : uint8_t { normal, uniform, truncated_normal };
 
@@ -230,6 +250,7 @@ WIDEDEEP_DECLARE_ISA(
     void adagrad_rows_range(const AdagradRequest& request, int64_t begin, int64_t end);
     void adam_rows_range(const AdamRequest& request, int64_t begin, int64_t end);
     int64_t ftrl_rows_range(const FtrlRequest& request, int64_t begin, int64_t end);
+    void round_rows_range(const ConstRows& rows, const WeightRows& out, int64_t begin, int64_t end);
     void init_rows_range(const InitRequest& request, int64_t begin, int64_t end))
 
 }  // namespace widedeep

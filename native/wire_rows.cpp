@@ -51,6 +51,17 @@ void pack_rows(const ConstRows& matrix, const int64_t* rows, int64_t n, bool bfl
   });
 }
 
+void pack_half_rows(const uint16_t* matrix, int64_t stride, int64_t width, const int64_t* rows,
+                    int64_t n, uint8_t* bytes, int threads) {
+  const auto size = static_cast<size_t>(width) * 2;
+  parallel_for(n, n < kFew ? 1 : threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + kAhead < end) __builtin_prefetch(matrix + rows[i + kAhead] * stride);
+      memcpy(bytes + i * width * 2, matrix + rows[i] * stride, size);
+    }
+  });
+}
+
 void unpack_rows(const uint8_t* bytes, const int64_t* rows, int64_t n, bool bfloat16,
                  const Rows& matrix, int threads) {
   const int64_t width = matrix.width;

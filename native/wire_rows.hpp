@@ -11,6 +11,10 @@ namespace widedeep {
 void pack_rows(const ConstRows& matrix, const int64_t* rows, int64_t n, bool bfloat16,
                uint8_t* bytes, int threads);
 
+// Writes rows of a matrix of bfloat16, `stride` numbers apart, as they are.
+void pack_half_rows(const uint16_t* matrix, int64_t stride, int64_t width, const int64_t* rows,
+                    int64_t n, uint8_t* bytes, int threads);
+
 // Writes what pack_rows wrote into rows of `matrix`.
 void unpack_rows(const uint8_t* bytes, const int64_t* rows, int64_t n, bool bfloat16,
                  const Rows& matrix, int threads);
