@@ -23,13 +23,13 @@ namespace {
 
 using Rows_U = std::optional<Input>;
 
-// What the random bits of rounding to bfloat16 are made of: a key, and each touched row's number.
+// What the random bits of rounding to bfloat16 are made of, beside the width and the column.
 struct BoundRounding {
-  std::uint64_t key;
-  std::optional<Input> ids;
+  std::uint64_t seed, step;
+  std::optional<Input> ids;  // each touched row's number
 
-  BoundRounding(std::uint64_t key_of_update, std::optional<Input> ids_U)
-      : key(key_of_update), ids(std::move(ids_U)) {
+  BoundRounding(std::uint64_t seed_of_run, std::uint64_t number, std::optional<Input> ids_U)
+      : seed(seed_of_run), step(number), ids(std::move(ids_U)) {
     vector_data<std::int64_t>("ids_U", ids, ids ? length(*ids) : 0);
   }
 };
@@ -54,7 +54,7 @@ WeightRows weight_rows(const char* name, const Output& weights, const BoundRound
   rows.half = static_cast<std::uint16_t*>(weights.data());
   rows.stride = weights.stride(0);
   rows.width = static_cast<std::int64_t>(weights.shape(1));
-  rows.key = rounding->key;
+  rows.key = rounding_key(rounding->seed, static_cast<std::uint64_t>(rows.width), rounding->step);
   rows.ids = vector_data<std::int64_t>("ids_U", rounding->ids, n);
   return rows;
 }
@@ -218,7 +218,8 @@ void bind_init(const Output& out_nD, std::uint64_t key, std::int64_t first_row, 
 
 void bind_updates(nb::module_& m) {
   nb::class_<BoundRounding>(m, "Rounding")
-      .def(nb::init<std::uint64_t, std::optional<Input>>(), "key"_a, "ids_U"_a = nb::none());
+      .def(nb::init<std::uint64_t, std::uint64_t, std::optional<Input>>(), "seed"_a, "step"_a,
+           "ids_U"_a = nb::none());
   m.def("round_rows", &bind_round, "rows_nD"_a, "half_nD"_a, "rounding"_a, "threads"_a = 1);
   m.def("sgd_rows", &bind_sgd, "weights"_a, "rows_U"_a.none(), "grads_UD"_a, nb::kw_only(), "lr"_a,
         "grad_scale"_a = 1.0, "threads"_a = 1, "rounding"_a.none() = nb::none());

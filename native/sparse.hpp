@@ -60,9 +60,15 @@ struct WeightRows {
   uint16_t* half = nullptr;  // or null: float32
   int64_t stride = 0;        // numbers
   int64_t width = 0;
-  uint64_t key = 0;              // of this table and update
+  uint64_t key = 0;              // rounding_key
   const int64_t* ids = nullptr;  // by touched row: its number in the counter; or null: the row
 };
+
+// The key of an update's random bits; `step` is the update's number.
+inline uint64_t rounding_key(uint64_t seed, uint64_t width, uint64_t step) {
+  return seed * 0xBF58476D1CE4E5B9ULL + width * 0x94D049BB133111EBULL +
+         step * 0xD1B54A32D192ED03ULL;
+}
 
 // ---- grouping -----------------------------------------------------------------------------------
 

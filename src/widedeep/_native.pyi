@@ -10,6 +10,7 @@ _Ints: TypeAlias = NDArray[np.int64]
 _Ints32: TypeAlias = NDArray[np.int32]
 _Bytes: TypeAlias = NDArray[np.uint8]
 _Floats: TypeAlias = NDArray[np.float32]
+_Halves: TypeAlias = NDArray[np.uint16]  # bits of bfloat16
 
 def isa() -> Literal["baseline", "avx2", "avx512"]:
     """Name the instruction set of the dispatched kernels.
@@ -125,7 +126,11 @@ def group_ids(batch: CsrBatch, slots: Slots, threads: int = 1) -> Groups:
     """Find the distinct rows of a batch and the occurrences of each."""
 
 def gather_pool(
-    weights_RD: _Floats, batch: CsrBatch, slots: Slots, out_BX: _Floats, threads: int = 1
+    weights_RD: _Floats | _Halves,
+    batch: CsrBatch,
+    slots: Slots,
+    out_BX: _Floats,
+    threads: int = 1,
 ) -> None:
     """Write the pooled embedding of every slot into its columns of ``out_BX``.
 
@@ -164,19 +169,32 @@ def take_rows(
 
 # ---- updates: rows_U are distinct rows (None: every row); g = grad_scale * grads_UD --------------
 
+class Rounding:
+    """How an update rounds the weights of a table in bfloat16: up or down at random, unbiased.
+
+    The bits are a function of a run's seed, the number of the update, the row's number (``ids_U``,
+    by touched row; None: the row), the width and the column.
+    """
+
+    def __init__(self, seed: int, step: int, ids_U: _Ints | None = None) -> None: ...
+
+def round_rows(rows_nD: _Floats, half_nD: _Halves, rounding: Rounding, threads: int = 1) -> None:
+    """Round rows to bfloat16 as an update does."""
+
 def sgd_rows(
-    weights: _Floats,
+    weights: _Floats | _Halves,
     rows_U: _Ints | None,
     grads_UD: _Floats,
     *,
     lr: float,
     grad_scale: float = 1.0,
     threads: int = 1,
+    rounding: Rounding | None = None,
 ) -> None:
     """Move each row once: w -= lr * g."""
 
 def momentum_rows(
-    weights: _Floats,
+    weights: _Floats | _Halves,
     velocity: _Floats,
     rows_U: _Ints | None,
     grads_UD: _Floats,
@@ -186,11 +204,12 @@ def momentum_rows(
     nesterov: bool = False,
     grad_scale: float = 1.0,
     threads: int = 1,
+    rounding: Rounding | None = None,
 ) -> None:
     """Apply momentum: v = momentum * v + g; w -= lr * v, or lr * (g + momentum * v)."""
 
 def rmsprop_rows(
-    weights: _Floats,
+    weights: _Floats | _Halves,
     square: _Floats,
     mean: _Floats | None,
     velocity: _Floats | None,
@@ -204,6 +223,7 @@ def rmsprop_rows(
     eps_in_root: bool,
     grad_scale: float = 1.0,
     threads: int = 1,
+    rounding: Rounding | None = None,
 ) -> None:
     """Apply RMSProp; with ``mean`` centered, with ``velocity`` with momentum.
 
@@ -211,7 +231,7 @@ def rmsprop_rows(
     """
 
 def adagrad_rows(
-    weights: _Floats,
+    weights: _Floats | _Halves,
     accumulator: _Floats,
     rows_U: _Ints | None,
     grads_UD: _Floats,
@@ -221,11 +241,15 @@ def adagrad_rows(
     l2: float = 0.0,
     grad_scale: float = 1.0,
     threads: int = 1,
+    rounding: Rounding | None = None,
 ) -> None:
-    """Move each row once: g += l2 * w; acc += g**2; w -= lr * g / (sqrt(acc) + eps)."""
+    """Move each row once: g += l2 * w; acc += g**2; w -= lr * g / (sqrt(acc) + eps).
+
+    An accumulator of width 1 takes the mean of the row's g**2.
+    """
 
 def adam_rows(
-    weights: _Floats,
+    weights: _Floats | _Halves,
     mean: _Floats,
     square: _Floats,
     rows_U: _Ints | None,
@@ -238,11 +262,12 @@ def adam_rows(
     decay: float = 1.0,
     grad_scale: float = 1.0,
     threads: int = 1,
+    rounding: Rounding | None = None,
 ) -> None:
     """Move each row once: w = decay * w - rate * m / (sqrt(v) + eps), after both moments."""
 
 def ftrl_rows(
-    weights: _Floats,
+    weights: _Floats | _Halves,
     z: _Floats,
     n: _Floats,
     rows_U: _Ints | None,
@@ -258,6 +283,7 @@ def ftrl_rows(
     rates_U: _Floats | None = None,
     products_U: _Floats | None = None,
     threads: int = 1,
+    rounding: Rounding | None = None,
 ) -> int:
     """Move each row once by FTRL-Proximal; return the change of the number of non-zero weights.
 
@@ -297,7 +323,11 @@ class PackedRows:
 # ---- rows between ranks --------------------------------------------------------------------------
 
 def pack_rows(
-    matrix_RD: _Floats, rows_n: _Ints, bytes: _Bytes, bfloat16: bool = False, threads: int = 1
+    matrix_RD: _Floats | _Halves,
+    rows_n: _Ints,
+    bytes: _Bytes,
+    bfloat16: bool = False,
+    threads: int = 1,
 ) -> None:
     """Write rows of a matrix into bytes, as float32 or rounded to the nearest bfloat16."""
 

@@ -33,7 +33,9 @@ def table(batch: RandomBatch, width: int, stride: int | None = None) -> Floats:
     return rows[:, :width]
 
 
-def gather(batch: RandomBatch, weights: Floats, threads: int = 1, module: Any = kernels) -> Floats:
+def gather(
+    batch: RandomBatch, weights: NDArray[Any], threads: int = 1, module: Any = kernels
+) -> Floats:
     width = weights.shape[1]
     columns = np.arange(len(batch.slots))[::-1] * width + 3
     out = np.full((batch.n_examples, len(batch.slots) * width + 5), 7.0, np.float32)

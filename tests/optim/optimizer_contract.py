@@ -42,7 +42,11 @@ class OptimizerContract:
         weights[rng.random((ROWS, width)) < 0.4] = 0
         parts = {"weight": weights, **optimizer.initial_state(weights)}
         record = torch.cat([*parts.values(), torch.ones(ROWS, 3)], dim=1)
-        return {name: record[:, i * width : (i + 1) * width] for i, name in enumerate(parts)}
+        ends = np.cumsum([part.shape[1] for part in parts.values()]).tolist()
+        return {
+            name: record[:, end - part.shape[1] : end]
+            for (name, part), end in zip(parts.items(), ends, strict=True)
+        }
 
     def batches(self, width: int, seed: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
         """Distinct rows and gradients, batch after batch; the last two rows never move."""

@@ -14,7 +14,8 @@ from widedeep.errors import CheckpointError, DataError, SchemaError
 from widedeep.kernels import init_rows
 from widedeep.optim import FTRL, SGD, Adagrad, Adam
 from widedeep.tables.embedding_table import EmbeddingTable, Groups
-from widedeep.tables.storage import RowStorage
+from widedeep.tables.storage import RecordLayout, RowStorage
+from widedeep.training.checkpoint import as_arrays
 
 SLOTS = [
     SimpleNamespace(name="age", combiner="sum", wide_combiner=str),
@@ -333,13 +334,37 @@ def test_state_of_another_shape_is_refused_and_changes_nothing() -> None:
 
 
 def test_a_row_and_its_state_share_a_record() -> None:
-    wide = RowStorage(10, 1, ("weight", "z", "n"), torch.device("cpu"))
+    cpu = torch.device("cpu")
+    wide = RowStorage(10, RecordLayout(1, ("weight", "z", "n"), (1, 1, 1)), cpu)
     assert wide.part("n").stride(0) == 4
-    deep = RowStorage(10, 16, ("weight", "accumulator"), torch.device("cpu"))
+    deep = RowStorage(10, RecordLayout(16, ("weight", "accumulator"), (16, 16)), cpu)
     assert deep.part("accumulator").data_ptr() - deep.part("weight").data_ptr() == 64
-    assert deep.records.data_ptr() % 64 == 0
-    large = RowStorage(200_000, 16, ("weight",), torch.device("cpu"))
-    assert large.records.data_ptr() % 4096 == 0 and not large.records.any()
+    assert deep.part("weight").data_ptr() % 64 == 0
+    large = RowStorage(200_000, RecordLayout(16, ("weight",), (16,)), cpu).part("weight")
+    assert large.data_ptr() % 4096 == 0 and not large.any()
+
+
+@pytest.mark.parametrize("dim", [3, 16, 32])
+def test_a_small_record_has_no_gaps(dim: int) -> None:
+    optimizer = Adagrad(row_wise=True)
+    table = EmbeddingTable({"city": 9}, {"city": "city"}, dim=dim, std=0.1, dtype=torch.bfloat16)
+    assert table.record_layout(optimizer).stride == -(-2 * dim // 4) * 4 + 4
+    table.attach(optimizer)
+    assert table.state["accumulator"].shape == (9, 1) and table.weight.dtype == torch.bfloat16
+    assert (table.state["accumulator"] == np.float32(1e-6)).all()
+    same = EmbeddingTable({"city": 9}, {"city": "city"}, dim=dim, std=0.1)
+    assert torch.equal(table.weight, same.weight.bfloat16())
+    table.grow("city", 12)
+    same.grow("city", 12)
+    assert torch.equal(table.weight, same.weight.bfloat16()) and len(table.weight) == 12
+
+
+def test_rows_of_other_numbers_are_refused() -> None:
+    half = EmbeddingTable({"city": 9}, {"city": "city"}, dim=4, dtype=torch.bfloat16)
+    whole = EmbeddingTable({"city": 9}, {"city": "city"}, dim=4)
+    for one, other in ((half, whole), (whole, half)):
+        with pytest.raises(CheckpointError, match="give the table_dtype of the checkpoint's run"):
+            one.load_named_state(as_arrays(other.named_state()))
 
 
 def test_groups_tell_their_size() -> None:

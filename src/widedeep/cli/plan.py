@@ -129,17 +129,15 @@ def workload(
 ) -> Workload:
     """Return what a configuration asks for, by the sizes and counts of its schema."""
     from widedeep.models.wide_deep import WideDeep
-    from widedeep.tables.storage import record_stride
     from widedeep.training.defaults import auto_batch_size, make_optimizers
 
     model = WideDeep(schema, config.model, pretrained=False)  # rows are made when they are read
     optimizers = make_optimizers(config.train)
-    states = {"wide": len(optimizers.wide.state_names), "frozen": 0}
-    deep_states = len(optimizers.deep.state_names)
+    others = {"wide": optimizers.wide, "frozen": None}
     n_bytes = 0
     for name, table in model.tables.items():
-        n_states = states.get(name.partition("/")[0], deep_states)
-        n_bytes += 4 * table.n_rows * record_stride(table.dim * (1 + n_states))
+        optimizer = others.get(name.partition("/")[0], optimizers.deep)
+        n_bytes += table.n_rows * table.record_layout(optimizer).stride
     examples = examples or schema.rows
     batch_size = config.train.batch_size
     batch_size = auto_batch_size(examples) if batch_size == "auto" else batch_size
@@ -231,7 +229,8 @@ def _lines(work: Workload, cluster: Cluster, plan: Plan) -> list[str]:
         lines.append(
             f"does not fit: a machine needs {_size(plan.needed)} and a tenth to spare, of "
             f"{_size(plan.memory)}; {enough}. Smaller tables do too: max_size or hash_buckets of "
-            "large features, a smaller embedding_dim, an optimizer with less state"
+            "large features, a smaller embedding_dim, an optimizer with less state; [model] "
+            'table_dtype = "bf16" and deep = { row_wise = true } take a third or less'
         )
     return [*lines, *(f"note: {note}" for note in plan.notes)]
 

@@ -28,6 +28,7 @@ __all__ = [
     "TensorBatch",
     "TensorGroups",
     "TensorSlots",
+    "as_array",
     "cell_scales",
     "check_ids",
     "checked",
@@ -46,6 +47,22 @@ PIECE = 128
 """Most occurrences of a row that are summed one after the other."""
 
 _LOWER = (1 << 32) - 1
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor of the CPU as a NumPy view; NumPy has bfloat16 as its bits, uint16.
+
+    Args:
+        tensor: Any numbers.
+
+    Example:
+        >>> as_array(torch.ones(1, dtype=torch.bfloat16)).tolist() == [0x3F80]
+        True
+    """
+    if tensor.dtype != torch.bfloat16:
+        array: NDArray[Any] = tensor.numpy()
+        return array
+    return tensor.view(torch.int16).numpy().view(np.uint16)
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -204,7 +204,7 @@ def adagrad_rows(
     eps: float,
     l2: float,
     grad_scale: float,
-) -> None:
+) -> Any:
     """Adagrad in one pass over the touched records (see :class:`widedeep.optim.Adagrad`).
 
     Args:
@@ -216,15 +216,21 @@ def adagrad_rows(
         eps: Added to the root.
         l2: Factor of the weight that is added to the gradient.
         grad_scale: What gradients are multiplied by.
+
+    Returns:
+        NotImplemented for an accumulator of one number a row, else None.
     """
     count, width = grads_UD.shape
+    if accumulator.shape[1] != width:
+        return NotImplemented
     if not count:
-        return
+        return None
     block = _block(width)
     programs.adagrad_kernel[(triton.cdiv(count, block),)](
         weights, accumulator, weights.stride(0), rows_U, grads_UD.contiguous(), count, width,
         lr, eps, l2, grad_scale, EVERY=rows_U is None, ROWS=block, WIDTH=_width(width), **_EXACT,
     )  # fmt: skip
+    return None
 
 
 def ftrl_rows(

@@ -66,6 +66,10 @@ class ModelConfig:
         heads: Heads by label instead: ``heads.price = { kind = "ziln", loss_weight = 0.1 }``.
         embedding_std: Standard deviation of initial embeddings, at least 0; None: 0.02, or
             ``"truncated_normal"`` at 1/√width with ``compat``.
+        table_dtype: Numbers of the tables of embeddings in training: ``"fp32"``, or ``"bf16"`` for
+            half the bytes. An update computes in float32 and rounds at random, up or down such that
+            the mean is kept (Zamirai et al. 2020, arXiv 2010.06192); optimizer state and the wide
+            part stay float32, and so do bundles. On the CPU alone.
         imports: Modules that register towers, heads or losses of your own
             (:func:`widedeep.models.register_tower`, :func:`widedeep.models.register_loss`), as
             import paths; the working directory is searched too.
@@ -92,6 +96,7 @@ class ModelConfig:
     head: Any = None
     heads: Mapping[str, Any] = field(default_factory=dict)
     embedding_std: float | None = None
+    table_dtype: Literal["fp32", "bf16"] = "fp32"
     imports: list[str] = field(default_factory=list)
     rank_by: str | None = None
     compat: Literal["tensorflow"] | None = None

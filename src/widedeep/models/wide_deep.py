@@ -143,6 +143,11 @@ class WideDeep(nn.Module):
             self.config = with_head(self.config, head, schema.spec.labels)
         self.schema = schema
         self.device = _checked_device(device)
+        if self.config.table_dtype == "bf16" and self.device.type != "cpu":
+            raise ConfigError(
+                f"[model]: got table_dtype = 'bf16' on {self.device}, expected the CPU, whose "
+                "kernels round such tables; drop it, or train with device='cpu'"
+            )
         self.heads = make_heads(schema, self.config.head_choice if head is None else head)
         configs = tower_configs(self.config.deep)
         for tower in configs.values():
@@ -247,17 +252,18 @@ class WideDeep(nn.Module):
         widths = [self.layout.width, *(self.config.hidden_units or ())]
         ranks = launched_size()  # which divide the rows of tables
         wide = self.n_logits * sum(slot.size for slot in self.schema.slots if slot.wide)
-        floats = {
-            "wide weights": wide // ranks,
-            "embeddings": sum(tables.values()) // ranks,
-            "hidden layers": sum(a * b for a, b in itertools.pairwise(widths)),
+        embedded = sum(tables.values()) * self._table_dtype.itemsize
+        n_bytes = {
+            "wide weights": 4 * wide // ranks,
+            "embeddings": embedded // ranks,
+            "hidden layers": 4 * sum(a * b for a, b in itertools.pairwise(widths)),
         }
         limit = _memory_bytes(self.device)
-        if 4 * sum(floats.values()) > limit:
-            name = max(floats, key=lambda part: floats[part])
+        if sum(n_bytes.values()) > limit:
+            name = max(n_bytes, key=lambda part: n_bytes[part])
             where = f" on each of {ranks} ranks" if ranks > 1 else ""
             raise ConfigError(
-                f"the model would take {4 * sum(floats.values()) / 2**30:,.1f} GiB{where}, most of "
+                f"the model would take {sum(n_bytes.values()) / 2**30:,.1f} GiB{where}, most of "
                 f"it for {name}, and {limit / 2**30:,.1f} GiB are here; lower embedding_dim, "
                 "hidden_units or hash_buckets, or bound vocabularies (min_count, max_size)"
             )
@@ -321,7 +327,12 @@ class WideDeep(nn.Module):
             device=self.device,
             batches=self.batches,
             shard=self.shard,
+            dtype=self._table_dtype,
         )
+
+    @property
+    def _table_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.config.table_dtype == "bf16" else torch.float32
 
     def set_shard(self, rank: int, world: int) -> None:
         """Keep the tables' rows of one rank of ``world`` alone, from now on."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from widedeep.optim.base import Optimizer, Step, check_range
+from widedeep.optim.base import Optimizer, Step, check_flag, check_range
 
 __all__ = ["Adagrad"]
 
@@ -29,6 +29,9 @@ class Adagrad(Optimizer, name="adagrad"):
             at 0, so that a gradient of 0 is no step.
         l2: Weight decay, >= 0: l2·w is added to g, as in PyTorch. In a table only the rows that
             a batch touches decay, once a batch.
+        row_wise: Keep one acc for each row of a table of embeddings, of the mean of its g², and
+            move all of the row by it: the state of a row of D numbers takes 4 bytes in the place
+            of 4·D (as FBGEMM's and TorchRec's ``EXACT_ROWWISE_ADAGRAD``). Of embeddings alone.
 
     Raises:
         ConfigError: If a hyper-parameter is outside its range.
@@ -48,6 +51,7 @@ class Adagrad(Optimizer, name="adagrad"):
     initial_accumulator: float = 1e-6
     eps: float = 1e-7
     l2: float = 0.0
+    row_wise: bool = False
 
     state_names: ClassVar[tuple[str, ...]] = ("accumulator",)
     kernel: ClassVar[str] = "adagrad_rows"
@@ -60,6 +64,12 @@ class Adagrad(Optimizer, name="adagrad"):
         check_range(
             "Adagrad", "eps", self.eps, lambda x: x > 0 or (x == 0 and start > 0), "a number > 0"
         )
+
+        check_flag("Adagrad", "row_wise", self.row_wise)
+
+    def state_width(self, name: str, width: int) -> int:
+        """Return 1 where the accumulator is a row's."""
+        return 1 if self.row_wise else width
 
     def without_decay(self) -> Adagrad:
         """Return the optimizer with ``l2=0``."""
@@ -81,7 +91,8 @@ class Adagrad(Optimizer, name="adagrad"):
         """Do what :meth:`update_rows` does by torch operations, on any device."""
         rows = slice(None) if rows_U is None else rows_U
         g = grads_UD * step.grad_scale + self.l2 * weights[rows]
-        total = state["accumulator"][rows] + g * g
+        square = (g * g).mean(dim=1, keepdim=True) if self.row_wise else g * g
+        total = state["accumulator"][rows] + square
         state["accumulator"][rows] = total
         weights[rows] = weights[rows] - step.lr * g / (total.sqrt() + self.eps)
         return 0

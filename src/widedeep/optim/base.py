@@ -24,6 +24,7 @@ from torch import Tensor
 from widedeep import kernels
 from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.kernels.torch_device import triton_kernels
+from widedeep.kernels.torch_ops import as_array
 
 __all__ = [
     "Optimizer",
@@ -49,6 +50,7 @@ class Step:
     rates_U: Tensor | None = None  # Factor of the rate of each row, or None
     # To be filled with each row's gradient times its weight, or None
     products_U: Tensor | None = None
+    rounding: kernels.Rounding | None = None  # Of weights in bfloat16
 
 
 class Optimizer(ABC):
@@ -66,8 +68,17 @@ class Optimizer(ABC):
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """One tensor of the weights' shape each; a class may give them as an attribute."""
+        """One tensor of the weights' rows each; a class may give them as an attribute."""
         return ()
+
+    def state_width(self, name: str, width: int) -> int:
+        """Return the columns of a state tensor: those of the weights, unless a class narrows it.
+
+        Args:
+            name: One of :attr:`state_names`.
+            width: Columns of the weights.
+        """
+        return width
 
     counts_nonzero: ClassVar[bool] = False
     """True if :meth:`update_rows` returns the change of the weights' non-zero count."""
@@ -120,7 +131,7 @@ class Optimizer(ABC):
 
         Args:
             weights: Present weights.
-            state: A tensor of their shape for each of :attr:`state_names`; filled in place.
+            state: A tensor of their rows for each of :attr:`state_names`; filled in place.
         """
 
     def initial_state(self, weights: Tensor) -> dict[str, Tensor]:
@@ -129,7 +140,11 @@ class Optimizer(ABC):
         Args:
             weights: Present weights.
         """
-        state = {name: torch.zeros_like(weights) for name in self.state_names}
+        shapes = {n: self.state_width(n, weights.shape[-1]) for n in self.state_names}
+        state = {
+            name: torch.zeros(*weights.shape[:-1], columns, device=weights.device)
+            for name, columns in shapes.items()
+        }
         self.start_state(weights, state)
         return state
 
@@ -146,12 +161,15 @@ class Optimizer(ABC):
         threads: int = 1,
         rates_U: Tensor | None = None,
         products_U: Tensor | None = None,
+        rounding: kernels.Rounding | None = None,
     ) -> int | Tensor:
         """Move the given rows once; the others keep their bits.
 
         Args:
-            weights: float32 (R, D), changed in place. Rows may lie further apart than D.
-            state: A tensor of that shape for each of :attr:`state_names`, changed in place.
+            weights: float32 or bfloat16 (R, D), changed in place. Rows may lie further apart than
+                D.
+            state: A tensor (R, D), or of :meth:`state_width`, for each of :attr:`state_names`,
+                changed in place.
             rows_U: int64 distinct rows, or None for every row.
             grads_UD: float32 summed gradient of each of them.
             lr: Learning rate of this update; None: the optimizer's own.
@@ -161,6 +179,7 @@ class Optimizer(ABC):
             rates_U: float32 factor of each row's rate; only :class:`FTRL` reads it.
             products_U: float32, filled by :class:`FTRL` with each row's sum of g times the weight
                 before it moved.
+            rounding: Of weights in bfloat16, and of those alone, on the CPU.
 
         Returns:
             Change of the non-zero count, 0 unless :attr:`counts_nonzero`.
@@ -172,6 +191,7 @@ class Optimizer(ABC):
             threads=threads,
             rates_U=rates_U,
             products_U=products_U,
+            rounding=rounding,
         )
         if self.by_kernels:
             on_cpu = weights.device.type == "cpu"
@@ -180,7 +200,18 @@ class Optimizer(ABC):
                 change = self._run_kernel(module, weights, state, rows_U, grads_UD, numbers)
                 if change is not None:
                     return change
-        return self.update_tensors(weights, state, rows_U, grads_UD, numbers)
+        if rounding is None:
+            return self.update_tensors(weights, state, rows_U, grads_UD, numbers)
+        rows = slice(None) if rows_U is None else rows_U
+        copies = weights[rows].float()
+        own = {name: tensor[rows] for name, tensor in state.items()}
+        change = self.update_tensors(copies, own, None, grads_UD, numbers)
+        half = torch.empty(copies.shape, dtype=torch.bfloat16)
+        kernels.round_rows(copies.numpy(), as_array(half), rounding, threads)
+        weights[rows] = half
+        for name, tensor in own.items():
+            state[name][rows] = tensor
+        return change
 
     def _run_kernel(
         self,
@@ -200,8 +231,10 @@ class Optimizer(ABC):
             if change is NotImplemented:
                 return None
             return 0 if change is None else cast("int | Tensor", change)
-        arrays = (None if tensor is None else tensor.numpy() for tensor in tensors)
+        arrays = (None if tensor is None else as_array(tensor) for tensor in tensors)
         options = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in options.items()}
+        if step.rounding is not None:
+            options["rounding"] = step.rounding
         count: int | None = run(*arrays, **options, threads=step.threads)
         return count or 0
 

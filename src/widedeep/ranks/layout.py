@@ -69,7 +69,10 @@ class Layout:
 
     def ids_of(self, rank: int, first: int = 0, stop: int | None = None) -> Ids:
         """Return the ids of a rank's rows ``first`` to ``stop``, ascending; by default of all."""
-        places = np.arange(first, self.rows_of(rank) if stop is None else stop)
+        return self.ids_at(rank, np.arange(first, self.rows_of(rank) if stop is None else stop))
+
+    def ids_at(self, rank: int, places: Ids) -> Ids:
+        """Return the ids of some of a rank's rows."""
         if self.world == 1:
             return places
         own = np.flatnonzero(self._blocks.owner == rank)  # of each block

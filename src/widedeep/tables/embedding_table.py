@@ -21,6 +21,7 @@ from widedeep.kernels.torch_ops import (
     TensorBatch,
     TensorGroups,
     TensorSlots,
+    as_array,
     max_pool,
     to_device,
 )
@@ -34,6 +35,7 @@ from widedeep.tables.storage import (
     DeviceSlots,
     Groups,
     IdLists,
+    RecordLayout,
     RowLookup,
     RowStorage,
     SlotLike,
@@ -48,6 +50,7 @@ from widedeep.optim import Optimizer
 TableVectors = tuple[NDArray[np.int64], Tensor]  # (M,) ids and the (M, D) rows they start with
 _NO_RULE = RowRule()
 _COMBINERS = ("sum", "mean", "sqrtn", "max")  # by their number in the kernels
+_HALVES = (torch.bfloat16, np.dtype(np.uint16))  # of a model's tensors, of a checkpoint's
 _CHUNK_ROWS = 1 << 18  # rows filled or counted at a time, so that temporaries stay small
 
 
@@ -71,6 +74,7 @@ class EmbeddingTable:
         device: str | torch.device = "cpu",
         batches: DeviceBatches | None = None,
         shard: tuple[int, int] = (0, 1),
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         for feature, name in features.items():
             if name not in tables:
@@ -90,6 +94,7 @@ class EmbeddingTable:
         self.rules: dict[str, RowRule] = {}
         self._vectors = dict(vectors)  # Until rows are filled
         self.device = torch.device(device)
+        self.dtype = dtype  # Of the weights: float32, or bfloat16 on the CPU
         self._on_device = self.device.type != "cpu"
         self._batches = batches or DeviceBatches(self.device)
         self._optimizer: Optimizer | None = None
@@ -131,7 +136,7 @@ class EmbeddingTable:
         self._number_rows()
         if old is None:
             return
-        storage = RowStorage(int(self._own_sizes.sum()), self.dim, old.names, self.device)
+        storage = RowStorage(int(self._own_sizes.sum()), old.layout, self.device)
         for (name, rows), base in zip(self._parts(), old_bases.tolist(), strict=True):
             ids = torch.from_numpy(self.layouts[name].ids_of(rank)).to(self.device)
             for slot in storage.names:
@@ -189,14 +194,20 @@ class EmbeddingTable:
                 self.recount_nonzero()
         return self._storage
 
+    def record_layout(self, optimizer: Optimizer | None) -> RecordLayout:
+        """Return what each row holds with an optimizer's state."""
+        states = () if optimizer is None else optimizer.state_names
+        widths = () if optimizer is None else (optimizer.state_width(n, self.dim) for n in states)
+        return RecordLayout(self.dim, ("weight", *states), (self.dim, *widths), self.dtype)
+
     def _new_storage(self, sizes: Mapping[str, int], old: RowStorage | None) -> RowStorage:
         """Make the rows of all logical tables: those there were as they are, the rest initial."""
-        optimizer = self._optimizer
-        names = ("weight", *(() if optimizer is None else optimizer.state_names))
+        record = self.record_layout(self._optimizer)
         rank, world = self.shard
         own = [Layout(name, size, world).rows_of(rank) for name, size in sizes.items()]
-        storage = RowStorage(sum(own), self.dim, names, self.device)
-        copied = ("weight",) if old is None or old.names != names else names
+        storage = RowStorage(sum(own), record, self.device)
+        names = record.names
+        copied = ("weight",) if old is None or old.layout != record else names
         to = 0
         old_sizes = self._own_sizes.tolist()
         for t, (name, size, base) in enumerate(
@@ -215,12 +226,13 @@ class EmbeddingTable:
 
     def _init_rows(self, weight: Tensor, table: str, first: int) -> None:
         """Fill this rank's rows ``first``, ... of a logical table; they hold zeros."""
-        std, distribution = self._init_of(table)
+        std, distribution = _init_of(self.options.get(table), self.std, self.dim)
         threads = torch.get_num_threads()
         rank, world = self.shard
         for begin in range(0, len(weight), _CHUNK_ROWS) if std else ():
             rows = weight[begin : begin + _CHUNK_ROWS]
-            out = np.empty((len(rows), self.dim), np.float32) if self._on_device else rows.numpy()
+            is_copy = self._on_device or self.dtype != torch.float32
+            out = np.empty((len(rows), self.dim), np.float32) if is_copy else rows.numpy()
             start = first + begin
             ids = None
             if world > 1:
@@ -228,26 +240,14 @@ class EmbeddingTable:
             kernels.init_rows(
                 out, self.seed, table, start, std, threads, distribution=distribution, ids_n=ids
             )
-            if self._on_device:
+            if is_copy:
                 rows.copy_(torch.from_numpy(out))
         if table in self._vectors:
             ids_M, vectors_MD = self._vectors[table]
             layout = self.layouts[table]
             own_M = np.flatnonzero(layout.owner_of(ids_M) == rank)
             places = torch.from_numpy(layout.place_of(ids_M[own_M]) - first)
-            weight[places.to(self.device)] = vectors_MD[own_M].to(self.device)
-
-    def _init_of(self, table: str) -> tuple[float, RowDistribution]:
-        """Return the standard deviation of a table's initial rows, and their distribution."""
-        options = self.options.get(table)
-        if options is None or not options.changes_init:
-            return self.std, "normal"
-        if options.init == "xavier":
-            return math.sqrt(2.0 / (1 + self.dim)), "uniform"
-        if options.init == "zeros":
-            return 0.0, "normal"
-        default = 1 / math.sqrt(self.dim) if options.init == "truncated_normal" else self.std
-        return (default if options.init_std is None else options.init_std), options.init
+            weight[places.to(self.device)] = vectors_MD[own_M].to(self.device, self.dtype)
 
     def _start_state(self, storage: RowStorage, first: int, stop: int) -> None:
         if self._optimizer is None or not self._optimizer.state_names:
@@ -255,7 +255,7 @@ class EmbeddingTable:
         for begin in range(first, stop, _CHUNK_ROWS):
             rows = slice(begin, min(begin + _CHUNK_ROWS, stop))
             state = {name: storage.part(name)[rows] for name in self._optimizer.state_names}
-            self._optimizer.start_state(storage.part("weight")[rows], state)
+            self._optimizer.start_state(storage.part("weight")[rows].float(), state)
 
     def _count_nonzero(self) -> int:
         weight = self.weight
@@ -292,7 +292,7 @@ class EmbeddingTable:
                     out_BX[:, columns[slots[i].name]] = pooled_BD
                 return
             weight, csr, own = self._rows_of_batch(batch, own)
-            kernels.gather_pool(weight.numpy(), csr, own, out_BX.numpy(), threads)
+            kernels.gather_pool(as_array(weight), csr, own, out_BX.numpy(), threads)
 
     def add_wide(
         self,
@@ -483,7 +483,7 @@ class EmbeddingTable:
             weight = lookup.rows_UD
             rows_N = lookup.ids_N[occurrences_N] + lookup.starts_T[self._table_of[name]]
         rows = to_device(rows_N, self.device)
-        return weight[rows], to_device(example_N, self.device)
+        return weight[rows].float(), to_device(example_N, self.device)
 
     def _max_gradients(
         self, batch: BatchArrays, slots: Sequence[SlotLike], index: int, grad_BD: Tensor
@@ -579,12 +579,12 @@ class EmbeddingTable:
         storage = self._storage
         if storage is None:
             return
-        if storage.names != ("weight", *optimizer.state_names):
+        if storage.layout != self.record_layout(optimizer):
             self._storage = self._new_storage(self.sizes, storage)
             return
         for name in optimizer.state_names:
             storage.part(name).zero_()
-        self._start_state(storage, 0, len(storage.records))
+        self._start_state(storage, 0, storage.n_rows)
 
     def apply(
         self,
@@ -602,38 +602,12 @@ class EmbeddingTable:
         """Move each touched row once; the others keep their bits."""
         if self._optimizer is None or self._optimizer.state_names != optimizer.state_names:
             self.attach(optimizer)
-        weight = self.weight
-        count_here = self.std == 0.0 and not optimizer.counts_nonzero
+        weight, is_half = self.weight, self.dtype == torch.bfloat16
+        count_here = self.std == 0.0 and (is_half or not optimizer.counts_nonzero)
         before = torch.count_nonzero(weight[groups.rows]) if count_here else 0
-        numbers: dict[str, Any] = {"grad_scale": grad_scale, "step": step, "threads": threads}
-        if self.rules:
-            change = self._apply_by_table(
-                groups, grads_UD, optimizer, numbers, lr=lr, rates_U=rates_U, products_U=products_U
-            )
-        else:
-            change = optimizer.update_rows(
-                weight, self.state, groups.rows, grads_UD,
-                lr=lr, rates_U=rates_U, products_U=products_U, **numbers,
-            )  # fmt: skip
-        if count_here:
-            change = torch.count_nonzero(weight[groups.rows]) - before
-        self._nonzero = self._nonzero + change
-
-    def _apply_by_table(
-        self,
-        groups: Groups,
-        grads_UD: Tensor,
-        optimizer: Optimizer,
-        numbers: Mapping[str, Any],
-        *,
-        lr: float | None,
-        rates_U: Tensor | None,
-        products_U: Tensor | None,
-    ) -> int | Tensor:
-        """Move the rows of each run of logical tables that have one rule; they lie side by side."""
+        numbers: dict[str, Any] = {"step": step, "threads": threads}
         change: int | Tensor = 0
-        weight = self.weight
-        for rule, span in self._runs(groups):
+        for rule, span in self._runs(groups) if self.rules else [(_NO_RULE, slice(None))]:
             rows_U, grads = groups.rows[span], grads_UD[span]
             if rule.frozen:
                 if products_U is not None:
@@ -641,17 +615,31 @@ class EmbeddingTable:
                 continue
             if rule.l2 is not None:
                 grads = with_penalty(grads, weight, rows_U, groups.counts[span], rule.l2)
-            table_lr, grad_scale = rule.scaled(optimizer, lr, numbers["grad_scale"])
+            table_lr, numbers["grad_scale"] = rule.scaled(optimizer, lr, grad_scale)
             change = change + rule.of(optimizer).update_rows(
                 weight, self.state, rows_U, grads,
                 lr=table_lr,
                 rates_U=None if rates_U is None else rates_U[span],
                 products_U=None if products_U is None else products_U[span],
-                **{**numbers, "grad_scale": grad_scale},
+                rounding=self._rounding(groups, span, step) if is_half else None,
+                **numbers,
             )  # fmt: skip
             if rule.max_norm is not None:
                 limit_norms(weight, rows_U, rule.max_norm)
-        return change
+        if count_here:
+            change = torch.count_nonzero(weight[groups.rows]) - before
+        self._nonzero = self._nonzero + change
+
+    def _rounding(self, groups: Groups, span: slice, step: int) -> kernels.Rounding:
+        """Return how some rows of a batch are rounded: by their numbers on all ranks together."""
+        rows = groups.rows.numpy()
+        if self.shard[1] > 1:
+            rows, starts_T = rows.copy(), groups.table_starts[0].tolist()
+            for t, layout in enumerate(self.layouts.values()):
+                own = slice(starts_T[t], starts_T[t + 1])
+                places = rows[own] - self.own_bases[t]
+                rows[own] = self.bases[t] + layout.ids_at(self.shard[0], places)
+        return kernels.Rounding(self.seed, step, rows[span])
 
     def _runs(self, groups: Groups) -> Iterator[tuple[RowRule, slice]]:
         """Yield the spans of a batch's rows that have one rule; empty ones are left out."""
@@ -706,8 +694,8 @@ class EmbeddingTable:
                 for slot in storage.names:
                     present, ids = old.part(slot)[spans[name]], old_of_own[chunk]
                     if ranks.size > 1:
-                        fetched = fetch_rows(ranks, layouts[name], present.numpy(), ids)
-                        storage.part(slot)[rows][target] = torch.from_numpy(fetched)
+                        fetched = fetch_rows(ranks, layouts[name], as_array(present), ids)
+                        as_array(storage.part(slot)[rows])[chunk] = fetched
                         continue
                     storage.part(slot)[rows][target] = present[
                         torch.from_numpy(ids).to(self.device)
@@ -749,30 +737,49 @@ class EmbeddingTable:
             if name not in tensors or name not in own:
                 what = "missing" if name in own else "unknown to this table and its optimizer"
                 raise CheckpointError(f"tensor {name!r} is {what}; use its model and optimizer")
-            shape = (self.sizes[name.rpartition(".")[0]], self.dim)
+            shape = (self.sizes[name.rpartition(".")[0]], own[name].shape[1])
             if tuple(tensors[name].shape) != shape:
                 raise CheckpointError(
                     f"tensor {name!r}: got shape {tuple(tensors[name].shape)}, expected {shape}; "
-                    "use the schema that the checkpoint was made with"
+                    "use the schema, and the optimizer, that the checkpoint was made with"
+                )
+            if (tensors[name].dtype in _HALVES) != (own[name].dtype == torch.bfloat16):
+                raise CheckpointError(
+                    f"tensor {name!r}: got {tensors[name].dtype}, expected {own[name].dtype}; give "
+                    "the table_dtype of the checkpoint's run, or start warm from it"
                 )
         for name, tensor in own.items():
             source = tensors[name]
             if self.shard[1] > 1:
                 assert ranks is not None
                 layout = self.layouts[name.rpartition(".")[0]]
-                deal_rows(ranks, layout, source, tensor.numpy())
+                deal_rows(ranks, layout, source, as_array(tensor))
             elif isinstance(source, Tensor):
                 tensor.copy_(source)
             elif self._on_device:
                 tensor.copy_(torch.from_numpy(np.array(source, np.float32)))
             else:
-                tensor.numpy()[...] = source
+                as_array(tensor)[...] = source
         self.recount_nonzero()
 
     def _parts(self) -> Iterator[tuple[str, slice]]:
         own = zip(self.sizes, self.own_bases.tolist(), self._own_sizes.tolist(), strict=True)
         for name, base, size in own:
             yield name, slice(base, base + size)
+
+
+def _init_of(
+    options: EmbeddingOptions | None, std: float, dim: int
+) -> tuple[float, RowDistribution]:
+    """Return the standard deviation of a table's initial rows, and their distribution."""
+    if options is None or not options.changes_init:
+        return std, "normal"
+    if options.init == "xavier":
+        return math.sqrt(2.0 / (1 + dim)), "uniform"
+    if options.init == "zeros":
+        return 0.0, "normal"
+    default = 1 / math.sqrt(dim) if options.init == "truncated_normal" else std
+    return (default if options.init_std is None else options.init_std), options.init
 
 
 def _features_by_table(features: Mapping[str, str]) -> dict[str, list[str]]:

@@ -46,6 +46,6 @@ def with_penalty(
 
 def limit_norms(weight: Tensor, rows_U: Tensor, max_norm: float) -> None:
     """Scale rows back to a Euclidean norm where they are longer."""
-    rows_UD = weight[rows_U]
+    rows_UD = weight[rows_U].float()
     factors_U = (max_norm / torch.linalg.vector_norm(rows_UD, dim=1)).clamp(max=1.0)
-    weight[rows_U] = rows_UD * factors_U[:, None]
+    weight[rows_U] = (rows_UD * factors_U[:, None]).to(weight.dtype)

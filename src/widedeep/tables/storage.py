@@ -25,26 +25,56 @@ _LINE = 16  # floats of a cache line
 _HUGE_BYTES = 4 << 20  # from here on, ask for huge pages
 
 
-class RowStorage:
-    """R records, each of one or more parts of D floats: the weights, then each state tensor."""
+@dataclass(frozen=True, slots=True)
+class RecordLayout:
+    """What a record of a table holds: the weights, then the optimizer's state tensors."""
 
-    def __init__(self, n_rows: int, dim: int, names: tuple[str, ...], device: torch.device) -> None:
-        self.names = names
-        self.records = _zeros(n_rows, record_stride(dim * len(names)), device)
+    dim: int
+    names: tuple[str, ...]  # Of the parts; the first are the weights
+    widths: tuple[int, ...]  # Numbers of each
+    dtype: torch.dtype = torch.float32  # Of the weights; state is float32
+
+    @property
+    def starts(self) -> list[int]:
+        """The bytes before each part, and before the end."""
+        weights = -(-self.dim * self.dtype.itemsize // 4) * 4
+        return [0, *np.cumsum([weights, *(4 * width for width in self.widths[1:])]).tolist()]
+
+    @property
+    def stride(self) -> int:
+        """The bytes from one record to the next."""
+        if self.dtype == torch.float32 and set(self.widths) == {self.dim}:
+            return 4 * record_stride(sum(self.widths))
+        return self.starts[-1]  # Chosen to save memory: nothing is left between
+
+
+class RowStorage:
+    """R records of one layout; those of several parts let an update touch few cache lines."""
+
+    def __init__(self, n_rows: int, layout: RecordLayout, device: torch.device) -> None:
+        self.layout, self.names, self.n_rows = layout, layout.names, n_rows
+        memory = _zeros(n_rows * layout.stride // 4, device)
+        types = [layout.dtype, *(torch.float32 for _ in self.names[1:])]
         # Made once: every step asks for each of them.
         self._parts = {
-            name: self.records[:, i * dim : (i + 1) * dim] for i, name in enumerate(names)
+            name: memory.view(dtype).as_strided(
+                (n_rows, width), (layout.stride // dtype.itemsize, 1), start // dtype.itemsize
+            )
+            for name, width, dtype, start in zip(
+                self.names, layout.widths, types, layout.starts, strict=False
+            )
         }
 
     def part(self, name: str) -> Tensor:
-        """Return a view of one part, (R, D); its rows lie a record apart."""
+        """Return a view of one part, (R, its width); its rows lie a record apart."""
         return self._parts[name]
 
 
 def batch_rows(rows: int, width: int, device: torch.device) -> Tensor:
     """Return a buffer of zeros, (rows, width), for embeddings or gradients of a batch."""
     lines = -(-max(width, 1) // _LINE)
-    return _zeros(rows, (lines + 1 - lines % 2) * _LINE, device)[:, :width]
+    stride = (lines + 1 - lines % 2) * _LINE
+    return _zeros(rows * stride, device).view(rows, stride)[:, :width]
 
 
 def record_stride(width: int) -> int:
@@ -55,14 +85,14 @@ def record_stride(width: int) -> int:
     return lines if lines <= width * 1.25 else -(-width // 4) * 4
 
 
-def _zeros(n_rows: int, stride: int, device: torch.device) -> Tensor:
+def _zeros(numbers: int, device: torch.device) -> Tensor:
     """Return zeros, in huge pages where the system grants them: fewer misses of the TLB."""
-    n_bytes = n_rows * stride * 4
+    n_bytes = numbers * 4
     if device.type != "cpu" or n_bytes < _HUGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(n_rows, stride, device=device)
+        return torch.zeros(numbers, device=device)
     pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.from_numpy(np.frombuffer(pages, np.float32)).view(n_rows, stride)
+    return torch.from_numpy(np.frombuffer(pages, np.float32))
 
 
 _OTHERS = ("dense_BK", "labels_BL", "weight_B")

@@ -156,6 +156,14 @@ def make_optimizers(config: TrainConfig, **objects: Any) -> Optimizers:
             _check_optimizer(group, optimizer)
         optimizers[group] = optimizer
     wide, deep, dense = (optimizers[group] for group in PARTS)
+    for group, optimizer in (("wide", wide), ("dense", dense)):
+        if isinstance(optimizer, Adagrad) and optimizer.row_wise:
+            raise ConfigError(
+                f"[train] {group}: got row_wise=true, which is of rows of embeddings; set it in "
+                "deep alone"
+            )
+    if isinstance(deep, Adagrad):
+        dense = dense or dataclasses.replace(deep, row_wise=False)
     dense = dense or deep or Adagrad()
     return Optimizers(wide or FTRL(), deep or embeddings_optimizer(), dense)
 

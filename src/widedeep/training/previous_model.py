@@ -123,6 +123,9 @@ def state_change(
         return f"{scale} {scales[1].get(scale)!r} became {scales[0].get(scale)!r}"
     if new["optimizer"] == "ftrl":
         return ""
+    by_row = [bool(table.get("row_wise")) for table in (old, new)]  # older runs do not say
+    if by_row[0] != by_row[1]:
+        return f"row_wise {by_row[0]} became {by_row[1]}"
     for option, value in new.items():
         if option not in _USE_OPTIONS and option in old and old[option] != value:
             return f"{option} {old[option]!r} became {value!r}"
@@ -130,6 +133,14 @@ def state_change(
 
 
 Tensors = Mapping[str, NDArray[Any]]
+
+
+def as_floats(numbers: Any) -> NDArray[np.float32]:
+    """Return a checkpoint's numbers as float32; those of tables in bfloat16 are stored as bits."""
+    array = np.asarray(numbers)
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(array, np.float32)
 
 
 @dataclass(frozen=True, slots=True)

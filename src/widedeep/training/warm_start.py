@@ -24,6 +24,7 @@ from widedeep.tables.embedding_table import EmbeddingTable
 from widedeep.training.config import WarmStartConfig
 from widedeep.training.previous_model import (
     PreviousModel,
+    as_floats,
     head_meaning,
     layer_change,
     model_options,
@@ -226,7 +227,7 @@ class _Transfer:
         else:
             basis = _basis(stored["weight"], dim)
             self.projected.update(dict.fromkeys(features, basis))
-            weight = stored["weight"] @ basis
+            weight = as_floats(stored["weight"]) @ basis
             reason = f"width {width} projected to {dim}"
             self._rows(table, logical, name, ids, {"weight": weight}, "deep", reason=reason)
 
@@ -549,9 +550,9 @@ def _copy_rows(table_rows: Tensor, stored: NDArray[Any], old_of_N: NDArray[np.in
     for chunk in _parts(len(old_of_N)):
         old = old_of_N[chunk]
         new = np.flatnonzero(old >= 0)
-        rows = torch.from_numpy(np.ascontiguousarray(stored[old[new]], np.float32))
+        rows = torch.from_numpy(as_floats(stored[old[new]]))
         table_rows[chunk][torch.from_numpy(new).to(table_rows.device), : rows.shape[1]] = rows.to(
-            table_rows.device
+            table_rows.device, table_rows.dtype
         )
 
 
@@ -584,7 +585,7 @@ def _basis(weight: NDArray[Any], dim: int) -> NDArray[np.float32]:
         return np.eye(width, dtype=np.float32)
     gram = np.zeros((width, width))
     for chunk in _parts(len(weight)):
-        rows = np.asarray(weight[chunk], np.float64)
+        rows = as_floats(weight[chunk]).astype(np.float64)
         gram += rows.T @ rows
     _, vectors = np.linalg.eigh(gram)
     return np.ascontiguousarray(vectors[:, ::-1][:, :dim], np.float32)
