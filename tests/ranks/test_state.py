@@ -46,14 +46,14 @@ def make_spec() -> wd.FeatureSpec:
 SCHEMA = wd.fit_schema(make_spec(), make_rows(150, 0))
 
 
-def make_state(ranks: Ranks, schema: wd.Schema = SCHEMA) -> TrainState:
-    model = wd.WideDeep(schema, hidden_units=[8, 4])
+def make_state(ranks: Ranks, schema: wd.Schema = SCHEMA, *, small: bool = False) -> TrainState:
+    model = wd.WideDeep(schema, hidden_units=[8, 4], table_dtype="bf16" if small else "fp32")
     config = TrainConfig(batch_size=24, schedule="constant")
     step = TrainStep(
         model,
         config,
         wide=wd.FTRL(lr=0.1, adapt=0.1),
-        deep=wd.Adagrad(lr=0.05),
+        deep=wd.Adagrad(lr=0.05, row_wise=small),
         dense=wd.Adagrad(lr=0.05),
         ranks=ranks,
     )
@@ -79,12 +79,12 @@ def whole(parts: list[TrainState]) -> Arrays:
     """Put the ranks' rows together by their ids; layers are equal on all of them."""
     arrays: Arrays = {}
     for name, table in parts[0].model.tables.items():
-        for key in table.named_state():
+        for key, tensor in table.named_state().items():
             logical = key.rpartition(".")[0]
-            rows = np.full((table.sizes[logical], table.dim), np.nan, np.float32)
+            rows = np.full((table.sizes[logical], tensor.shape[1]), np.nan, np.float32)
             for rank, state in enumerate(parts):
                 own = state.model.tables[name]
-                rows[own.layouts[logical].ids_of(rank)] = own.named_state()[key].numpy()
+                rows[own.layouts[logical].ids_of(rank)] = own.named_state()[key].float().numpy()
             arrays[f"{name}/{key}"] = rows
     for state in parts:
         layers = {**state.model.dense_state(), **state.step.dense_tensors()}
@@ -103,15 +103,21 @@ def check_equal(one: Arrays, other: Arrays) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted() -> Arrays:
-    state = make_state(Ranks(lanes=LANES))
-    learn(state, 0, 6)
-    return whole([state])
+def uninterrupted() -> dict[bool, Arrays]:
+    arrays = {}
+    for small in (False, True):
+        state = make_state(Ranks(lanes=LANES), small=small)
+        learn(state, 0, 6)
+        arrays[small] = whole([state])
+    return arrays
 
 
-def test_a_run_goes_on_with_two_three_and_one_ranks(tmp_path: Path, uninterrupted: Arrays) -> None:
+@pytest.mark.parametrize("small", [False, True])
+def test_a_run_goes_on_with_two_three_and_one_ranks(
+    tmp_path: Path, uninterrupted: dict[bool, Arrays], small: bool
+) -> None:
     def go_on(ranks: Ranks) -> TrainState:
-        state = make_state(ranks)
+        state = make_state(ranks, small=small)
         newest = max(tmp_path.glob("step-*"), default=None)
         first = 0
         if newest is not None:
@@ -124,14 +130,14 @@ def test_a_run_goes_on_with_two_three_and_one_ranks(tmp_path: Path, uninterrupte
 
     for size in (2, 3, 1):
         parts = run_threads(size, go_on, lanes=LANES)
-    check_equal(uninterrupted, whole(parts))
+    check_equal(uninterrupted[small], whole(parts))
     # A checkpoint of one process, in the format that it always had, is read by several.
-    again = run_threads(3, lambda ranks: _restored(tmp_path / "step-6", ranks), lanes=LANES)
-    check_equal(uninterrupted, whole(again))
+    again = run_threads(3, lambda ranks: _restored(tmp_path / "step-6", ranks, small), lanes=LANES)
+    check_equal(uninterrupted[small], whole(again))
 
 
-def _restored(path: Path, ranks: Ranks) -> TrainState:
-    state = make_state(ranks)
+def _restored(path: Path, ranks: Ranks, small: bool) -> TrainState:
+    state = make_state(ranks, small=small)
     state.restore(read_checkpoint(path, ranks=ranks))
     return state
 
@@ -155,11 +161,12 @@ def test_ranks_start_from_an_older_model_as_one_process_does(tmp_path: Path) -> 
     check_equal(whole([start(Ranks(lanes=LANES))]), whole(run_threads(3, start, lanes=LANES)))
 
 
-def test_ranks_grow_and_forget_as_one_process_does() -> None:
+@pytest.mark.parametrize("small", [False, True])
+def test_ranks_grow_and_forget_as_one_process_does(small: bool) -> None:
     rows = [{**row, "job": f"new{i % 7}"} for i, row in enumerate(make_rows(80, 9))]
 
     def grown(ranks: Ranks) -> TrainState:
-        state = make_state(ranks)
+        state = make_state(ranks, small=small)
         learn(state, 0, 2)
         size = state.model.schema.id_count("job")
         evaluator = Evaluator(state.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,21 +79,19 @@ def own_part(batch: Batch, ranks: Ranks) -> Batch:
     return own
 
 
-def learn(
-    wire: Wire = "fp32", tower: str = "mlp", dtype: Literal["fp32", "bf16"] = "fp32"
-) -> dict[str, Any]:
+def learn(wire: Wire = "fp32", tower: str = "mlp") -> dict[str, Any]:
     """Learn the batches on this rank's lanes; return losses, rows with their ids, and layers."""
     ranks = ranks_of(DistributedConfig(lanes=LANES, wire=wire))
     schema = make_schema(history=tower == "bst")
     if tower == "bst":
         model = wd.WideDeep(schema, deep=wd.models.BST(hidden_units=[8, 4], dropout=0.1))
     else:
-        model = wd.WideDeep(schema, hidden_units=[8, 4], dropout=0.1, table_dtype=dtype)
+        model = wd.WideDeep(schema, hidden_units=[8, 4], dropout=0.1)
     step = TrainStep(
         model,
         TrainConfig(clip_norm=0.5 if tower == "bst" else None),
         wide=wd.FTRL(lr=0.1, adapt=0.1),
-        deep=wd.Adagrad(lr=0.05, row_wise=dtype == "bf16"),
+        deep=wd.Adagrad(lr=0.05),
         dense=torch.optim.AdamW if tower == "bst" else wd.Adagrad(lr=0.05),
         ranks=ranks,
         wire=wire,
@@ -110,7 +108,7 @@ def learn(
     for name, table in model.tables.items():
         for key, tensor in table.named_state().items():
             ids = table.layouts[key.rpartition(".")[0]].ids_of(ranks.rank)
-            tables[f"{name}/{key}"] = (ids, tensor.float().numpy())
+            tables[f"{name}/{key}"] = (ids, tensor.numpy().copy())
     layers = {name: tensor.detach().numpy().copy() for name, tensor in model.dense_state().items()}
     layers |= {name: tensor.numpy().copy() for name, tensor in step.dense_tensors().items()}
     assert step.feature_rates is not None
