@@ -4,6 +4,9 @@
 namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
 namespace {
 
+// What is called from several loops is part of each, so that each is vectorised as it stands.
+#define WIDEDEEP_INLINE __attribute__((always_inline))
+
 constexpr int64_t kAheadRows = 16;  // touched rows
 
 // Two rounds of multiplication and shifting (Wellons 2018, "lowbias32"), a row's key between them.
@@ -41,37 +44,48 @@ inline void round_row(const float* __restrict row, uint64_t key, int64_t width,
   for (int64_t d = 0; d < width; ++d) out[d] = rounded(row[d], random_bits(key, d));
 }
 
-// Calls update(row, weights of the row, gradient, place among the touched) for each touched row,
-// some rows after it asked for their lines. Weights in bfloat16 are updated in a float32 copy.
+// The rows of for_each_row where weights are bfloat16: each is updated in a float32 copy.
 template <class Update, class... Prefetches>
-inline void for_each_row(const RowGradients& gradients, const WeightRows& weights, int64_t first,
-                         int64_t last, Update update, Prefetches... prefetch) {
-  const float* grads = gradients.grads.data;
-  const int64_t stride = gradients.grads.stride;
+__attribute__((noinline)) void for_each_half_row(const RowGradients& gradients,
+                                                 const WeightRows& weights, int64_t first,
+                                                 int64_t last, Update update,
+                                                 Prefetches... prefetch) {
   const int64_t* rows = gradients.rows;
-  float* copy = nullptr;
-  if (weights.half != nullptr) {
-    copy = static_cast<float*>(
-        __builtin_alloca_with_align(static_cast<size_t>(weights.width) * sizeof(float), 512));
-  }
-  const auto move = [&](int64_t row, int64_t i) {
-    const float* grad = grads + i * stride;
-    if (copy == nullptr) return update(row, weights.data + row * weights.stride, grad, i);
+  float* const copy = static_cast<float*>(
+      __builtin_alloca_with_align(static_cast<size_t>(weights.width) * sizeof(float), 512));
+  for (int64_t i = first; i < last; ++i) {
+    if (rows != nullptr) (prefetch(rows[i + kAheadRows < last ? i + kAheadRows : last - 1]), ...);
+    const int64_t row = rows == nullptr ? i : rows[i];
     uint16_t* __restrict half = weights.half + row * weights.stride;
     WIDEDEEP_SIMD
     for (int64_t d = 0; d < weights.width; ++d) copy[d] = widened(half[d]);
-    update(row, copy, grad, i);
+    update(row, copy, gradients.grads.data + i * gradients.grads.stride, i);
     round_row(copy, row_key(weights, row, i), weights.width, half);
-  };
+  }
+}
+
+// Calls update(row, weights of the row, gradient, place among the touched) for each touched row,
+// some rows after it asked for their lines.
+template <class Update, class... Prefetches>
+inline void for_each_row(const RowGradients& gradients, const WeightRows& weights, int64_t first,
+                         int64_t last, Update update, Prefetches... prefetch) {
+  if (weights.half != nullptr) {
+    return for_each_half_row(gradients, weights, first, last, update, prefetch...);
+  }
+  const float* grads = gradients.grads.data;
+  const int64_t stride = gradients.grads.stride;
+  const int64_t* rows = gradients.rows;
+  float* const data = weights.data;
+  const int64_t row_stride = weights.stride;
   if (rows == nullptr) {
-    for (int64_t i = first; i < last; ++i) move(i, i);
+    for (int64_t i = first; i < last; ++i) update(i, data + i * row_stride, grads + i * stride, i);
     return;
   }
   for (int64_t i = first; i < last && i < first + kAheadRows; ++i) (prefetch(rows[i]), ...);
   for (int64_t i = first; i < last; ++i) {
     const int64_t ahead = i + kAheadRows;
     (prefetch(rows[ahead < last ? ahead : last - 1]), ...);
-    move(rows[i], i);
+    update(rows[i], data + rows[i] * row_stride, grads + i * stride, i);
   }
 }
 
@@ -81,7 +95,7 @@ void sgd(const SgdRequest& request, int64_t first, int64_t last) {
   const float scale = request.gradients.grad_scale;
   for_each_row(
       request.gradients, request.weights, first, last,
-      [&](int64_t, float* __restrict w, const float* grad, int64_t) {
+      [=, &request](int64_t, float* __restrict w, const float* grad, int64_t) WIDEDEEP_INLINE {
         WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) w[d] -= request.lr * (grad[d] * scale);
       },
@@ -96,7 +110,7 @@ void momentum(const MomentumRequest& request, int64_t first, int64_t last) {
   const float of_velocity = request.nesterov ? request.momentum : 1.0f;
   for_each_row(
       request.gradients, request.weights, first, last,
-      [&](int64_t row, float* __restrict w, const float* grad, int64_t) {
+      [=, &request](int64_t row, float* __restrict w, const float* grad, int64_t) WIDEDEEP_INLINE {
         float* __restrict v = request.velocity.data + row * request.velocity.stride;
         WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) {
@@ -116,7 +130,7 @@ void rmsprop(const RmspropRequest& request, int64_t first, int64_t last) {
   const float decay = request.decay;
   for_each_row(
       request.gradients, request.weights, first, last,
-      [&](int64_t row, float* __restrict w, const float* grad, int64_t) {
+      [=, &request](int64_t row, float* __restrict w, const float* grad, int64_t) WIDEDEEP_INLINE {
         float* __restrict s = request.square.data + row * request.square.stride;
         float* __restrict m = kCentered ? request.mean.data + row * request.mean.stride : nullptr;
         float* __restrict v =
@@ -155,7 +169,7 @@ void adagrad(const AdagradRequest& request, int64_t first, int64_t last) {
   const float l2 = request.l2;
   for_each_row(
       request.gradients, request.weights, first, last,
-      [&](int64_t row, float* __restrict w, const float* grad, int64_t) {
+      [=, &request](int64_t row, float* __restrict w, const float* grad, int64_t) WIDEDEEP_INLINE {
         float* __restrict acc = request.accumulator.data + row * request.accumulator.stride;
         WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) {
@@ -197,7 +211,7 @@ void adagrad_by_row(const AdagradRequest& request, int64_t first, int64_t last) 
   const float l2 = request.l2;
   for_each_row(
       request.gradients, request.weights, first, last,
-      [&](int64_t row, float* __restrict w, const float* grad, int64_t) {
+      [=, &request](int64_t row, float* __restrict w, const float* grad, int64_t) WIDEDEEP_INLINE {
         float& total = request.accumulator.data[row * request.accumulator.stride];
         total += mean_square<kWidth>(grad, w, width, scale, l2);
         const float rate = request.lr / (__builtin_sqrtf(total) + request.eps);
@@ -213,7 +227,7 @@ void adam(const AdamRequest& request, int64_t first, int64_t last) {
   const float scale = request.gradients.grad_scale;
   for_each_row(
       request.gradients, request.weights, first, last,
-      [&](int64_t row, float* __restrict w, const float* grad, int64_t) {
+      [=, &request](int64_t row, float* __restrict w, const float* grad, int64_t) WIDEDEEP_INLINE {
         float* __restrict m = request.mean.data + row * request.mean.stride;
         float* __restrict v = request.square.data + row * request.square.stride;
         WIDEDEEP_SIMD
@@ -246,41 +260,42 @@ int64_t ftrl(const FtrlRequest& request, int64_t first, int64_t last) {
   int64_t change = 0;
   for_each_row(
       request.gradients, request.weights, first, last,
-      [&](int64_t row, float* __restrict w, const float* grad, int64_t place) {
-        const float inverse_lr = request.rates == nullptr
-                                     ? request.inverse_lr
-                                     : request.inverse_lr / request.rates[place];
-        float product = 0.0f;
-        float* __restrict z = request.z.data + row * request.z.stride;
-        float* __restrict n = request.n.data + row * request.n.stride;
-        int32_t nonzero = 0;
-        WIDEDEEP_SIMD
-        for (int64_t d = 0; d < width; ++d) {
-          const float g = grad[d] * scale;
-          const float old = w[d];
-          product += g * old;
-          const float total = n[d] + g * g;
-          float root, old_root;
-          if (kSquareRoot) {
-            root = __builtin_sqrtf(total);
-            old_root = __builtin_sqrtf(n[d]);
-          } else {
-            root = negative_power(total, request.lr_power);
-            old_root = negative_power(n[d], request.lr_power);
-          }
-          const float sigma = (root - old_root) * inverse_lr;
-          const float linear = z[d] + ((g + shrinkage * old) - sigma * old);
-          const float moved =
-              -(linear - __builtin_copysignf(l1, linear)) / ((beta + root) * inverse_lr + l2);
-          const float weight = __builtin_fabsf(linear) <= l1 ? 0.0f : moved;
-          n[d] = total;
-          z[d] = linear;
-          w[d] = weight;
-          nonzero += static_cast<int32_t>(weight != 0.0f) - static_cast<int32_t>(old != 0.0f);
-        }
-        change += nonzero;
-        if (request.products != nullptr) request.products[place] = product;
-      },
+      [=, &request, &change](int64_t row, float* __restrict w, const float* grad, int64_t place)
+          WIDEDEEP_INLINE {
+            const float inverse_lr = request.rates == nullptr
+                                         ? request.inverse_lr
+                                         : request.inverse_lr / request.rates[place];
+            float product = 0.0f;
+            float* __restrict z = request.z.data + row * request.z.stride;
+            float* __restrict n = request.n.data + row * request.n.stride;
+            int32_t nonzero = 0;
+            WIDEDEEP_SIMD
+            for (int64_t d = 0; d < width; ++d) {
+              const float g = grad[d] * scale;
+              const float old = w[d];
+              product += g * old;
+              const float total = n[d] + g * g;
+              float root, old_root;
+              if (kSquareRoot) {
+                root = __builtin_sqrtf(total);
+                old_root = __builtin_sqrtf(n[d]);
+              } else {
+                root = negative_power(total, request.lr_power);
+                old_root = negative_power(n[d], request.lr_power);
+              }
+              const float sigma = (root - old_root) * inverse_lr;
+              const float linear = z[d] + ((g + shrinkage * old) - sigma * old);
+              const float moved =
+                  -(linear - __builtin_copysignf(l1, linear)) / ((beta + root) * inverse_lr + l2);
+              const float weight = __builtin_fabsf(linear) <= l1 ? 0.0f : moved;
+              n[d] = total;
+              z[d] = linear;
+              w[d] = weight;
+              nonzero += static_cast<int32_t>(weight != 0.0f) - static_cast<int32_t>(old != 0.0f);
+            }
+            change += nonzero;
+            if (request.products != nullptr) request.products[place] = product;
+          },
       RowPrefetch(request.weights), RowPrefetch(request.z), RowPrefetch(request.n));
   return change;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -86,6 +87,22 @@ class EmbeddingOptions:
     def changes_init(self) -> bool:
         """Whether rows start otherwise than the model's rows do."""
         return self.init != "normal" or self.init_std is not None
+
+    def initial_rows(
+        self, std: float, dim: int
+    ) -> tuple[float, Literal["normal", "uniform", "truncated_normal"]]:
+        """Return the deviation and the distribution of initial rows.
+
+        Args:
+            std: The model's deviation.
+            dim: Width of the rows.
+        """
+        if self.init == "xavier":
+            return math.sqrt(2.0 / (1 + dim)), "uniform"
+        if self.init == "zeros":
+            return 0.0, "normal"
+        default = 1 / math.sqrt(dim) if self.init == "truncated_normal" else std
+        return (default if self.init_std is None else self.init_std), self.init
 
     def to_table(self) -> dict[str, Any]:
         """Return the options that differ from their defaults."""

@@ -50,7 +50,7 @@ class Step:
     rates_U: Tensor | None = None  # Factor of the rate of each row, or None
     # To be filled with each row's gradient times its weight, or None
     products_U: Tensor | None = None
-    rounding: kernels.Rounding | None = None  # Of weights in bfloat16
+    rounding: kernels.Rounding | None = None  # How weights in bfloat16 are rounded
 
 
 class Optimizer(ABC):
@@ -179,7 +179,7 @@ class Optimizer(ABC):
             rates_U: float32 factor of each row's rate; only :class:`FTRL` reads it.
             products_U: float32, filled by :class:`FTRL` with each row's sum of g times the weight
                 before it moved.
-            rounding: Of weights in bfloat16, and of those alone, on the CPU.
+            rounding: How weights in bfloat16 are rounded; needed for those alone, on the CPU.
 
         Returns:
             Change of the non-zero count, 0 unless :attr:`counts_nonzero`.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from widedeep.kernels.torch_ops import (
     max_pool,
     to_device,
 )
+from widedeep.optim import Optimizer
 from widedeep.ranks.layout import Layout
 from widedeep.ranks.ranks import Ranks
 from widedeep.ranks.rows import deal_rows, fetch_rows
@@ -42,10 +42,6 @@ from widedeep.tables.storage import (
     csr_batch,
     sequence_rows,
 )
-
-if TYPE_CHECKING:
-    from widedeep.kernels.sparse import RowDistribution
-from widedeep.optim import Optimizer
 
 TableVectors = tuple[NDArray[np.int64], Tensor]  # (M,) ids and the (M, D) rows they start with
 _NO_RULE = RowRule()
@@ -94,7 +90,7 @@ class EmbeddingTable:
         self.rules: dict[str, RowRule] = {}
         self._vectors = dict(vectors)  # Until rows are filled
         self.device = torch.device(device)
-        self.dtype = dtype  # Of the weights: float32, or bfloat16 on the CPU
+        self.dtype = dtype  # Type of the weights: float32, or bfloat16 on the CPU
         self._on_device = self.device.type != "cpu"
         self._batches = batches or DeviceBatches(self.device)
         self._optimizer: Optimizer | None = None
@@ -226,7 +222,8 @@ class EmbeddingTable:
 
     def _init_rows(self, weight: Tensor, table: str, first: int) -> None:
         """Fill this rank's rows ``first``, ... of a logical table; they hold zeros."""
-        std, distribution = _init_of(self.options.get(table), self.std, self.dim)
+        options = self.options.get(table, EmbeddingOptions())
+        std, distribution = options.initial_rows(self.std, self.dim)
         threads = torch.get_num_threads()
         rank, world = self.shard
         for begin in range(0, len(weight), _CHUNK_ROWS) if std else ():
@@ -766,20 +763,6 @@ class EmbeddingTable:
         own = zip(self.sizes, self.own_bases.tolist(), self._own_sizes.tolist(), strict=True)
         for name, base, size in own:
             yield name, slice(base, base + size)
-
-
-def _init_of(
-    options: EmbeddingOptions | None, std: float, dim: int
-) -> tuple[float, RowDistribution]:
-    """Return the standard deviation of a table's initial rows, and their distribution."""
-    if options is None or not options.changes_init:
-        return std, "normal"
-    if options.init == "xavier":
-        return math.sqrt(2.0 / (1 + dim)), "uniform"
-    if options.init == "zeros":
-        return 0.0, "normal"
-    default = 1 / math.sqrt(dim) if options.init == "truncated_normal" else std
-    return (default if options.init_std is None else options.init_std), options.init
 
 
 def _features_by_table(features: Mapping[str, str]) -> dict[str, list[str]]:

@@ -30,9 +30,9 @@ class RecordLayout:
     """What a record of a table holds: the weights, then the optimizer's state tensors."""
 
     dim: int
-    names: tuple[str, ...]  # Of the parts; the first are the weights
+    names: tuple[str, ...]  # Parts by name; the first are the weights
     widths: tuple[int, ...]  # Numbers of each
-    dtype: torch.dtype = torch.float32  # Of the weights; state is float32
+    dtype: torch.dtype = torch.float32  # Type of the weights; state is float32
 
     @property
     def starts(self) -> list[int]:
