@@ -81,6 +81,8 @@ def test_a_bundle_scores_as_it_was_trained(tmp_path: Path) -> None:
     trainer.fit(ROWS)
     bundle = trainer.export(tmp_path / "bundle")
     np.testing.assert_allclose(bundle.score(ROWS), trainer.predict(ROWS), atol=1e-6)
+    half = trainer.export(tmp_path / "half", tables="bf16")
+    np.testing.assert_array_equal(half.score(ROWS), bundle.score(ROWS))
 
 
 def test_the_best_model_comes_back() -> None:

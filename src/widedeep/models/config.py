@@ -69,7 +69,8 @@ class ModelConfig:
         table_dtype: Numbers of the tables of embeddings in training: ``"fp32"``, or ``"bf16"`` for
             half the bytes. An update computes in float32 and rounds at random, up or down such that
             the mean is kept (Zamirai et al. 2020, arXiv 2010.06192); optimizer state and the wide
-            part stay float32, and so do bundles. On the CPU alone.
+            part stay float32. On the CPU alone. A bundle with ``bundle_tables="bf16"`` holds them
+            as they are.
         imports: Modules that register towers, heads or losses of your own
             (:func:`widedeep.models.register_tower`, :func:`widedeep.models.register_loss`), as
             import paths; the working directory is searched too.

@@ -78,7 +78,13 @@ def batch_rows(rows: int, width: int, device: torch.device) -> Tensor:
 
 
 def record_stride(width: int) -> int:
-    """Return the floats from one record to the next, so that few records straddle a cache line."""
+    """Return the floats from one record to the next, so that few records straddle a cache line.
+
+    Those of up to four numbers lie without gaps: a wide weight with FTRL's state in 12 bytes, which
+    took no more time than 16 in tables far larger than the caches.
+    """
+    if width <= 4:
+        return width
     if width <= _LINE:
         return 1 << (width - 1).bit_length()
     lines = -(-width // _LINE) * _LINE
