@@ -1,3 +1,5 @@
+#include "group.hpp"
+
 #include <string.h>
 
 #include <algorithm>
@@ -5,7 +7,6 @@
 #include <bit>
 #include <vector>
 
-#include "sparse.hpp"
 #include "thread_pool.hpp"
 
 namespace widedeep {
@@ -116,15 +117,6 @@ class WideIndex {
   int shift_;
   uint64_t* entry_;
   int64_t* ids_;
-};
-
-// The slots of one logical table and where its results go.
-struct TableJob {
-  std::vector<int32_t> features;
-  int64_t n_occurrences = 0;
-  int64_t first = 0;  // of its occurrences in order and cells, and of its region in rows and starts
-  int64_t n_unique = 0;
-  int64_t fault = kNoFault;
 };
 
 bool bad_span(const CsrBatch& batch, int64_t begin, int64_t end) {
@@ -243,18 +235,22 @@ void sort_occurrences(const CsrBatch& batch, bool single, Scratch& scratch, cons
   }
 }
 
-void group_table(const GroupRequest& request, bool single, int64_t table, TableJob& job,
+struct TableSpan {
+  int64_t base;
+  int64_t size;
+};
+
+void group_table(const CsrBatch& batch, bool single, const TableSpan& span, TableJob& job,
                  const GroupOutput& output) {
   static thread_local Scratch scratch;
   const int64_t n = job.n_occurrences;
-  const int64_t size = request.sizes[table];
+  const int64_t size = span.size;
   int32_t* counts = at_least(scratch.counts, n + 1);
   memset(counts, 0, static_cast<size_t>(n + 1) * sizeof(int32_t));
   const auto number = [&]<class Index>(Index index) {
-    const Numbering<Index> numbering = {index,  request.bases[table],
-                                        size,   output.rows + job.first,
-                                        counts, at_least(scratch.unique_of, n)};
-    number_ids(request.batch, single, numbering, scratch, job);
+    const Numbering<Index> numbering = {
+        index, span.base, size, output.rows + job.first, counts, at_least(scratch.unique_of, n)};
+    number_ids(batch, single, numbering, scratch, job);
   };
   if (size <= 2 * hash_capacity(n)) {
     number(DirectIndex(scratch, size));
@@ -263,7 +259,7 @@ void group_table(const GroupRequest& request, bool single, int64_t table, TableJ
   } else {
     number(WideIndex(scratch, n));
   }
-  if (job.fault == kNoFault) sort_occurrences(request.batch, single, scratch, job, output);
+  if (job.fault == kNoFault) sort_occurrences(batch, single, scratch, job, output);
 }
 
 int64_t first_fault(const std::vector<TableJob>& jobs) {
@@ -304,6 +300,7 @@ void close_gaps(std::vector<TableJob>& jobs, const GroupOutput& output) {
 }  // namespace
 
 bool one_id_in_each_cell(const CsrBatch& batch, int threads) {
+  if (batch.single) return true;
   const int64_t cells = batch.n_examples * batch.n_features;
   if (cells != batch.n_ids) return false;
   std::atomic<bool> all{true};
@@ -315,37 +312,68 @@ bool one_id_in_each_cell(const CsrBatch& batch, int threads) {
   return all.load();
 }
 
-int64_t group_ids(const GroupRequest& request, const GroupOutput& output, int threads) {
-  if (request.n_tables == 0) {
+Grouper::Grouper(const SlotTables& tables) : tables_(tables) {
+  jobs_.resize(static_cast<size_t>(tables.n_tables));
+  for (int64_t s = 0; s < tables.n_slots; ++s) {
+    jobs_[static_cast<size_t>(tables.tables[s])].features.push_back(tables.features[s]);
+  }
+  one_slot_each_ = std::all_of(jobs_.begin(), jobs_.end(),
+                               [](const TableJob& job) { return job.features.size() == 1; });
+}
+
+// One example of one id a cell: every id is a row of its own.
+int64_t Grouper::group_one(const CsrBatch& batch, const GroupOutput& output) const {
+  for (int64_t table = 0; table < tables_.n_tables; ++table) {
+    const int32_t cell = jobs_[static_cast<size_t>(table)].features[0];
+    const int64_t id = batch.ids[cell];
+    if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(tables_.sizes[table])) return cell;
+    output.rows[table] = tables_.bases[table] + id;
+    output.table_starts[table] = table;
+    output.starts[table] = static_cast<int32_t>(table);
+    output.order[table] = cell;
+    output.cells[table] = cell;
+  }
+  output.table_starts[tables_.n_tables] = tables_.n_tables;
+  output.starts[tables_.n_tables] = static_cast<int32_t>(tables_.n_tables);
+  return kSingle;
+}
+
+int64_t Grouper::group(const CsrBatch& batch, const GroupOutput& output, int threads) {
+  if (tables_.n_tables == 0) {
     output.table_starts[0] = 0;
     output.starts[0] = 0;
     return kNoFault;
   }
-  std::vector<TableJob> jobs(static_cast<size_t>(request.n_tables));
-  for (int64_t s = 0; s < request.n_slots; ++s) {
-    jobs[static_cast<size_t>(request.tables[s])].features.push_back(request.features[s]);
+  const bool single = one_id_in_each_cell(batch, threads);
+  if (single && batch.n_examples == 1 && one_slot_each_) return group_one(batch, output);
+  const auto job_of = [&](int64_t table) -> TableJob& { return jobs_[static_cast<size_t>(table)]; };
+  for (TableJob& job : jobs_) {
+    job.n_occurrences = job.n_unique = 0;
+    job.fault = kNoFault;
   }
-  const bool single = one_id_in_each_cell(request.batch, threads);
-  const auto job_of = [&](int64_t table) -> TableJob& { return jobs[static_cast<size_t>(table)]; };
   if (single) {
-    for (TableJob& job : jobs) count_occurrences(request.batch, single, job);
+    for (TableJob& job : jobs_) count_occurrences(batch, single, job);
   } else {
-    for_each_table(request.n_tables, threads,
-                   [&](int64_t table) { count_occurrences(request.batch, single, job_of(table)); });
+    for_each_table(tables_.n_tables, threads,
+                   [&](int64_t table) { count_occurrences(batch, single, job_of(table)); });
   }
-  if (const int64_t fault = first_fault(jobs); fault != kNoFault) return fault;
+  if (const int64_t fault = first_fault(jobs_); fault != kNoFault) return fault;
   int64_t first = 0;
-  for (TableJob& job : jobs) {
+  for (TableJob& job : jobs_) {
     job.first = first;
     first += job.n_occurrences;
   }
-  if (first > request.batch.n_ids) return 0;  // overlapping cells: offsets that go back somewhere
-  for_each_table(request.n_tables, threads, [&](int64_t table) {
-    group_table(request, single, table, job_of(table), output);
+  if (first > batch.n_ids) return 0;  // overlapping cells: offsets that go back somewhere
+  for_each_table(tables_.n_tables, threads, [&](int64_t table) {
+    group_table(batch, single, {tables_.bases[table], tables_.sizes[table]}, job_of(table), output);
   });
-  if (const int64_t fault = first_fault(jobs); fault != kNoFault) return fault;
-  close_gaps(jobs, output);
+  if (const int64_t fault = first_fault(jobs_); fault != kNoFault) return fault;
+  close_gaps(jobs_, output);
   return single ? kSingle : kNoFault;
+}
+
+int64_t group_ids(const GroupRequest& request, const GroupOutput& output, int threads) {
+  return Grouper(request.tables).group(request.batch, output, threads);
 }
 
 }  // namespace widedeep

@@ -20,6 +20,7 @@ void bind_program(nb::module_& m);
 void bind_ranker(nb::module_& m);
 void bind_score(nb::module_& m);
 void bind_sparse(nb::module_& m);
+void bind_step(nb::module_& m);
 void bind_tower(nb::module_& m);
 void bind_transform(nb::module_& m);
 void bind_updates(nb::module_& m);
@@ -50,6 +51,7 @@ NB_MODULE(_native, m) {
   widedeep::bind_ranker(m);
   widedeep::bind_score(m);
   widedeep::bind_sparse(m);
+  widedeep::bind_step(m);
   widedeep::bind_tower(m);
   widedeep::bind_transform(m);
   widedeep::bind_updates(m);

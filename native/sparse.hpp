@@ -23,6 +23,7 @@ struct CsrBatch {
   int64_t n_ids;
   int64_t n_examples;
   int64_t n_features;
+  bool single = false;  // known to hold exactly one id in each cell, cell i the i-th
 };
 
 // The features that take part in a kernel; one entry a slot, ascending feature index.
@@ -72,14 +73,19 @@ inline uint64_t rounding_key(uint64_t seed, uint64_t width, uint64_t step) {
 
 // ---- grouping -----------------------------------------------------------------------------------
 
-struct GroupRequest {
-  CsrBatch batch;
+// The slots of a table's logical tables, and where these lie. Arrays of the caller.
+struct SlotTables {
   const int32_t* features;  // ascending
   const int32_t* tables;    // the logical table of each entry of `features`
   int64_t n_slots;
   const int64_t* bases;  // of each logical table
   const int64_t* sizes;
   int64_t n_tables;
+};
+
+struct GroupRequest {
+  CsrBatch batch;
+  SlotTables tables;
 };
 
 // Arrays of the caller: rows, order and cells for n_ids entries, starts for n_ids + 1.

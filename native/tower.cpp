@@ -402,10 +402,23 @@ struct TowerGradients::State {
   Background background;
 };
 
-TowerGradients::TowerGradients(const TowerBatch& batch, int threads) {
+void tower_backward(const TowerBatch& batch, int threads) {
   const Functions use = functions(batch.bf16);
   const PackedTower packed(use, batch.layers, batch.n_layers, true, threads);
   Segments(batch, use, packed, threads).backward();
+}
+
+void tower_bias_gradients(const TowerBatch& batch) {
+  for (int64_t i = 0; i < batch.n_layers; ++i) {
+    const TowerLayer& layer = batch.layers[i];
+    if (layer.bias_grad == nullptr) continue;
+    WIDEDEEP_DISPATCH(column_sums)
+    (read(layer.grad), batch.rows, layer.bias_grad, 0, layer.outputs);
+  }
+}
+
+TowerGradients::TowerGradients(const TowerBatch& batch, int threads) {
+  tower_backward(batch, threads);
   state_ = std::make_unique<State>(batch, threads);
 }
 

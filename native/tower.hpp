@@ -66,6 +66,12 @@ bool has_bf16_products();
 // `key` tells which units are dropped.
 void tower_forward(const TowerBatch& batch, uint64_t key, int threads);
 
+// The backward pass alone, down to grad_in; the layers' grads are then those of their sums.
+void tower_backward(const TowerBatch& batch, int threads);
+
+// The gradients of the layers' biases, after tower_backward().
+void tower_bias_gradients(const TowerBatch& batch);
+
 // The backward pass down to grad_in, from the last layer's grad, which holds the gradient of the
 // tower's outputs. The gradients of weights and biases, which nothing below needs, are then under
 // way on other threads; they are there when wait() has returned. The arrays must live until then,

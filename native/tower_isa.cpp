@@ -29,9 +29,18 @@ struct Float32 {
     }
     const int64_t fours = row == 1 ? columns / 4 * 4 : 0;
     const int64_t inner = inputs / 4 * 4;
+    int64_t sixteens = 0;  // columns, of whose inputs as many sixteens are there already
+#if defined(WIDEDEEP_ISA_IS_avx512)
+    for (; row == 1 && columns - sixteens >= 16; sixteens += 16) {
+      for (int64_t k = 0; k + 16 <= inputs; k += 16) {
+        transpose_16x16(matrix + sixteens * column + k, column, panel + k * width + sixteens,
+                        width);
+      }
+    }
+#endif
     for (int64_t n = 0; n < fours; n += 4) {
       const float* from = matrix + n * column;
-      for (int64_t k = 0; k < inner; k += 4) {
+      for (int64_t k = n < sixteens ? inputs / 16 * 16 : 0; k < inner; k += 4) {
         transpose_4x4(from + k, column, panel + k * width + n, width);
       }
     }

@@ -80,5 +80,40 @@ inline void transpose_4x4(const float* from, int64_t from_stride, float* to, int
 #endif
 }
 
+#if defined(WIDEDEEP_ISA_IS_avx512)
+// The same for sixteen.
+inline void transpose_16x16(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  constexpr __mmask16 kAll = 0xffff;
+  __m512 rows[16];  // then of each four rows: columns j, 4 + j, 8 + j and 12 + j
+  for (int g = 0; g < 16; g += 4) {
+    const __m512 a = _mm512_loadu_ps(from + g * from_stride);
+    const __m512 b = _mm512_loadu_ps(from + (g + 1) * from_stride);
+    const __m512 c = _mm512_loadu_ps(from + (g + 2) * from_stride);
+    const __m512 d = _mm512_loadu_ps(from + (g + 3) * from_stride);
+    const __m512d ab = _mm512_castps_pd(_mm512_maskz_unpacklo_ps(kAll, a, b));
+    const __m512d ab_high = _mm512_castps_pd(_mm512_maskz_unpackhi_ps(kAll, a, b));
+    const __m512d cd = _mm512_castps_pd(_mm512_maskz_unpacklo_ps(kAll, c, d));
+    const __m512d cd_high = _mm512_castps_pd(_mm512_maskz_unpackhi_ps(kAll, c, d));
+    rows[g] = _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, ab, cd));
+    rows[g + 1] = _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, ab, cd));
+    rows[g + 2] = _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, ab_high, cd_high));
+    rows[g + 3] = _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, ab_high, cd_high));
+  }
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even = _mm512_maskz_shuffle_f32x4(kAll, rows[j], rows[4 + j], 0x88);
+    const __m512 odd = _mm512_maskz_shuffle_f32x4(kAll, rows[j], rows[4 + j], 0xdd);
+    const __m512 even_high = _mm512_maskz_shuffle_f32x4(kAll, rows[8 + j], rows[12 + j], 0x88);
+    const __m512 odd_high = _mm512_maskz_shuffle_f32x4(kAll, rows[8 + j], rows[12 + j], 0xdd);
+    _mm512_storeu_ps(to + j * to_stride, _mm512_maskz_shuffle_f32x4(kAll, even, even_high, 0x88));
+    _mm512_storeu_ps(to + (4 + j) * to_stride,
+                     _mm512_maskz_shuffle_f32x4(kAll, odd, odd_high, 0x88));
+    _mm512_storeu_ps(to + (8 + j) * to_stride,
+                     _mm512_maskz_shuffle_f32x4(kAll, even, even_high, 0xdd));
+    _mm512_storeu_ps(to + (12 + j) * to_stride,
+                     _mm512_maskz_shuffle_f32x4(kAll, odd, odd_high, 0xdd));
+  }
+}
+#endif
+
 }  // namespace
 }  // namespace widedeep::WIDEDEEP_ISA_NAMESPACE

@@ -53,7 +53,7 @@ struct Fixture {
   }
   int64_t group(int threads) {
     return group_ids(
-        {batch(false), features.data(), tables.data(), 3, bases.data(), sizes.data(), 3},
+        {batch(false), {features.data(), tables.data(), 3, bases.data(), sizes.data(), 3}},
         {rows.data(), table_starts.data(), starts.data(), order.data(), cells.data()}, threads);
   }
 };

@@ -11,6 +11,7 @@ _Ints32: TypeAlias = NDArray[np.int32]
 _Bytes: TypeAlias = NDArray[np.uint8]
 _Floats: TypeAlias = NDArray[np.float32]
 _Halves: TypeAlias = NDArray[np.uint16]  # bits of bfloat16
+_Doubles: TypeAlias = NDArray[np.float64]
 
 def isa() -> Literal["baseline", "avx2", "avx512"]:
     """Name the instruction set of the dispatched kernels.
@@ -343,6 +344,24 @@ def logistic_loss(
 ) -> None:
     """Fill the cross-entropies max(z, 0) - z y + log(1 + exp(-abs(z))) and sigmoid(z) - y."""
 
+def float_sum(numbers_B: _Floats) -> float:
+    """Return the float32 sum in a fixed order, that of torch's sums on one thread."""
+
+def fill_rates(log_rates: _Doubles, starts_T: _Ints, rates_U: _Floats) -> None:
+    """Fill the factor of each row, exp of its feature's logarithm; rows lie feature by feature."""
+
+def learn_rates(
+    log_rates: _Doubles,
+    evidence: _Doubles,
+    starts_T: _Ints,
+    products_U: _Floats,
+    *,
+    step: float,
+    lowest: float,
+    highest: float,
+) -> None:
+    """Move each touched feature's logarithm by Adagrad along the sum of its rows' products."""
+
 def pair_products(fields: _Floats, out_BD: _Floats, threads: int = 1) -> None:
     """Fill the sums over all pairs of fields of their elementwise products.
 
@@ -651,6 +670,91 @@ class TowerGradients:
 
     def wait(self) -> None:
         """Help with what is left; return when all gradients are complete."""
+
+# ---- runs of training steps: widedeep.training.step_program makes them of a model ----------------
+
+class RowUpdate:
+    """How rows move: the optimizer of a kernel, its state beside the weights, its numbers."""
+
+    def __init__(
+        self,
+        kernel: str,
+        weights: _Floats,
+        state: Sequence[_Floats],
+        *,
+        lr: float,
+        eps: float = 0.0,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        beta: float = 0.0,
+        lr_power: float = 0.0,
+        shrinkage: float = 0.0,
+    ) -> None: ...
+
+class StepTable:
+    """A table in a step; without an update its rows stay.
+
+    ``wide_tables`` are the wide table's numbers of its logical tables, where all are there, and
+    ``shifts`` how many rows further they lie here.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        weights: _Floats,
+        update: RowUpdate | None,
+        wide_tables: Sequence[int] = (),
+        shifts: Sequence[int] = (),
+    ) -> None: ...
+
+class StepProgram:
+    """Training steps of a model with one log loss, over arrays that are checked once."""
+
+    def __init__(
+        self,
+        *,
+        n_features: int,
+        wide: StepTable | None,
+        tables: Sequence[StepTable],
+        tower: Tower | None,
+        input_BX: _Floats | None,
+        first_dense: int,
+        dense_columns: Sequence[int],
+        bias: _Floats,
+        bias_grad: _Floats,
+        dense: Sequence[tuple[RowUpdate, _Floats, float]],
+        log_rates: _Doubles | None,
+        evidence: _Doubles | None,
+        rate_step: float,
+        lowest_rate: float,
+        highest_rate: float,
+        row_scale: float,
+        mean_loss: bool,
+    ) -> None: ...
+    def run(
+        self,
+        batch: CsrBatch,
+        *,
+        dense_BK: _Floats,
+        labels_B: _Floats,
+        weight_B: _Floats | None,
+        batch_rows: int,
+        factors_S3: _Doubles,
+        keys_S: NDArray[np.uint64] | None,
+        frozen_rates: bool,
+        logits_B: _Floats,
+        losses_B: _Floats,
+        grads_B: _Floats,
+        totals_S: _Floats,
+        weights_S: _Floats,
+        threads: int,
+    ) -> tuple[int, int]:
+        """Learn batches of ``batch_rows`` examples, one after the other.
+
+        Fills the results of each example and step. Returns the steps done, and the change of the
+        wide part's non-zero count. It stops before a batch with an id, label, loss or gradient out
+        of range, of which nothing moves.
+        """
 
 # The transform. Call it through widedeep.data.transform.
 Encoded: TypeAlias = tuple[

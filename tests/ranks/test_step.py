@@ -19,7 +19,8 @@ from widedeep.ranks.config import DistributedConfig, Wire
 from widedeep.ranks.ranks import Ranks, ranks_of
 from widedeep.training.config import TrainConfig
 from widedeep.training.exchange import Exchange
-from widedeep.training.step import FeatureRates, TrainStep
+from widedeep.training.feature_rates import FeatureRates
+from widedeep.training.step import TrainStep
 
 LANES = 6
 SIZES = (24, 24, 17, 24, 3)  # of global batches: lanes that differ, and empty ones

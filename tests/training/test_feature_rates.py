@@ -13,7 +13,7 @@ import widedeep as wd
 from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError
 from widedeep.training.checkpoint import CheckpointDirectory
-from widedeep.training.step import HIGHEST, LOWEST, FeatureRates
+from widedeep.training.feature_rates import HIGHEST, LOWEST, FeatureRates
 
 ROWS = 24_000
 FEATURES = ("says_much", "says_nothing", "says_nothing_either")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import widedeep as wd
-from widedeep.training.step import RollbackLog
+from widedeep.training.rollback_log import RollbackLog
 
 ROWS = 6
 updates = st.lists(st.sets(st.integers(0, ROWS - 1), min_size=1), max_size=6)

@@ -193,6 +193,11 @@ class Callbacks:
             _method(c, "on_step") is not None and step % _interval(c) == 0 for c in self.objects
         )
 
+    def steps_ahead(self, step: int) -> int | None:
+        """Return after how many more steps one is called; None without any."""
+        intervals = [_interval(c) for c in self.objects if _method(c, "on_step") is not None]
+        return min((every - step % every for every in intervals), default=None)
+
     def call(self, moment: Moment, argument: Any) -> None:
         """Call the method of each that has it, and note whether one asks to stop."""
         for callback in self.objects:

@@ -348,6 +348,9 @@ POOLS_AHEAD = 2
 class BatchReader:
     """Iterates over the encoded batches of an epoch, from any batch on.
 
+    With ``batches_at_once`` it yields so many of them as one, the last time what is left: small
+    batches cost a cut each.
+
     Of a plan with several lanes it reads ``lanes`` alone: a batch holds their rows, lane after
     lane, and may have none at the end of an epoch.
     """
@@ -363,15 +366,18 @@ class BatchReader:
         threads: int = 1,
         encoded: Callable[[Fragment], Batch] | None = None,
         lanes: range | None = None,
+        batches_at_once: int = 1,
     ) -> None:
-        for name, number in (("prefetch", prefetch), ("threads", threads)):
+        numbers = {"prefetch": prefetch, "threads": threads, "batches_at_once": batches_at_once}
+        for name, number in numbers.items():
             if number < 1:
                 raise ConfigError(f"{name}: got {number}, expected at least 1")
         plan.position(start_batch)
         lanes = range(plan.lanes) if lanes is None else lanes
         self._read_batches = _BatchCutter(
-            source, encode, encoded, plan, start_batch, threads, lanes, plan.num_batches
-        )
+            source, encode, encoded, plan, start_batch, threads, lanes, plan.num_batches,
+            batches_at_once,
+        )  # fmt: skip
         self._prefetch = prefetch
         self._open: list[tuple[_Channel, threading.Thread]] = []
 
@@ -468,6 +474,7 @@ class _BatchCutter:
     threads: int
     lanes: range
     num_batches: int
+    at_once: int
 
     def run(self, channel: _Channel) -> None:
         error: BaseException | None = None
@@ -538,8 +545,12 @@ class _BatchCutter:
         if self.plan.lanes > 1:
             yield from self._lane_batches(workers, channel)
             return
-        limits = map(self.plan.batch_rows, range(self.start_batch, self.num_batches))
-        yield from _cut(self._rows(workers, channel), (last - first for first, last in limits))
+        last, rows_of = self.num_batches - 1, self.plan.batch_rows
+        sizes = (
+            rows_of(min(batch + self.at_once - 1, last))[1] - rows_of(batch)[0]
+            for batch in range(self.start_batch, self.num_batches, self.at_once)
+        )
+        yield from _cut(self._rows(workers, channel), sizes)
 
     def _lane_batches(self, workers: ThreadPoolExecutor, channel: _Channel) -> Iterator[Batch]:
         """Put the batches of the lanes one behind the other."""

@@ -1,7 +1,7 @@
 """Which code runs on a device: Triton's kernels where they are, or torch's index operations.
 
 Both give the same bits, but for the last digits of the float64 sums behind the features' rates
-(:class:`widedeep.training.step.FeatureRates`). ``WIDEDEEP_KERNELS=reference`` takes the
+(:class:`widedeep.training.feature_rates.FeatureRates`). ``WIDEDEEP_KERNELS=reference`` takes the
 index operations everywhere.
 """
 

@@ -184,11 +184,11 @@ def _bound_norm(norm: nn.BatchNorm1d, gradients: list[Tensor], normed: Any) -> T
     )
 
 
-def count_batch(layers: Sequence[DenseLayer]) -> None:
+def count_batch(layers: Sequence[DenseLayer], batches: int = 1) -> None:
     """Do what a norm's forward pass in training does beside its running figures."""
     for layer in layers:
         if layer.norm is not None and layer.norm.num_batches_tracked is not None:
-            layer.norm.num_batches_tracked += 1
+            layer.norm.num_batches_tracked += batches
 
 
 # ---- in a graph of torch's -----------------------------------------------------------------------

@@ -112,7 +112,7 @@ def expand_kernel(values_T, starts_T1, out_U, n_rows, n_tables, ROWS: tl.constex
 def learn_kernel(
     products_U, starts_T1, log_rates, evidence, step, tiny, lowest, highest, ROWS: tl.constexpr
 ):
-    """Move one feature's rate (see :class:`widedeep.training.step.FeatureRates`)."""
+    """Move one feature's rate (see :class:`widedeep.training.feature_rates.FeatureRates`)."""
     table = tl.program_id(0)
     last = tl.load(starts_T1 + table + 1)
     lane = tl.arange(0, ROWS)

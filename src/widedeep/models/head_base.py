@@ -122,6 +122,11 @@ class Head:
         return "amount" if self.link_in_use in AMOUNT_LINKS else self.kind
 
     @property
+    def is_log_loss(self) -> bool:
+        """True if loss and gradient are those of :func:`widedeep.kernels.logistic_loss`."""
+        return False
+
+    @property
     def loss_metric(self) -> str:
         """Metric that is the mean of the losses: ``"log_loss"``, ``"mse"``, or ``"loss"``."""
         return "loss"

@@ -45,6 +45,11 @@ class HeadLosses:
             or self._weights[0] is not None
         )
 
+    @property
+    def is_log_loss(self) -> bool:
+        """True for the log loss of one head, as the native kernel computes it."""
+        return self._plain and self.heads[0].is_log_loss
+
     def labels(self, batch: Batch, index: int) -> NDArray[np.float32]:
         """Return a head's labels, (B,), or (B, classes) of a multi-label head; NaN: none."""
         assert batch.labels_BL is not None

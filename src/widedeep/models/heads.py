@@ -106,6 +106,11 @@ class Binary(Head):
         return self.loss == "log" and self.smoothing == 0 and self.pos_weight == 1
 
     @property
+    def is_log_loss(self) -> bool:
+        """True without options of the loss, and in a subclass without equations of its own."""
+        return type(self) is Binary and self._is_plain and self.through is None
+
+    @property
     def loss_metric(self) -> str:
         """Cross-entropy, where that is the loss."""
         return "log_loss" if self._is_plain else "loss"

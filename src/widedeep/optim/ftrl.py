@@ -36,7 +36,7 @@ class FTRL(Optimizer, name="ftrl"):
     or contradicting ones, speak for.
 
     A trainer learns a factor of α for each wide feature on the way
-    (:class:`widedeep.training.step.FeatureRates`), so that features which say nothing
+    (:class:`widedeep.training.feature_rates.FeatureRates`), so that features which say nothing
     learn slowly and those which say much learn fast; ``adapt=0`` keeps one α for all.
 
     Weights are proportional to α, so a decaying α would take back what was learned: a trainer's

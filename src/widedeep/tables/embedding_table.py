@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -28,6 +27,7 @@ from widedeep.optim import Optimizer
 from widedeep.ranks.layout import Layout
 from widedeep.ranks.ranks import Ranks
 from widedeep.ranks.rows import deal_rows, fetch_rows
+from widedeep.tables.id_errors import named_features, outside
 from widedeep.tables.row_rules import RowRule, limit_norms, with_penalty
 from widedeep.tables.storage import (
     BatchArrays,
@@ -173,7 +173,7 @@ class EmbeddingTable:
         size = int(self._sizes[number])
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
             bad = int(ids[(ids < 0) | (ids >= size)][0])
-            raise DataError(_outside(feature, bad, size))
+            raise DataError(outside(feature, bad, size))
         rows: NDArray[np.int64] = ids + self.bases[number]
         return rows
 
@@ -278,8 +278,8 @@ class EmbeddingTable:
         threads: int = 1,
     ) -> None:
         """Write the pooled embeddings of this table's features into their columns."""
-        own = self._own_slots(slots, columns, None)
-        with _named_features(slots):
+        own = self.own_slots(slots, columns, None)
+        with named_features(slots):
             if self._on_device:
                 sparse, arguments = self._device_call(batch, own)
                 sparse.gather_pool(self.weight, *arguments, out_BX)
@@ -301,8 +301,8 @@ class EmbeddingTable:
         threads: int = 1,
     ) -> None:
         """Add the combined weights of this table's features to the logits, slot after slot."""
-        own = self._own_slots(slots, None, combiner)
-        with _named_features(slots):
+        own = self.own_slots(slots, None, combiner)
+        with named_features(slots):
             if self._on_device:
                 sparse, arguments = self._device_call(batch, own)
                 sparse.wide_forward(self.weight, *arguments, logits_BC)
@@ -346,8 +346,8 @@ class EmbeddingTable:
 
     def group(self, batch: BatchArrays, slots: Sequence[SlotLike], *, threads: int = 1) -> Groups:
         """Find the distinct rows that a batch touches, and where each occurs."""
-        own = self._own_slots(slots, None, "sum")
-        with _named_features(slots):
+        own = self.own_slots(slots, None, "sum")
+        with named_features(slots):
             if self._on_device:
                 return self._on_its_device.group(batch, own)
             groups = kernels.group_ids(csr_batch(batch, len(slots)), own, threads)
@@ -440,7 +440,7 @@ class EmbeddingTable:
         threads: int = 1,
     ) -> Tensor:
         """Sum the gradients of each touched row over its occurrences, in ascending order."""
-        own = self._own_slots(slots, columns, None)
+        own = self.own_slots(slots, columns, None)
         by_row = self._slots_of(slots, None, "max")  # whose rows have gradients of their own
         if not by_row:
             return self._segment_sum(batch, groups, own, grad_BX, threads)
@@ -503,7 +503,7 @@ class EmbeddingTable:
         threads: int = 1,
     ) -> Tensor:
         """Sum the logits' gradients of each touched row over its occurrences."""
-        own = self._own_slots(slots, None, combiner)
+        own = self.own_slots(slots, None, combiner)
         return self._segment_sum(batch, groups, own, grad_BC, threads)
 
     def _segment_sum(
@@ -529,7 +529,7 @@ class EmbeddingTable:
         )  # fmt: skip
         return torch.from_numpy(sums_UD)
 
-    def _own_slots(
+    def own_slots(
         self,
         slots: Sequence[SlotLike],
         columns: Mapping[str, slice] | None,
@@ -583,6 +583,15 @@ class EmbeddingTable:
             storage.part(name).zero_()
         self._start_state(storage, 0, storage.n_rows)
 
+    def attach_if_other(self, optimizer: Optimizer) -> None:
+        """Attach an optimizer whose state is not beside the weights yet."""
+        if self._optimizer is None or self._optimizer.state_names != optimizer.state_names:
+            self.attach(optimizer)
+
+    def count_change(self, change: int | Tensor) -> None:
+        """Take the change of the non-zero count that an update of this table's rows tells."""
+        self._nonzero = self._nonzero + change
+
     def apply(
         self,
         groups: Groups,
@@ -597,8 +606,7 @@ class EmbeddingTable:
         products_U: Tensor | None = None,
     ) -> None:
         """Move each touched row once; the others keep their bits."""
-        if self._optimizer is None or self._optimizer.state_names != optimizer.state_names:
-            self.attach(optimizer)
+        self.attach_if_other(optimizer)
         weight, is_half = self.weight, self.dtype == torch.bfloat16
         count_here = self.std == 0.0 and (is_half or not optimizer.counts_nonzero)
         before = torch.count_nonzero(weight[groups.rows]) if count_here else 0
@@ -625,7 +633,7 @@ class EmbeddingTable:
                 limit_norms(weight, rows_U, rule.max_norm)
         if count_here:
             change = torch.count_nonzero(weight[groups.rows]) - before
-        self._nonzero = self._nonzero + change
+        self.count_change(change)
 
     def _rounding(self, groups: Groups, span: slice, step: int) -> kernels.Rounding:
         """Return how some rows of a batch are rounded: by their numbers on all ranks together."""
@@ -770,20 +778,3 @@ def _features_by_table(features: Mapping[str, str]) -> dict[str, list[str]]:
     for feature, table in features.items():
         by_table.setdefault(table, []).append(feature)
     return {table: sorted(names) for table, names in by_table.items()}
-
-
-@contextmanager
-def _named_features(slots: Sequence[SlotLike]) -> Iterator[None]:
-    """Say which feature an id outside its table belongs to."""
-    try:
-        yield
-    except kernels.IdOutOfRangeError as error:
-        where = f"example {error.example} of the batch"
-        message = _outside(slots[error.slot].name, error.id, error.size, where)
-        raise DataError(message) from None
-
-
-def _outside(feature: str, id: int, size: int, where: str = "") -> str:
-    location = f" ({where})" if where else ""
-    advice = "encode the rows with the schema that the model was made with"
-    return f"feature {feature!r}{location}: got id {id}, expected 0 <= id < {size}; {advice}"

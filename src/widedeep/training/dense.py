@@ -95,9 +95,9 @@ class DenseUpdate:
         rows moves all parameters.
         """
         starts, spans = self._flat_starts()
-        rows = max(1, sum(span.stop - span.start for _, span in spans))
+        n_rows = max(1, sum(rows.stop - rows.start for _, (rows, _) in spans))
         like = next(iter(self.parameters.values()), torch.empty(0))
-        flat = torch.zeros(rows, _WIDTH, device=like.device)
+        flat = torch.zeros(n_rows, _WIDTH, device=like.device)
         grads = torch.zeros_like(flat)
         state = optimizer.initial_state(flat)
         for (name, parameter), start in zip(self.parameters.items(), starts, strict=True):
@@ -111,14 +111,14 @@ class DenseUpdate:
             self.state[name] = {k: v.view(-1)[numbers].view(shape) for k, v in state.items()}
             optimizer.start_state(parameter.data, self.state[name])
         self._spans = [
-            (factor, flat[span], grads[span], {k: v[span] for k, v in state.items()})
-            for factor, span in spans
+            (factor, flat[part], grads[part], {k: v[part] for k, v in state.items()})
+            for factor, part in spans
         ]
 
-    def _flat_starts(self) -> tuple[list[int], list[tuple[float, slice]]]:
-        """Return where each parameter begins in the flat tensors, and the rows of each factor."""
+    def _flat_starts(self) -> tuple[list[int], list[tuple[float, tuple[slice, slice]]]]:
+        """Return where each parameter begins in the flat tensors, and the part of each factor."""
         starts: list[int] = []
-        spans: list[tuple[float, slice]] = []
+        spans: list[tuple[float, tuple[slice, slice]]] = []
         start = first_row = 0
         factors = list(self._factors[name] for name in self.parameters)
         for i, parameter in enumerate(self.parameters.values()):
@@ -126,7 +126,8 @@ class DenseUpdate:
             start += -(-parameter.numel() // _LINE) * _LINE
             if i + 1 == len(factors) or factors[i + 1] != factors[i]:
                 row = max(1, -(-start // _WIDTH))
-                spans.append((factors[i], slice(first_row, row)))
+                used = min(start - first_row * _WIDTH, _WIDTH)  # the only row may be short
+                spans.append((factors[i], (slice(first_row, row), slice(0, used))))
                 first_row, start = row, row * _WIDTH
         return starts, spans
 
@@ -157,6 +158,23 @@ class DenseUpdate:
             if grad.data_ptr() != flat_grad.data_ptr():
                 flat_grad.copy_(grad)
         return True
+
+    @property
+    def moves_flat(self) -> bool:
+        """True if one of our optimizers moves all numbers alike, wherever they lie."""
+        return self._update_flat
+
+    def flat_updates(self) -> list[tuple[float, Tensor, Tensor, dict[str, Tensor]]] | None:
+        """Return the flat parameters, gradients and state of each factor of the rate.
+
+        From then on gradients belong there. None where a parameter was moved from outside.
+        """
+        for parameter, address, flat_grad in self._views.values():
+            if parameter.data_ptr() != address:
+                return None
+            if parameter.grad is not flat_grad:
+                parameter.grad = flat_grad
+        return self._spans
 
     @torch.no_grad()
     def apply(self, *, scale: float, rate: float, step: int, threads: int = 1) -> None:
@@ -484,7 +502,12 @@ class NativeMLP:
             and all(module.training for module in self._modules)
         )
 
-    def _prepare(self, concat_BX: Tensor) -> Tower:
+    @property
+    def drops(self) -> bool:
+        """Whether units are dropped, by the key of :meth:`forward`."""
+        return self._drops
+
+    def tower(self, concat_BX: Tensor) -> Tower:
         """Return the arrays for a batch: those of the last one if nothing changed its address."""
         addresses = (
             len(concat_BX), concat_BX.data_ptr(), concat_BX.stride(0),
@@ -511,11 +534,15 @@ class NativeMLP:
         What is dropped is a function of ``key``, the layer, the row and the unit.
         """
         self.finish()
-        tower = self._prepare(concat_BX)
+        tower = self.tower(concat_BX)
         tower.forward(self.threads, seed_of(*key) if self._drops else 0)
-        if self._has_norms:
-            count_batch(self._layers)
+        self.count_batches(1)
         return self._logits
+
+    def count_batches(self, batches: int) -> None:
+        """Do what norms do in training beside their running figures."""
+        if self._has_norms:
+            count_batch(self._layers, batches)
 
     def backward(self, grad_BC: Tensor) -> Tensor:
         """Return the gradient of ``concat_BX``; ``finish`` leaves the parameters' in ``.grad``."""

@@ -21,7 +21,7 @@ from widedeep.callbacks.base import Callbacks
 from widedeep.data.batch import Batch
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fragments import Source
-from widedeep.data.reader import BatchReader, EpochPlan, large_fragments
+from widedeep.data.reader import BLOCK_ROWS, BatchReader, EpochPlan, large_fragments
 from widedeep.data.requests import RequestSource, request_encoder
 from widedeep.errors import DataError, RowError
 from widedeep.metrics.registry import loss_metric
@@ -99,6 +99,7 @@ class TrainingRun:
         # A tensor, read when the loss is asked for: a device is not waited for in every step.
         self._losses = torch.zeros((), dtype=torch.float64, device=state.model.device)
         self._rows = self._epoch_weight = 0.0
+        self._at_once = 1  # Batches that the reader yields as one
         self._started = self._evaluated = self._saved = time.perf_counter()
         self._rows_before, self._stepped = position.rows, self._started
         # Rows of earlier calls of fit are those of other runs; a resumed run goes on with its own.
@@ -229,6 +230,7 @@ class TrainingRun:
             state.step.feature_rates.frozen = position.epoch > 0
         # An epoch that is resumed has weight of its own before this.
         self._epoch_weight = 0.0 if position.batch == 0 else math.inf
+        self._at_once = self._batches_at_once()
         encode = self.evaluator.encoder()
         reader = BatchReader(
             self.rows,
@@ -237,55 +239,92 @@ class TrainingRun:
             start_batch=position.batch,
             encoded=None if self.encoded is None else self.encoded.read,
             lanes=self.ranks.lanes_of(),
+            batches_at_once=self._at_once,
         )
         with contextlib.closing(reader):
-            for batch in reader:
-                self._step_of(batch, plan)
-                last = position.batch == plan.num_batches
-                if self._epoch_weight == 0 and (last or position.step >= self._last_step):
-                    raise DataError(_NO_WEIGHT.format(state.model.schema.spec.weight))
-                if last:
-                    position.epoch, position.batch = position.epoch + 1, 0
-                self._after_step(epoch_done=last)
-                self.interrupt.check(self._interrupts if self.ranks.size > 1 else None)
-                if self._done():
-                    return
+            for batches in reader:
+                left: Batch | None = batches
+                while left is not None:
+                    left = self._steps_of(left, plan)
+                    last = position.batch == plan.num_batches
+                    if self._epoch_weight == 0 and (last or position.step >= self._last_step):
+                        raise DataError(_NO_WEIGHT.format(state.model.schema.spec.weight))
+                    if last:
+                        position.epoch, position.batch = position.epoch + 1, 0
+                    self._after_step(epoch_done=last)
+                    self.interrupt.check(self._interrupts if self.ranks.size > 1 else None)
+                    if self._done():
+                        return
 
-    def _step_of(self, batch: Batch, plan: EpochPlan) -> None:
-        """Learn a batch, or say which row of which file it is that cannot be learned."""
-        number = self.state.position.batch
+    def _batches_at_once(self) -> int:
+        """How many batches the reader yields as one: a block of rows, where runs are learned."""
+        if self.ranks.lanes > 1 or isinstance(self.rows, RequestSource):
+            return 1
+        return max(1, BLOCK_ROWS // self.batch_size) if self.state.step.program.fits else 1
+
+    def _steps_ahead(self) -> int:
+        """Return how many steps may be done before something looks at the model, or at a step."""
+        config, step = self.state.config, self.state.position.step
+        ahead = self._last_step - step
+        for every in (self.eval_every, config.checkpoint_every):
+            if every:
+                ahead = min(ahead, every - step % every)
+        called = self.callbacks.steps_ahead(step + (self.stream_steps or 0))
+        return ahead if called is None else min(ahead, called)
+
+    def _steps_of(self, batches: Batch, plan: EpochPlan) -> Batch | None:
+        """Learn one or more batches, or say which row of which file cannot be; return the rest."""
+        number, rows = self.state.position.batch, self.batch_size
+        run, rest = batches, None
+        if self._at_once > 1:
+            run = batches.slice(0, self._steps_ahead() * rows)
         try:
-            self._step(batch, plan)
+            steps = self._step(run, plan)
         except RowError as error:
             where = f"batch {number + 1} of epoch {plan.epoch + 1}, example {error.row}"
             if not isinstance(self.rows, RequestSource):
                 lanes = self.ranks.lanes_of()
-                origin, row = plan.batch_row(number, error.row, lanes, batch.lane_starts)
+                origin, row = plan.batch_row(number, error.row, lanes, run.lane_starts)
                 where = f"row {row} of {origin}, in {where}"
             raise error.at(where) from None
+        if self._at_once > 1 and steps * rows < len(batches):
+            rest = batches.slice(steps * rows, len(batches))
+        return rest
 
-    def _step(self, batch: Batch, plan: EpochPlan) -> None:
+    def _step(self, batch: Batch, plan: EpochPlan) -> int:
+        """Do the steps of a run of batches; return how many were done."""
         state, position = self.state, self.state.position
-        tail = None
-        if position.tail_steps:
-            tail = 1.0 - (position.step - position.tail_start) / position.tail_steps
-        rates = state.schedules.rates(
-            position.step, self.total_steps, before=self.stream_steps, tail=tail
-        )
-        result = state.step(batch, rates=rates, step=position.updates + 1)
+        n = 1 if self._at_once == 1 else -(-len(batch) // self.batch_size)
+        rates_S3 = state.schedules.rates_of(
+            n, position.step, self.total_steps, before=self.stream_steps,
+            tail=self._tail if position.tail_steps else None,
+        )  # fmt: skip
+        batch_rows = len(batch) if n == 1 else self.batch_size
+        step = position.updates + 1
+        result = state.step.run(batch, max(1, batch_rows), rates_S3=rates_S3, step=step)
+        if result.steps < n:
+            batch = batch.slice(0, result.steps * batch_rows)
         state.valid_metrics = {}
-        position.step += 1
-        position.updates += 1
-        first, last = plan.batch_rows(position.batch)
-        position.batch += 1
+        position.step += result.steps
+        position.updates += result.steps
+        first = plan.batch_rows(position.batch)[0]
+        last = plan.batch_rows(position.batch + result.steps - 1)[1]
+        position.batch += result.steps
         position.rows += len(batch) if self.ranks.lanes == 1 else last - first
         self._count(batch, result)
+        return result.steps
+
+    def _tail(self, step: int) -> float:
+        position = self.state.position
+        return 1.0 - (step - position.tail_start) / position.tail_steps
 
     def _count(self, batch: Batch, result: DenseResult) -> None:
         state, losses_B = self.state, result.losses_B
         total: float | torch.Tensor
         if self.ranks.lanes > 1:
             total, weight = self._lane_totals(batch, losses_B)
+        elif result.totals_S is not None and result.weights_S is not None:
+            total, weight = self._run_totals(batch, result.totals_S, result.weights_S)
         elif batch.weight_B is None:
             total, weight = losses_B.sum(), float(len(batch))
         else:
@@ -311,6 +350,21 @@ class TrainingRun:
             self._stop = self.ranks.any(self.callbacks.stopped)
         if self.progress.due():
             self.progress.show(self._progress_row())
+
+    def _run_totals(
+        self, batch: Batch, totals_S: torch.Tensor, weights_S: torch.Tensor
+    ) -> tuple[torch.Tensor, float]:
+        """Count all steps of a run but the last, whose loss and weight are returned."""
+        before, last = slice(0, len(totals_S) - 1), len(totals_S) - 1
+        self._losses.fill_(_added(float(self._losses), totals_S[before]))
+        if batch.weight_B is None:
+            rows = last * self.batch_size
+            self._rows += rows
+            self._epoch_weight += rows
+            return totals_S[last], float(len(batch) - rows)
+        self._rows = _added(self._rows, weights_S[before])
+        self._epoch_weight = _added(self._epoch_weight, weights_S[before])
+        return totals_S[last], float(weights_S[last])
 
     def _lane_totals(self, batch: Batch, losses_B: torch.Tensor) -> tuple[float, float]:
         """Return the loss and the weight of all rows, added lane after lane on every rank."""
@@ -490,6 +544,11 @@ class TrainingRun:
                 state.step.mark_best()
         assert self.stopping is not None
         state.valid_metrics = state.history.valid_metrics(self.stopping.best_step)
+
+
+def _added(total: float, terms_S: torch.Tensor) -> float:
+    """Add terms to a total, one after the other."""
+    return float(np.cumsum(np.append(total, terms_S.double().numpy()))[-1])
 
 
 def _summary(row: dict[str, Any]) -> str:

@@ -19,6 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.metrics.registry import is_better
 from widedeep.options import COUNT, COUNTS, check_range, check_types, read_section
@@ -503,6 +506,27 @@ class RateSchedules:
             for part in self._parts[parts]:
                 factors[part] = factor
         return Rates(**factors)
+
+    def rates_of(
+        self,
+        steps: int,
+        step: int,
+        total_steps: int,
+        *,
+        before: int | None = None,
+        tail: Callable[[int], float] | None = None,
+    ) -> NDArray[np.float64]:
+        """Return what :meth:`rates` does of the next steps, (S, 3); ``tail`` of each of them."""
+
+        def rates(i: int) -> Rates:
+            factor = None if tail is None else tail(step + i)
+            return self.rates(step + i, total_steps, before=before, tail=factor)
+
+        first = rates(0)
+        falls = all(isinstance(s, Constant | Plateau | WSD) for s in self.schedules.values())
+        if steps == 1 or (falls and rates(steps - 1) == first):
+            return np.tile(np.array(first), (steps, 1))
+        return np.array([first, *map(rates, range(1, steps))])
 
     def update(self, metrics: Mapping[str, float]) -> list[str]:
         """Let plateaus see an evaluation; return a line for each fall."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from widedeep import kernels
 from widedeep.data.batch import Batch
-from widedeep.errors import CheckpointError, ConfigError, RowError
-from widedeep.kernels.torch_device import seeded, triton_kernels
+from widedeep.errors import ConfigError, RowError
+from widedeep.kernels.torch_device import seeded
 from widedeep.kernels.torch_layers import native_layers
 from widedeep.models.tower import DeepInput, TrainingRows
 from widedeep.models.wide_deep import WIDE_BIAS, WideDeep
@@ -30,9 +30,12 @@ from widedeep.training.config import TrainConfig
 from widedeep.training.dense import DenseOptimizer, DenseUpdate, fast_mlp
 from widedeep.training.embedding_dropout import EmbeddingDropout
 from widedeep.training.exchange import COUNTS, Exchange, LaneRows
+from widedeep.training.feature_rates import FeatureRates
 from widedeep.training.lane_gradients import LaneGradients
 from widedeep.training.parts import Parts, model_parts
+from widedeep.training.rollback_log import RollbackLog
 from widedeep.training.schedules import FULL_RATES, Rates
+from widedeep.training.step_program import StepProgram
 
 
 @dataclass(slots=True)
@@ -54,6 +57,14 @@ class DenseResult:
     grad_BC: Tensor
     grad_BX: Tensor | None = None  # Gradient of the deep input, None without towers
     sequence_grads: Mapping[str, Tensor] = field(default_factory=dict)  # (N, D) by feature
+    # Of a run of S steps, each one's sum of weighted losses, and of weights where there are some
+    totals_S: Tensor | None = None
+    weights_S: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps that were done."""
+        return 1 if self.totals_S is None else len(self.totals_S)
 
 
 @dataclass(slots=True)
@@ -127,6 +138,7 @@ class TrainStep:
         self._best_dense: dict[str, NDArray[Any]] = {}
         self._concat: Tensor | None = None
         self._loads = model.loads
+        self.program = StepProgram(self)
 
     @property
     def is_current(self) -> bool:
@@ -138,15 +150,39 @@ class TrainStep:
 
         The result holds the logits of the batch before it was learned.
         """
+        return self.run(batch, max(1, len(batch)), rates_S3=np.array([rates]), step=step)
+
+    def run(
+        self, batch: Batch, batch_rows: int, *, rates_S3: NDArray[np.float64], step: int = 1
+    ) -> DenseResult:
+        """Learn consecutive batches of ``batch_rows`` examples, the last one of what is left.
+
+        The first batch is learned, or refused; the others as far as they can be without the
+        interpreter: the result says how many steps were done, and tells of their examples alone.
+
+        Args:
+            batch: The examples of all batches.
+            batch_rows: Examples of each.
+            rates_S3: The schedules' factors at each step, as :class:`Rates` names them.
+            step: Number of the first step, from 1.
+        """
         if not self.is_current:
             self._restart()
         with kernels.spin_wait() if self.model.device.type == "cpu" else nullcontext():
-            if self.exchange is not None:
-                return self._learn_lanes(self.exchange, batch, rates=rates, step=step)
-            gathered = self.group_and_gather(batch, step=step)
-            result = self.dense_pass(batch, gathered, step=step)
-            gradients = self.reduce(batch, gathered, result)
-            self.apply(gradients, len(batch), rates=rates, step=step)
+            done = self.program.run(batch, batch_rows, rates_S3=rates_S3, step=step)
+            if done is not None:
+                return _first_steps(*done, batch_rows)
+            first = batch if len(batch) <= batch_rows else batch.slice(0, batch_rows)
+            return self.by_parts(first, Rates(*rates_S3[0].tolist()), step)
+
+    def by_parts(self, batch: Batch, rates: Rates = FULL_RATES, step: int = 1) -> DenseResult:
+        """Learn one batch by the four parts of a step."""
+        if self.exchange is not None:
+            return self._learn_lanes(self.exchange, batch, rates=rates, step=step)
+        gathered = self.group_and_gather(batch, step=step)
+        result = self.dense_pass(batch, gathered, step=step)
+        gradients = self.reduce(batch, gathered, result)
+        self.apply(gradients, len(batch), rates=rates, step=step)
         return result
 
     def _learn_lanes(
@@ -225,9 +261,13 @@ class TrainStep:
 
     def group_and_gather(self, batch: Batch, *, step: int = 1) -> Gathered:
         """Group duplicate ids and look their rows up."""
+        # Groups first: they check the ids, so that a device is asked once, not by every lookup.
+        return self._gather(batch, self.group(batch), step=step)
+
+    def group(self, batch: Batch) -> dict[str, Groups]:
+        """Return the rows of each table that a batch touches, where they are trained."""
         model, slots, threads = self.model, self.model.schema.slots, self.threads
         all_groups: dict[str, Groups] = {}
-        # Groups first: they check the ids, so that a device is asked once, not by every lookup.
         if model.wide_table is not None:
             all_groups["wide"] = model.wide_table.group(batch, slots, threads=threads)
         if model.towers:
@@ -238,7 +278,13 @@ class TrainStep:
                 if groups is None:
                     groups = table.group(batch, slots, threads=threads)
                 all_groups[f"deep/{dim}"] = groups
-        return self._gather(batch, all_groups, step=step)
+        return all_groups
+
+    def concat_buffer(self, rows: int) -> Tensor:
+        """Return the buffer of the deep input for this many rows, kept for the next step."""
+        if self._concat is None or len(self._concat) < rows:
+            self._concat = self.model.concat_buffer(rows)
+        return self._concat[:rows, : self.model.gathered.width]
 
     def _gather(
         self, batch: Batch, groups: Mapping[str, Groups], *, step: int, lane: int = 0
@@ -247,9 +293,8 @@ class TrainStep:
         model, inputs, deep_groups = self.model, None, {}
         if model.towers:
             deep_groups = {dim: groups[f"deep/{dim}"] for dim in model.deep_tables}
-            if self._concat is None or len(self._concat) < len(batch):
-                self._concat = model.concat_buffer(len(batch))
-            inputs = model.gather(batch, threads=self.threads, out=self._concat)  # concat_BX
+            concat_BX = self.concat_buffer(len(batch))
+            inputs = model.gather(batch, threads=self.threads, out=concat_BX)
         factors_BF = None
         if inputs is not None and self.dropout:
             factors_BF = self.dropout.draw(len(batch), step, lane)
@@ -346,10 +391,18 @@ class TrainStep:
         )
         if model.bias.grad is None:
             model.bias.grad = torch.empty_like(model.bias)
-        torch.sum(grad_BC, dim=0, out=model.bias.grad)  # (C,)
+        self._sum_examples(grad_BC, model.bias.grad)
         if logits_BC.device.type == "cpu":  # a device would be waited for: the run asks it later
             self._check_finite(losses_B, grad_BC, model.bias.grad)
         return losses_B, grad_BC
+
+    @staticmethod
+    def _sum_examples(grad_BC: Tensor, grad_C: Tensor) -> None:
+        """Fill the sum over examples; of one logit on a processor as runs of steps add it."""
+        if grad_BC.shape[1] == 1 and grad_BC.device.type == "cpu" and grad_BC.is_contiguous():
+            grad_C.fill_(kernels.float_sum(grad_BC.numpy()[:, 0]))
+        else:
+            torch.sum(grad_BC, dim=0, out=grad_C)
 
     def _own_loss_grad(self, own_B: Tensor, batch: Batch) -> Tensor:
         """Return the gradient of the weighted sum of a tower's own losses by these."""
@@ -516,6 +569,18 @@ class TrainStep:
         self.model.recount()
 
 
+def _first_steps(steps: int, results: Mapping[str, Tensor], batch_rows: int) -> DenseResult:
+    """Return what a run did, without the examples of batches that it stopped before."""
+    rows = slice(0, steps * batch_rows)
+    return DenseResult(
+        results["logits_B"][rows, None],
+        results["losses_B"][rows],
+        results["grads_B"][rows, None],
+        totals_S=results["totals_S"][:steps],
+        weights_S=results["weights_S"][:steps],
+    )
+
+
 def _frozen_norms(model: WideDeep, parts: Parts) -> list[nn.Module]:
     """Return the modules whose buffers, the statistics of a batch norm for one, are frozen."""
     return [
@@ -529,12 +594,6 @@ def _grad_or_zeros(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
-LOWEST = 0.01
-HIGHEST = 5.0
-_RANGE = (LOWEST, HIGHEST)
-_GRIDS = (2.0**36, 1.0, 2.0**-36, 2.0**-72)  # of sums whose order is not known
-
-
 def _feature_rates(model: WideDeep, table: EmbeddingTable, wide: Optimizer) -> FeatureRates | None:
     """Return the rates that a wide optimizer adapts, or None where it adapts none."""
     if not isinstance(wide, FTRL) or not wide.adapt:
@@ -545,219 +604,3 @@ def _feature_rates(model: WideDeep, table: EmbeddingTable, wide: Optimizer) -> F
             "feature is learned on the way; make it with adapt=0"
         )
     return FeatureRates(len(table.sizes), wide.adapt, device=model.device)
-
-
-class FeatureRates:
-    """Factors of a wide table's learning rate, one per feature, moved by Adagrad on their log.
-
-    Most features of a wide model say nothing, some say much, and one learning rate for all makes
-    the weights of the first kind noise and those of the second kind timid. FTRL's closed form makes
-    a weight proportional to its rate, w ~ α, so the loss's derivative by log α is w times the
-    gradient that w is about to see. A weight was made by earlier examples: on examples it has not
-    seen yet, this product says whether the feature's weights, as they stand, help or harm.
-    Descending along it is IDBD's idea (Sutton 1992, *Adapting Bias by Gradient Descent*) with one
-    rate per feature.
-    """
-
-    def __init__(self, n_features: int, step: float, *, device: str | torch.device = "cpu") -> None:
-        self.step = step
-        self.frozen = False
-        self.log_rates = torch.zeros(n_features, dtype=torch.float64, device=device)
-        self.evidence = torch.zeros_like(self.log_rates)
-        self._constants: Tensor | None = None  # Step and limits, on a device
-
-    @property
-    def factors(self) -> NDArray[np.float32]:
-        """The present factor of each feature's rate."""
-        factors: NDArray[np.float32] = np.exp(self.log_rates.cpu().numpy()).astype(np.float32)
-        return factors
-
-    def of_rows(self, starts_T: NDArray[np.int64], device_starts_T: Tensor | None = None) -> Tensor:
-        """Return each touched row's factor, float32 (U,).
-
-        ``starts_T[t]`` is the first of the U rows that belongs to feature t; the last is U.
-        """
-        if device_starts_T is not None and device_starts_T.device.type != "cpu":
-            factors, rows = self.log_rates.exp().float(), int(starts_T[-1])
-            programs = triton_kernels(device_starts_T.device)
-            if programs is None:
-                lengths_T = device_starts_T.diff()
-                return torch.repeat_interleave(factors, lengths_T, output_size=rows)
-            rates_U: Tensor = programs.expand(factors, device_starts_T, rows)
-            return rates_U
-        return torch.from_numpy(np.repeat(self.factors, np.diff(starts_T)))
-
-    def learn(
-        self,
-        products_U: Tensor,
-        starts_T: NDArray[np.int64],
-        device_starts_T: Tensor | None = None,
-    ) -> None:
-        """Move the factors by each row's gradient times its weight."""
-        touched_T = np.diff(starts_T) > 0
-        if self.frozen or not touched_T.any():
-            return
-        if device_starts_T is not None and device_starts_T.device.type != "cpu":
-            self._learn_on_device(products_U, device_starts_T)
-            return
-        products = products_U.numpy().astype(np.float64)
-        starts = starts_T[:-1][touched_T]  # first row of each touched feature, ascending
-        squares = np.add.reduceat(products * products, starts)
-        self._move(touched_T, np.add.reduceat(products, starts), squares)
-
-    def _move(
-        self, touched_T: NDArray[np.bool_], sums: NDArray[np.float64], squares: NDArray[np.float64]
-    ) -> None:
-        log_rates, evidence = self.log_rates.numpy(), self.evidence.numpy()
-        evidence[touched_T] += squares
-        # A feature whose weights are all 0 so far has no evidence: its rate stays.
-        roots = np.sqrt(np.maximum(evidence[touched_T], np.finfo(np.float64).tiny))
-        updated = log_rates[touched_T] - self.step * sums / roots
-        log_rates[touched_T] = updated.clip(math.log(LOWEST), math.log(HIGHEST))
-
-    def learn_over(self, ranks: Ranks, products_U: Tensor, starts_T: NDArray[np.int64]) -> None:
-        """Do what :meth:`learn` does with the rows of all ranks, in whatever order they come.
-
-        The numbers are cut to grids, from one of 2^36 to one of 2^-72, on each of which float64
-        sums are exact: large ones too, as regressions have.
-        """
-        if self.frozen:
-            return
-        products = products_U.numpy().astype(np.float64)
-        touched_T = np.diff(starts_T) > 0
-        own = np.zeros((2 * len(_GRIDS) + 1, len(touched_T)))  # of products, of squares, rows
-        own[-1] = touched_T
-        if touched_T.any():
-            starts = starts_T[:-1][touched_T]
-            for column, values in enumerate((products, products * products)):
-                for number, grid in enumerate(_GRIDS):
-                    on_grid = np.rint(values / grid) * grid
-                    values = values - on_grid
-                    sums = np.add.reduceat(on_grid, starts)
-                    own[column * len(_GRIDS) + number, touched_T] = sums
-        totals = np.sum(ranks.gather(own[None]), axis=0)[0]
-        touched_T = totals[-1] > 0
-        of_products, of_squares = np.split(totals[:-1, touched_T], 2)
-        self._move(touched_T, _sum_grids(of_products), _sum_grids(of_squares))
-
-    def _learn_on_device(self, products_U: Tensor, starts_T: Tensor) -> None:
-        """Do it without waiting for the device; a feature without rows has sums of 0."""
-        programs = triton_kernels(starts_T.device)
-        if programs is not None:
-            if self._constants is None:
-                values = [self.step, float(np.finfo(np.float64).tiny), *map(math.log, _RANGE)]
-                self._constants = torch.tensor(values, dtype=torch.float64, device=starts_T.device)
-            programs.learn_rates(
-                products_U, starts_T, self.log_rates, self.evidence, self._constants
-            )
-            return
-
-        def sums(values_U: Tensor) -> Tensor:
-            return torch.segment_reduce(
-                values_U, "sum", lengths=starts_T.diff(), initial=0.0, unsafe=True
-            )
-
-        products = products_U.double()
-        self.evidence += sums(products * products)
-        roots = self.evidence.clamp(min=np.finfo(np.float64).tiny).sqrt()
-        self.log_rates -= self.step * sums(products) / roots
-        self.log_rates.clamp_(math.log(LOWEST), math.log(HIGHEST))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the state: views."""
-        return {"log_rates": self.log_rates, "evidence": self.evidence}
-
-    def load_tensors(self, tensors: Mapping[str, NDArray[np.float64]]) -> None:
-        """Take the state that :meth:`tensors` returned."""
-        for name, tensor in self.tensors().items():
-            if name not in tensors or tuple(tensors[name].shape) != tuple(tensor.shape):
-                raise CheckpointError(
-                    f"the wide features' rates ({name!r}) are missing or of another number; use "
-                    "the checkpoint's own features and wide optimizer"
-                )
-            tensor.copy_(torch.from_numpy(np.array(tensors[name])))
-
-
-def _sum_grids(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Add sums on the grids, (grids, T), the coarsest first."""
-    total: NDArray[np.float64] = sum(sums[1:], start=sums[0])
-    return total
-
-
-@dataclass(slots=True)
-class _Journal:
-    """Old values of one group of row-aligned tensors."""
-
-    tensors: Mapping[str, Tensor]
-    epoch_R: Tensor  # The mark since which each row is in the journal
-    rows: list[Tensor] = field(default_factory=list)
-    values: list[dict[str, Tensor]] = field(default_factory=list)
-
-
-class RollbackLog:
-    """Keeps rows as they are first touched after a mark: going back costs those rows alone."""
-
-    def __init__(self) -> None:
-        self._journals: dict[str, _Journal] = {}
-        self._small: dict[str, Tensor] = {}
-        self._small_copy: dict[str, Tensor] = {}
-        self._epoch = 0
-        self.limit_bytes = math.inf  # Of old rows; beyond it there is no way back
-        self._bytes = 0
-
-    @property
-    def marked(self) -> bool:
-        """True once there is a state to go back to, until the limit is reached."""
-        return self._epoch > 0 and self._bytes <= self.limit_bytes
-
-    def track(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Add a group of tensors that have the same rows (weights and their optimizer state)."""
-        first = next(iter(tensors.values()))
-        epoch_R = torch.zeros(len(first), dtype=torch.int32, device=first.device)
-        self._journals[name] = _Journal(tensors, epoch_R)
-
-    def track_small(self, tensors: Mapping[str, Tensor]) -> None:
-        """Add tensors that every step changes as a whole; a mark copies them."""
-        self._small.update(tensors)
-
-    def mark(self) -> None:
-        """Make the present values those that :meth:`restore` brings back."""
-        self._epoch += 1
-        self._forget_rows()
-        self._small_copy = {name: tensor.detach().clone() for name, tensor in self._small.items()}
-
-    def before_update(self, name: str, rows_U: Tensor) -> None:
-        """Keep the rows about to be changed, unless they were kept since the mark."""
-        if not self.marked:
-            return
-        journal = self._journals[name]
-        new_rows = rows_U[journal.epoch_R[rows_U] != self._epoch]
-        if len(new_rows) == 0:
-            return
-        journal.epoch_R[new_rows] = self._epoch
-        values = {key: tensor[new_rows] for key, tensor in journal.tensors.items()}
-        journal.rows.append(new_rows)
-        journal.values.append(values)
-        self._bytes += sum(tensor.nbytes for tensor in (new_rows, *values.values()))
-        if self._bytes > self.limit_bytes:
-            self._forget_rows(self._bytes)
-
-    def _forget_rows(self, n_bytes: int = 0) -> None:
-        for journal in self._journals.values():
-            journal.rows.clear()
-            journal.values.clear()
-        self._bytes = n_bytes
-
-    def restore(self) -> None:
-        """Bring back the values of the last mark. Does nothing if there was none."""
-        if not self.marked:
-            return
-        for journal in self._journals.values():
-            for rows, values in zip(journal.rows, journal.values, strict=True):
-                for key, old in values.items():
-                    journal.tensors[key][rows] = old
-        self._forget_rows()
-        self._epoch += 1
-        with torch.no_grad():
-            for name, tensor in self._small.items():
-                tensor.copy_(self._small_copy[name])

@@ -1,0 +1,224 @@
+"""Small batches and one example at a time, on one thread, by processor time.
+
+The wide part alone against Vowpal Wabbit's FTRL on the same rows (26 words and 3 crosses of
+`criteo_like.py`), from text and from its binary cache; then model S of `train_models.py` at batches
+of 1 to 256 against its own rate at 2,048, in runs of steps and step by step through the
+interpreter. The engines take turns; medians.
+
+    python benchmarks/bench_online.py [--vw PYTHON] [--rows 50000] [--turns 5] [--write]
+
+`make peers-vowpal_wabbit` makes the environment of Vowpal Wabbit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import train_models as models
+from results_file import machine, write_section
+from sweep_defaults import data_file
+
+import widedeep as wd
+from widedeep import kernels
+from widedeep.data.batch import Batch
+from widedeep.data.reader import BLOCK_ROWS
+from widedeep.data.transform import Transform
+from widedeep.training.config import TrainConfig
+from widedeep.training.schedules import Rates
+from widedeep.training.step import TrainStep
+
+WORDS = [f"C{i}" for i in range(1, 27)]
+CROSSES = [("C5", "C8"), ("C1", "C14"), ("C19", "C2")]
+PEER = Path(__file__).parent / "peers" / ".venv-vowpal_wabbit" / "bin" / "python"
+LEARN = """
+import json, sys, time, vowpalwabbit
+start = time.process_time(), time.perf_counter()
+vowpalwabbit.Workspace(sys.argv[1]).finish()
+print(json.dumps([time.process_time() - start[0], time.perf_counter() - start[1]]))
+"""
+OPTIONS = "--loss_function logistic --ftrl --ftrl_alpha 0.1 --ftrl_beta 0.5 --l1 0.3 -b 22 --quiet"
+
+
+def processor_seconds(run: Callable[[], object]) -> float:
+    """Processor time of one call, all threads."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def vowpal_wabbit(python: Path, source: str) -> float:
+    """Processor seconds in which Vowpal Wabbit learns its input once, reading included."""
+    command = [str(python), "-c", LEARN, f"{source} {OPTIONS}"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(json.loads(out)[0])
+
+
+def lines_of(table: pa.Table) -> list[str]:
+    """Vowpal Wabbit's text of each row."""
+    words = {name: table[name].to_pylist() for name in WORDS}
+    columns = [[f"{name}={value}" for value in values] for name, values in words.items()]
+    columns += [
+        [f"{a}x{b}={x}_{y}" for x, y in zip(words[a], words[b], strict=True)] for a, b in CROSSES
+    ]
+    marks = ["1" if label > 0.5 else "-1" for label in table["label"].to_pylist()]
+    rows = zip(marks, zip(*columns, strict=True), strict=True)
+    return [f"{mark} | {' '.join(cells)}" for mark, cells in rows]
+
+
+def in_runs(step: TrainStep, rows: Batch, batch_rows: int) -> None:
+    """Learn all rows by runs of steps, as training does."""
+    block = max(1, BLOCK_ROWS // batch_rows) * batch_rows
+    for first in range(0, len(rows), block):
+        part = rows.slice(first, first + block)
+        step.run(part, batch_rows, rates_S3=np.ones((-(-len(part) // batch_rows), 3)))
+
+
+def by_parts(step: TrainStep, rows: Batch, batch_rows: int) -> None:
+    """Learn all rows step by step, each in its four parts."""
+    for first in range(0, len(rows), batch_rows):
+        step.by_parts(rows.slice(first, first + batch_rows), Rates())
+
+
+def wide_lines(asked: argparse.Namespace) -> list[str]:
+    """The wide part alone, against Vowpal Wabbit."""
+    table = pq.read_table(data_file(0, max(asked.rows, 200_000))).slice(0, asked.rows)
+    features = [*wd.categorical(*WORDS), *(wd.crossed(*pair) for pair in CROSSES)]
+    spec = wd.FeatureSpec(label="label", features=features, deep=[])
+    schema = wd.fit_schema(spec, table)
+    rows = Transform(schema)(table)
+    steps = {
+        batch: TrainStep(
+            wd.WideDeep(schema), TrainConfig(), wide=wd.FTRL(), deep=wd.Adagrad(),
+            dense=wd.Adagrad(),
+        )
+        for batch in (1, 16)
+    }  # fmt: skip
+    engines: dict[str, Callable[[], float]] = {
+        f"batch {batch}": functools.partial(
+            processor_seconds, functools.partial(in_runs, step, rows, batch)
+        )
+        for batch, step in steps.items()
+    }
+    few = rows.slice(0, 2000)
+    engines["batch 1, step by step"] = lambda: (
+        processor_seconds(lambda: by_parts(steps[1], few, 1)) * len(rows) / len(few)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        if asked.vw.exists():
+            text, cache = Path(folder) / "rows.vw", Path(folder) / "rows.cache"
+            text.write_text("\n".join(lines_of(table)) + "\n")
+            vowpal_wabbit(asked.vw, f"-d {text} --cache_file {cache} -k")
+            engines |= {
+                "Vowpal Wabbit, text": lambda: vowpal_wabbit(asked.vw, f"-d {text}"),
+                "Vowpal Wabbit, cache": lambda: vowpal_wabbit(
+                    asked.vw, f"-d {text} --cache_file {cache}"
+                ),
+            }
+        times: dict[str, list[float]] = {name: [] for name in engines}
+        for _ in range(asked.turns):
+            for name, run in engines.items():
+                times[name].append(run())
+    peers = [name for name in times if name.startswith("Vowpal")]
+    lines = [
+        "| wide part alone, 29 ids a row | rows a processor second | "
+        + "".join(f"of {name} | " for name in peers),
+        "|---" * (2 + len(peers)) + "|",
+    ]
+    for name, seconds in times.items():
+        ratios = [
+            median(other / own for own, other in zip(seconds, times[peer], strict=True))
+            for peer in peers
+        ]
+        cells = [name, f"{len(rows) / median(seconds):,.0f}", *(f"{r:.2f}" for r in ratios)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def deep_lines(asked: argparse.Namespace) -> list[str]:
+    """Model S at small batches, against its own rate at 2,048."""
+    schema = models.make_schema(models.S)
+    sizes = {1: 256, 16: 1024, 256: 4096, 2048: 8192}
+    all_rows = Batch.concat(models.make_batches(models.S, 4, 2048))
+    steps = {batch: models.our_step(schema, models.S, 1) for batch in sizes}
+    engines: dict[str, Callable[[], float]] = {}
+    for batch, step in steps.items():
+        rows = all_rows.slice(0, sizes[batch])
+        for how, learn in (("in runs", in_runs), ("step by step", by_parts)):
+            engines[f"{batch}, {how}"] = lambda s=step, r=rows, b=batch, f=learn: (
+                processor_seconds(lambda: f(s, r, b)) / len(r)
+            )
+    (_, flat, grads, state), *_ = steps[1].dense.flat_updates() or ()
+    numbers = (flat.numpy(), state["accumulator"].numpy(), None, grads.numpy())
+    engines["update of all layers, alone"] = lambda: processor_seconds(
+        lambda: [kernels.adagrad_rows(*numbers, lr=0.0, eps=1e-7) for _ in range(50)]
+    ) / 50  # fmt: skip
+    for run in engines.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(asked.turns):
+        for name, run in engines.items():
+            times[name].append(run())
+    lines = [
+        "| model S, batch | us an example, in runs | step by step | rate in runs, of that at 2,048 "
+        "| of that step by step | dense update alone, us an example |",
+        "|---|---|---|---|---|---|",
+    ]
+    update = median(times["update of all layers, alone"]) * 1e6
+    for batch in sizes:
+        own, parts = times[f"{batch}, in runs"], times[f"{batch}, step by step"]
+        cells = [
+            f"{batch:,}",
+            f"{median(own) * 1e6:.2f}",
+            f"{median(parts) * 1e6:.2f}",
+            f"{median(a / b for a, b in zip(times['2048, in runs'], own, strict=True)):.2f}",
+            f"{median(a / b for a, b in zip(parts, own, strict=True)):.1f}",
+            f"{update / batch:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    """Measure, print, and write the section if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vw", type=Path, default=PEER, help="Python of Vowpal Wabbit")
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    lines = [
+        "## One example at a time, and small batches",
+        "",
+        f"`benchmarks/bench_online.py` on {machine()}: one thread, processor time, medians of "
+        f"{asked.turns} interleaved turns. Vowpal Wabbit reads its input on a second thread, which "
+        "counts.",
+        "",
+        *wide_lines(asked),
+        "",
+        *deep_lines(asked),
+    ]
+    print("\n".join(lines))
+    if asked.write:
+        write_section("training:online", "\n".join(lines))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
