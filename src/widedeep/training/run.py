@@ -265,6 +265,9 @@ class TrainingRun:
     def _steps_ahead(self) -> int:
         """Return how many steps may be done before something looks at the model, or at a step."""
         config, step = self.state.config, self.state.position.step
+        clocks = [s for s in (self.eval_seconds, config.checkpoint_seconds) if s is not None]
+        if min(clocks, default=1.0) < 1.0:  # a run takes a tenth of it
+            return 1
         ahead = self._last_step - step
         for every in (self.eval_every, config.checkpoint_every):
             if every:
