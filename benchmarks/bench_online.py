@@ -134,7 +134,7 @@ def wide_lines(asked: argparse.Namespace) -> list[str]:
     peers = [name for name in times if name.startswith("Vowpal")]
     lines = [
         "| wide part alone, 29 ids a row | rows a processor second | "
-        + "".join(f"of {name} | " for name in peers),
+        + "".join(f"of {name} |" for name in peers),
         "|---" * (2 + len(peers)) + "|",
     ]
     for name, seconds in times.items():
@@ -213,6 +213,9 @@ def main() -> None:
         *wide_lines(asked),
         "",
         *deep_lines(asked),
+        "",
+        "Adagrad moves every weight of the layers once a step: at batch 1 that alone bounds the "
+        "rate (units of hidden layers without any gradient are passed over).",
     ]
     print("\n".join(lines))
     if asked.write:

@@ -298,10 +298,13 @@ class TrainingRun:
         """Do the steps of a run of batches; return how many were done."""
         state, position = self.state, self.state.position
         n = 1 if self._at_once == 1 else -(-len(batch) // self.batch_size)
+        tails_S = None
+        if position.tail_steps:
+            done_S = np.arange(position.step, position.step + n) - position.tail_start
+            tails_S = 1.0 - done_S / position.tail_steps
         rates_S3 = state.schedules.rates_of(
-            n, position.step, self.total_steps, before=self.stream_steps,
-            tail=self._tail if position.tail_steps else None,
-        )  # fmt: skip
+            n, position.step, self.total_steps, before=self.stream_steps, tails_S=tails_S
+        )
         batch_rows = len(batch) if n == 1 else self.batch_size
         step = position.updates + 1
         result = state.step.run(batch, max(1, batch_rows), rates_S3=rates_S3, step=step)
@@ -316,10 +319,6 @@ class TrainingRun:
         position.rows += len(batch) if self.ranks.lanes == 1 else last - first
         self._count(batch, result)
         return result.steps
-
-    def _tail(self, step: int) -> float:
-        position = self.state.position
-        return 1.0 - (step - position.tail_start) / position.tail_steps
 
     def _count(self, batch: Batch, result: DenseResult) -> None:
         state, losses_B = self.state, result.losses_B

@@ -73,6 +73,10 @@ class Schedule(ABC):
     def at(self, step: int, total_steps: int | None) -> float:
         """Return the factor at a step of a run of ``total_steps``; None: it has no end."""
 
+    def over(self, steps_S: NDArray[np.int64], total_steps: int | None) -> NDArray[np.float64]:
+        """Return what :meth:`at` returns, of several steps."""
+        return np.array([self.at(step, total_steps) for step in steps_S.tolist()], np.float64)
+
     @property
     def spans_run(self) -> bool:
         """True if it decays over the steps of the run, however many these are."""
@@ -91,6 +95,10 @@ class Constant(Schedule):
     def at(self, step: int, total_steps: int | None) -> float:
         """Return 1."""
         return 1.0
+
+    def over(self, steps_S: NDArray[np.int64], total_steps: int | None) -> NDArray[np.float64]:
+        """Return ones."""
+        return np.ones(len(steps_S))
 
 
 class Function(Schedule):
@@ -297,8 +305,12 @@ class WSD(Schedule):
 
     def at(self, step: int, total_steps: int | None) -> float:
         """Return the factor at a step."""
-        fall = 1.0 - (min(1.0, step / total_steps) if total_steps else 0.0)
-        return min(1.0, fall / self.decay_fraction)
+        return float(self.over(np.array([step]), total_steps)[0])
+
+    def over(self, steps_S: NDArray[np.int64], total_steps: int | None) -> NDArray[np.float64]:
+        """Return the factors at several steps."""
+        done_S = np.minimum(1.0, steps_S / total_steps) if total_steps else np.zeros(len(steps_S))
+        return np.minimum(1.0, (1.0 - done_S) / self.decay_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -491,21 +503,9 @@ class RateSchedules:
                 last as long as the run go over each shard.
             tail: Factor of ``"wsd"`` after an early stop.
         """
-        done = step + (before or 0)
-        rise = min(1.0, (done + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        factors: dict[str, float] = {}
-        for parts, schedule in self.schedules.items():
-            if tail is not None and isinstance(schedule, WSD):
-                factor = tail
-            elif before is not None and schedule.needs_run:
-                factor = rise
-            elif isinstance(schedule, Plateau):
-                factor = rise * self.falls[parts].factor
-            else:
-                factor = rise * schedule.at(step if schedule.spans_run else done, total_steps)
-            for part in self._parts[parts]:
-                factors[part] = factor
-        return Rates(**factors)
+        tails_S = None if tail is None else np.array([tail])
+        one = self.rates_of(1, step, total_steps, before=before, tails_S=tails_S)[0]
+        return Rates(*one.tolist())
 
     def rates_of(
         self,
@@ -514,19 +514,28 @@ class RateSchedules:
         total_steps: int,
         *,
         before: int | None = None,
-        tail: Callable[[int], float] | None = None,
+        tails_S: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
-        """Return what :meth:`rates` does of the next steps, (S, 3); ``tail`` of each of them."""
-
-        def rates(i: int) -> Rates:
-            factor = None if tail is None else tail(step + i)
-            return self.rates(step + i, total_steps, before=before, tail=factor)
-
-        first = rates(0)
-        falls = all(isinstance(s, Constant | Plateau | WSD) for s in self.schedules.values())
-        if steps == 1 or (falls and rates(steps - 1) == first):
-            return np.tile(np.array(first), (steps, 1))
-        return np.array([first, *map(rates, range(1, steps))])
+        """Return what :meth:`rates` does of the next steps, (S, 3); ``tails_S`` of each of them."""
+        run_S = np.arange(step, step + steps)
+        done_S = run_S + (before or 0)
+        rise_S = np.ones(steps)
+        if self.warmup_steps:
+            rise_S = np.minimum(1.0, (done_S + 1) / self.warmup_steps)
+        rates_S3 = np.ones((steps, len(PARTS)))
+        for parts, schedule in self.schedules.items():
+            if tails_S is not None and isinstance(schedule, WSD):
+                factors_S = tails_S
+            elif before is not None and schedule.needs_run:
+                factors_S = rise_S
+            elif isinstance(schedule, Plateau):
+                factors_S = rise_S * self.falls[parts].factor
+            else:
+                steps_S = run_S if schedule.spans_run else done_S
+                factors_S = rise_S * schedule.over(steps_S, total_steps)
+            for part in self._parts[parts]:
+                rates_S3[:, PARTS.index(part)] = factors_S
+        return rates_S3
 
     def update(self, metrics: Mapping[str, float]) -> list[str]:
         """Let plateaus see an evaluation; return a line for each fall."""
