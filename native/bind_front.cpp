@@ -142,6 +142,7 @@ class BoundServer {
     FrontOptions plain;
     plain.threads = front_.options().threads;
     plain.max_connections = nb::cast<std::int64_t>(options["max_connections"]);
+    plain.hands_over_traced = nb::cast<bool>(options["traced"]);
     plain.longest_body = nb::cast<std::int64_t>(options["longest_body"]);
     plain.head_s = nb::cast<double>(options["head_s"]);
     plain.body_s = nb::cast<double>(options["body_s"]);

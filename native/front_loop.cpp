@@ -379,6 +379,7 @@ FrontLoop::Next FrontLoop::look(Connection& connection) {
       wait_in(connection, Phase::head);
       return Next::wait;
     }
+    if (request.head.traced && options_.hands_over_traced) return Next::hand_over;
     if (request.head.body_length > options_.longest_body || !handler_.knows(request)) {
       return Next::hand_over;
     }

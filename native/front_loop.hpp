@@ -94,6 +94,7 @@ class FrontHandler {
 struct FrontOptions {
   int threads = 1;
   std::int64_t max_connections = 4096;
+  bool hands_over_traced = false;       // the full server makes their spans
   std::int64_t longest_body = 1 << 20;  // the full server reads longer ones
   double head_s = 10;
   double body_s = 10;

@@ -115,6 +115,11 @@ struct Reader {
     }
     if (same(name, "authorization")) return take_credentials(value, head.authorization);
     if (same(name, "x-api-key")) return take_credentials(value, head.api_key);
+    if (same(name, "traceparent")) {
+      const char flags = value.empty() ? '0' : value.back();
+      head.traced = flags >= '0' && (flags & 1) == (flags <= '9');
+      return true;
+    }
     if (same(name, "x-request-timeout-ms")) {
       return head.timeout_ms == 0 && read_timeout(value, head.timeout_ms);
     }

@@ -15,6 +15,7 @@ struct HttpHead {
   std::string_view api_key;        // x-api-key; empty if there is none
   std::int64_t body_length = 0;
   double timeout_ms = 0;  // x-request-timeout-ms; 0 if there is none
+  bool traced = false;    // traceparent, whose caller samples the trace
   bool close = false;     // the caller wants no further answer on this connection
 };
 

@@ -30,6 +30,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "_version": (),
     "files": ("errors", "_version"),
     "remote": ("errors",),
+    "traces": ("errors",),
     "page": ("errors",),
     "metrics": ("errors",),
     "options": ("errors",),
@@ -39,7 +40,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "schema": ("features", "options", "kernels", "files", "page"),
     "optim": ("options", "kernels"),
     "ranks": ("options", "kernels", "files"),
-    "data": ("schema", "page", "metrics", "ranks", "remote"),
+    "data": ("schema", "page", "metrics", "ranks", "remote", "traces"),
     "join": ("data",),
     "bundle": ("data",),
     "tables": ("data", "optim"),
@@ -64,7 +65,8 @@ BEFORE: dict[str, tuple[str, ...]] = {
 # Where `import torch` raises, a bundle loads, scores and is served. Kernels that run
 # by torch say so by name.
 WITHOUT_TORCH = {
-    *("__init__", "errors", "files", "remote", "features", "options", "config", "kernels"),
+    *("__init__", "errors", "files", "remote", "traces", "features", "options", "config"),
+    "kernels",
     *("schema", "data", "join", "bundle", "metrics", "serving", "page", "evaluation", "gate"),
     *("publish", "report", "cli", "callbacks"),
 }

@@ -55,6 +55,18 @@ TEST(a_plain_head_is_read_once_it_is_whole) {
   CHECK(head.body_length == 12 && !head.close && head.timeout_ms == 0);
 }
 
+TEST(a_trace_is_told_of_where_its_caller_samples_it) {
+  const auto traced = [](const std::string& flags) {
+    HttpHead head;
+    const std::string bytes =
+        "POST / HTTP/1.1\r\ntraceparent: 00-0a-0b-" + flags + "\r\ncontent-length: 2\r\n\r\n";
+    CHECK(read_head(bytes, head).status == HeadStatus::complete);
+    return head.traced;
+  };
+  for (const char* flags : {"01", "03", "0b", "ff"}) CHECK(traced(flags));
+  for (const char* flags : {"00", "02", "0a", "fe", "", "x "}) CHECK(!traced(flags));
+}
+
 TEST(a_key_is_offered_in_one_of_two_headers) {
   const auto offered = [](const std::string& lines) {
     HttpHead head;

@@ -12,6 +12,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 
+from widedeep import traces
 from widedeep._version import __version__
 from widedeep.cli.completion import InstallCompletion
 from widedeep.cli.output import say, show_error
@@ -99,6 +100,8 @@ def _run(argv: Sequence[str]) -> int:
                 f"got the argument {word!r}, which is no text in UTF-8; rename the file, or write "
                 "the value in UTF-8"
             )
+    if traces.wanted():
+        traces.switch_on()
     parser = make_parser(argv[:1])
     if not argv:
         parser.print_help()

@@ -19,10 +19,12 @@ from widedeep.gate.checks import dry_run_reasons, rounding_reasons, run_checks
 from widedeep.gate.config import GateConfig
 from widedeep.gate.dry_run import dry_run
 from widedeep.gate.verdict import Verdict, bundle_identity, describe_bundle, undefined_figures
+from widedeep.traces import traced
 
 __all__ = ["validate"]
 
 
+@traced("validate")
 def validate(
     candidate: str | os.PathLike[str],
     serving: str | os.PathLike[str] | None,

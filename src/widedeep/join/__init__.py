@@ -25,6 +25,7 @@ from widedeep.join.config import (
 )
 from widedeep.join.dataset import JoinResult, open_dataset
 from widedeep.join.run import run_join
+from widedeep.traces import traced
 
 __all__ = [
     "ActionLog",
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 
+@traced("join")
 def join_actions(
     impressions: Any,
     actions: Any,

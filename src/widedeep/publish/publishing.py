@@ -25,6 +25,7 @@ from widedeep.gate.verdict import Verdict, bundle_identity, undefined_figures, v
 from widedeep.kernels.score import from_bfloat16, to_bfloat16
 from widedeep.publish.storage import RECORDS, ModelStore, open_store
 from widedeep.serving.versions import version_key
+from widedeep.traces import traced
 
 __all__ = ["PublishRecord", "publish"]
 
@@ -192,6 +193,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 _ATTEMPTS = 20
 
 
+@traced("publish")
 def publish(
     bundle: str | os.PathLike[str],
     models: str | os.PathLike[str],

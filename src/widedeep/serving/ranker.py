@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from widedeep import traces
 from widedeep.bundle import Bundle, BundleHead, Explanation
 from widedeep.bundle.formula import Formula
 from widedeep.data.transform import misspelt_keys
@@ -422,12 +423,14 @@ class Ranker:
         by_head = None if by_formula is not None else choose_head(self._heads, head)
         if k is not None and (not isinstance(k, int) or k < 0):
             raise RequestError("k", f"got {k!r}, expected a whole number of at least 0, or none")
-        row = self._query_row(user, context)
-        prepared = self.prepared
-        resolved = self._resolve(candidates, prepared, row)
-        query = self._query(row, user)
-        logits_BC = self._over_groups(self.scorer.logits, query, resolved)
-        scores, terms = self._scores(logits_BC, resolved, by_head)
+        with traces.span("features"):
+            row = self._query_row(user, context)
+            prepared = self.prepared
+            resolved = self._resolve(candidates, prepared, row)
+            query = self._query(row, user)
+        with traces.span("score"):
+            logits_BC = self._over_groups(self.scorer.logits, query, resolved)
+            scores, terms = self._scores(logits_BC, resolved, by_head)
         exploration, propensities = self._exploration(by_head, request_id), None
         if exploration is None or request_id is None:
             order = np.argsort(-scores, kind="stable")[:k]  # (k,) positions, best first, NaN last

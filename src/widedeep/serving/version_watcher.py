@@ -31,6 +31,7 @@ from widedeep.serving.versions import (
     read_state,
     signature,
 )
+from widedeep.traces import traced
 
 _IDLE_S = 1.0
 _LONGEST_LOAD_S = 3600.0
@@ -314,6 +315,7 @@ class VersionWatcher:
                 return version
         return None
 
+    @traced("load version")
     def _load(self, name: str, path: Path, files: Signature) -> None:
         items, default = self._items, self.routes.default
         serving = None if default is None or default.name == name else default.ranker

@@ -12,6 +12,7 @@ from widedeep.callbacks.base import Callbacks
 from widedeep.data.paths import is_gone
 from widedeep.errors import ConfigError, DataError
 from widedeep.metrics import find_metric
+from widedeep.traces import traced
 from widedeep.training.checkpoint import CheckpointDirectory
 from widedeep.training.defaults import auto_batch_size
 from widedeep.training.evaluation import Evaluator
@@ -67,6 +68,7 @@ def fit_stream(
     return state.history
 
 
+@traced("learn shard")
 def _learn(
     state: TrainState,
     evaluator: Evaluator,

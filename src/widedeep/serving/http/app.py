@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from starlette.routing import Match, Route
 
+from widedeep import traces
 from widedeep._version import __version__
 from widedeep.serving.config import Settings
 from widedeep.serving.http import admin, health, open_inference, page, rank, tensorflow
@@ -213,7 +214,17 @@ class App:
             await send({"type": "websocket.close", "code": 1003})
             return
         call = Call(scope, receive, self.service.settings)
-        route, problem = "none", None
+        method, path = call.method, call.path
+        with traces.request_span(
+            call.headers, call.arrived, http_request_method=method, url_path=path
+        ) as span:
+            route, status = await self._respond(call, send)
+            if span is not None:
+                span.set_attributes(_attributes(call, route, status))
+
+    async def _respond(self, call: Call, send: Send) -> tuple[str, int]:
+        """Answer a call; return its route and status."""
+        scope, route, problem = call.scope, "none", None
         in_flight = self.service.metrics.in_flight
         in_flight.inc()
         try:
@@ -229,7 +240,7 @@ class App:
         except (Disconnected, asyncio.CancelledError):
             self._finished(call, route, _CLIENT_CLOSED, None)
             _raise_if_cancelled()
-            return
+            return route, _CLIENT_CLOSED
         except Exception as error:  # a bug: logged for the operator, not shown to the caller
             reply, problem = self._bug(error, call, route), None
         finally:
@@ -240,6 +251,7 @@ class App:
             scope[ADMITTED] = False
         await self._send(send, call, reply)
         self._finished(call, route, reply.status, problem)
+        return route, reply.status
 
     def _find(self, call: Call) -> Endpoint:
         fixed = self._fixed.get((call.method, call.path))
@@ -314,6 +326,18 @@ class App:
                 caller=call.caller,
                 error=problem.message if problem else None,
             )
+
+
+def _attributes(call: Call, route: str, status: int) -> dict[str, Any]:
+    """Return what a request's span says of it."""
+    return {
+        "http.route": route,
+        "http.response.status_code": status,
+        "widedeep.request_id": call.request_id,
+        "widedeep.model": call.model or "",
+        "widedeep.version": call.version or "",
+        "widedeep.rows": call.rows,
+    }
 
 
 def _api_key(call: Call) -> str | None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy import float64, int64
 from numpy.typing import NDArray
 
+from widedeep import traces
 from widedeep.bundle import Bundle, Platt, PriorCorrection
 from widedeep.features.spec import item_columns
 from widedeep.kernels.native_server import (
@@ -241,6 +242,17 @@ class NativeStats:
     ) -> None:
         native = None if route is None else self._versions.get(route)
         self._sampled += sampled
+        if sampled:
+            traces.past_request(
+                seconds,
+                time_us,
+                http_request_method="POST",
+                url_path=path,
+                http_response_status_code=status,
+                widedeep_model=None if native is None else native.model,
+                widedeep_version=None if native is None else native.version.name,
+                widedeep_rows=len(order),
+            )
         counts_unseen = sampled and self._sampled <= _MAX_SAMPLED
         is_offered = self._service.on_ranked is not None and not in_log
         if native is not None and (
@@ -502,6 +514,7 @@ def _options(service: Service) -> dict[str, object]:
         "late_body": final_response("408 Request Timeout", late_body(settings.body_timeout_s)),
         "full": FULL,
         "max_connections": settings.max_connections,
+        "traced": traces.is_on(),
         "longest_body": min(settings.max_body, _MAX_BODY),
         "head_s": settings.head_timeout_s,
         "body_s": settings.body_timeout_s,

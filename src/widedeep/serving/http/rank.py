@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from widedeep import traces
 from widedeep.bundle import Explanation
 from widedeep.errors import FeatureError, RequestError, WideDeepError
 from widedeep.serving.http.errors import HttpError, feature_error
@@ -124,18 +125,19 @@ def ranked(service: Service, call: Call, name: str | None, request: RankRequest)
             service.metrics.misspelt(model, ranking.misspelt.values())
         service.sample_unseen_values(model, served.ranker, request.user, request.context)
         if service.on_ranked is not None:
-            service.on_ranked(
-                Ranked(
-                    request_id=call.request_id,
-                    model=model,
-                    version=served.version,
-                    user=request.user,
-                    context=request.context,
-                    candidates=candidates,
-                    ranking=ranking,
-                    ranker=served.ranker,
+            with traces.span("log"):
+                service.on_ranked(
+                    Ranked(
+                        request_id=call.request_id,
+                        model=model,
+                        version=served.version,
+                        user=request.user,
+                        context=request.context,
+                        candidates=candidates,
+                        ranking=ranking,
+                        ranker=served.ranker,
+                    )
                 )
-            )
     return _reply(ranking, call)
 
 

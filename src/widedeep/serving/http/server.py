@@ -22,6 +22,7 @@ from typing import Any
 
 import uvicorn
 
+from widedeep import traces
 from widedeep.errors import ConfigError
 from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.config import LogConfig, ServeConfig, Settings
@@ -68,6 +69,8 @@ def run_worker(
 ) -> None:
     """Serve until SIGTERM; every process of a server runs this."""
     settings, shared = _within_descriptors(config.settings), worker.count > 1
+    if traces.wanted():
+        traces.switch_on()
     monitor = ThreadMonitor()
     several = len(config.models) > 1
     registries = {

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from widedeep import traces
 from widedeep.data.batch import count_values
 from widedeep.errors import ConfigError, nearest
 from widedeep.kernels.native_server import QueueSlots
@@ -201,7 +202,9 @@ class Call:
     async def json(self, decoder: msgspec.json.Decoder[Shape]) -> Shape:
         """Return the body as a decoder reads it."""
         self.check_media_type(b"application/json")
-        return decode(await self.body(), decoder)
+        body = await self.body()
+        with traces.span("parse"):
+            return decode(body, decoder)
 
     def check_media_type(self, *allowed: bytes) -> None:
         """Raise the answer 415 for a body of another type; that of plain `curl -d` is JSON."""
@@ -337,6 +340,7 @@ class Scheduler:
         """Compute; raise the answer 504 if the deadline passes before or meanwhile."""
         expected = self._seconds_per_row.get(kind, 1e-5) * rows
         check_deadline(deadline)
+        compute = traces.in_context(compute)
         if expected <= self._inline_s:
             result = self._timed(kind, rows, compute)
             check_deadline(deadline)
