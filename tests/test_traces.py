@@ -99,10 +99,10 @@ def test_a_bad_header_begins_a_trace_and_a_bad_request_is_one_too(
 
 
 def test_steps_of_the_loop(tmp_path: Path, spans: Callable[[], list[Any]]) -> None:
-    rows = [{"job": "ab"[i % 2], "y": i % 3 % 2} for i in range(600)]
+    rows = [{"job": "ab"[i % 2], "y": (i + (i % 5 == 0)) % 2} for i in range(600)]
     spec = wd.FeatureSpec(label="y", features=[wd.categorical("job")], deep=[])
     trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, rows)), progress=False)
-    trainer.fit(rows)
+    trainer.fit(rows, epochs=5)
     trainer.fit_stream([("hour 1", rows)])
     bundle = trainer.export(tmp_path / "bundle").path
     config = GateConfig(min_rows=600, slices=(), max_latency_ms=1e4)

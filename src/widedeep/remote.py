@@ -204,7 +204,7 @@ def output_file(path: str, *, overwrite: bool = True) -> Iterator[Path]:
     if not is_url(path):
         yield Path(local_path(path))
         return
-    fs, fs_path = _open_output(path)
+    fs, fs_path = open_output(path)
     with remote_errors(path):
         if not overwrite and fs.exists(fs_path):
             raise DataError(f"{path}: already exists; choose another, or replace it with --force")
@@ -215,7 +215,7 @@ def output_file(path: str, *, overwrite: bool = True) -> Iterator[Path]:
             fs.put_file(str(file), fs_path)
 
 
-def _open_output(url: str) -> tuple[Any, str]:
+def open_output(url: str) -> tuple[Any, str]:
     """Return file system and path; before the work, which a wrong address would lose."""
     fs, path = open_filesystem(url)
     bucket = path.partition("/")[0]
@@ -236,7 +236,7 @@ def output_folder(path: str, *, last: str, overwrite: bool) -> Iterator[Path]:
     if not is_url(path):
         yield Path(local_path(path))
         return
-    fs, fs_path = _open_output(path)
+    fs, fs_path = open_output(path)
     with remote_errors(path):
         old = [str(name) for name in fs.find(fs_path)]
     if old and not overwrite:

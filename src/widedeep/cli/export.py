@@ -21,6 +21,7 @@ from widedeep.cli.output import (
     shown_path,
 )
 from widedeep.cli.parser import EXIT_OK
+from widedeep.cli.remote_runs import fetched_run
 from widedeep.cli.runs import load_bundle, run_of, training_data
 from widedeep.cli.validate import print_validate
 from widedeep.config import config_from_tables
@@ -164,6 +165,8 @@ def export_checkpoint(
     _check_free(out, overwrite=overwrite)
     from widedeep.cli.run_training import make_trainer
 
+    if is_url(path):
+        path = fetched_run(path, checkpoints=True) or path
     folder = find_checkpoint(path)
     checkpoint = read_checkpoint(folder)
     config = config_from_tables(checkpoint.state["config"], origin=str(folder))

@@ -155,7 +155,7 @@ def report_on(
     """Report on a run, a bundle, or the version of a folder that serves."""
     path = local_model(os.fspath(model))
     if is_url(model):
-        bundle_path = path
+        bundle_path = bundle_path_of(path)
         models = models or (model if open_store(model).versions() else None)
     elif is_models_directory(path):
         bundle_path, models = served_bundle(path), models or path

@@ -19,6 +19,7 @@ from widedeep.bundle.manifest import MANIFEST
 from widedeep.bundle.plain_json import plain
 from widedeep.cli.output import free_path
 from widedeep.cli.parser import typed_options
+from widedeep.cli.remote_runs import fetched_run
 from widedeep.config import load_config
 from widedeep.data.fragments import InputRecord
 from widedeep.data.lake_tables import pinned
@@ -86,7 +87,7 @@ class RunDirectory:
         cls, config: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
     ) -> RunDirectory:
         """Return the folder of a configuration file's run: ``runs/<its name>``, or ``out``."""
-        advice = "train here, then widedeep export RUN -o URL writes the bundle behind it"
+        advice = "widedeep train --out URL trains a run behind it, in one process"
         check_local(out or "", "--out", advice)
         return cls(out or Path("runs") / Path(config).stem)
 
@@ -314,9 +315,11 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
 
 
 def local_model(path: str) -> Path:
-    """Return a model's path; of a URL the local folder to which its bundle is fetched."""
+    """Return a model's path; of a URL the local folder to which its bundle, or run, is fetched."""
     if not is_url(path):
         return Path(local_path(path))
+    if (run := fetched_run(path)) is not None:
+        return run
     remote = RemoteModels(path)
     versions = remote.refresh()
     # A bundle has one; a run's folder has its "bundle"; else it is the one that serves.

@@ -27,11 +27,13 @@ from widedeep.cli.parser import (
     typed_options,
     without_option,
 )
+from widedeep.cli.remote_runs import run_folder
 from widedeep.cli.runs import RunDirectory, pin_tables
 from widedeep.config import load_config, load_follow_config
 from widedeep.errors import ConfigError
 from widedeep.gate.config import load_gate_config
 from widedeep.ranks.launch import launch, launched_size
+from widedeep.remote import is_url
 from widedeep.training.config import FollowConfig, Quality, RunConfig, WarmStartConfig
 
 if TYPE_CHECKING:
@@ -63,7 +65,9 @@ _FOLLOW = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument("config", metavar="RUN.toml", help="configuration of the run")
-    parser.add_argument("--out", metavar="RUN_DIR", help="folder of the run (default: runs/RUN)")
+    parser.add_argument(
+        "--out", metavar="RUN_DIR", help="folder of the run, or its URL (default: runs/RUN)"
+    )
     going_on = parser.add_mutually_exclusive_group()
     going_on.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     going_on.add_argument("--force", action="store_true", help="replace an existing run")
@@ -124,11 +128,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     if _launches(arguments):
         return launch(arguments.ranks, without_option(arguments.words, "--ranks"))
+    resume, force = arguments.resume, arguments.force
+    with run_folder(arguments.out, resume=resume, force=force) as folder:
+        return _train(arguments, RunDirectory.of_config(arguments.config, folder))
+
+
+def _train(arguments: argparse.Namespace, directory: RunDirectory) -> int:
     from widedeep.cli.run_training import train_run
 
     of_quality = [f'train.quality="{arguments.quality}"'] if arguments.quality else []
     config = pin_tables(load_config(arguments.config, [*arguments.set, *of_quality]))
-    directory = RunDirectory.of_config(arguments.config, arguments.out)
     warm = _warm_from(arguments)
     follow = _follow_config(arguments)
     run, followed = None, None
@@ -155,14 +164,14 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(_train_document(directory, run, followed))
         return EXIT_OK
     if followed is not None:
-        _print_followed(followed, directory, follow)
+        _print_followed(followed, _shown(arguments, directory), follow)
     if run is not None:
-        _print_run(run, directory)
+        _print_run(run, _shown(arguments, directory))
     elif followed is not None and followed.metrics:
         print_metrics(followed.metrics)
     data = config.data
     can_judge = data.test is not None or data.valid is not None or data.valid_fraction > 0
-    print_next("evaluate" if can_judge else "inspect", directory.path)
+    print_next("evaluate" if can_judge else "inspect", _shown(arguments, directory))
     return EXIT_OK
 
 
@@ -173,6 +182,11 @@ def _launches(arguments: argparse.Namespace) -> bool:
         raise ConfigError(
             f"got --follow on {ranks} ranks, expected one process; train on ranks first, then "
             "follow the folder in one process with --resume"
+        )
+    if ranks > 1 and arguments.out is not None and is_url(arguments.out):
+        raise ConfigError(
+            f"--out: got a URL on {ranks} ranks, expected a folder that all of them share; train "
+            "in one process, or export the run to a URL afterwards"
         )
     return arguments.ranks is not None and ranks > 1
 
@@ -206,6 +220,12 @@ def _follow_config(arguments: argparse.Namespace) -> FollowConfig:
     return load_follow_config(arguments.config, arguments.set, options=values)
 
 
+def _shown(arguments: argparse.Namespace, directory: RunDirectory) -> str:
+    """Return the run's folder as the caller knows it."""
+    is_behind_url = arguments.out is not None and is_url(arguments.out)
+    return str(arguments.out if is_behind_url else directory.path)
+
+
 def _warm_from(arguments: argparse.Namespace) -> WarmStartConfig | None:
     if arguments.warm_start is None:
         if arguments.carry or arguments.project:
@@ -220,9 +240,9 @@ def _warm_from(arguments: argparse.Namespace) -> WarmStartConfig | None:
     )
 
 
-def _print_followed(followed: Followed, directory: RunDirectory, follow: FollowConfig) -> None:
+def _print_followed(followed: Followed, folder: str, follow: FollowConfig) -> None:
     shards = count(len(followed.shards), "shard")
-    print_text(f"\nlearned {shards}; bundle: {directory.bundle}")
+    print_text(f"\nlearned {shards}; bundle: {folder}/bundle")
     if follow.publish is not None:
         published = sum(candidate.version is not None for candidate in followed.candidates)
         of = count(len(followed.candidates), "candidate")
@@ -249,8 +269,8 @@ def _train_document(
     return document
 
 
-def _print_run(run: TrainedRun, directory: RunDirectory) -> None:
+def _print_run(run: TrainedRun, folder: str) -> None:
     if run.metrics:
         print_metrics(run.metrics)
     summary = f"{run.steps:,} steps, {run.rows:,} rows, {number(run.seconds)} s"
-    print_text(f"\nrun: {directory.path} ({summary})\nbundle: {directory.bundle}")
+    print_text(f"\nrun: {folder} ({summary})\nbundle: {folder}/bundle")

@@ -1,0 +1,171 @@
+"""Runs behind URLs: sent as they grow, taken up elsewhere; a lost connection loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command_line import Run
+from tests.object_store import bucket, s3_endpoint  # noqa: F401
+from widedeep.bundle.manifest import MANIFEST
+from widedeep.cli import remote_runs
+from widedeep.cli.remote_runs import RemoteRun
+from widedeep.errors import ConfigError, DataError
+
+
+def contents(folder: Path, *but: str) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name not in but and not file.name.startswith(".")
+    }
+
+
+def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Begin with an empty cache, as a machine does that never saw the run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+
+
+def test_a_run_goes_on_elsewhere(
+    ads: Path,
+    run: Run,
+    bucket: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The bundle is that of a run which was never interrupted."""
+    url, words = f"{bucket}/run", ("train", ads / "ads.toml", "--set", "train.early_stopping=false")
+    another_machine(monkeypatch, tmp_path / "one")
+    first = run(*words, "--out", url, "--set", "train.epochs=1")
+    assert first.code == 0, first.err
+    assert f"run: {url}" in first.out
+    refused = run(*words, "--out", url)
+    assert refused.code == 2
+    assert f"{url}: holds a run; --resume trains it on, --force replaces it" in refused.err
+    another_machine(monkeypatch, tmp_path / "two")
+    assert run(*words, "--out", url, "--set", "train.epochs=2", "--resume").code == 0
+    assert run(*words, "--out", tmp_path / "here", "--set", "train.epochs=2").code == 0
+    another_machine(monkeypatch, tmp_path / "three")
+    fetched = RemoteRun(url).fetch()
+    # The schema's counts of the first call and of the second one are the same; times differ.
+    bundle = contents(fetched / "bundle")
+    assert bundle == contents(tmp_path / "here" / "bundle")
+    one = sorted(name for name in contents(fetched) if name.startswith("checkpoints/"))
+    other = contents(tmp_path / "here")
+    assert one == sorted(name for name in other if name.startswith("checkpoints/"))
+    evaluated, here = (run("evaluate", where, "--json") for where in (url, tmp_path / "here"))
+    assert json.loads(evaluated.out)["metrics"] == json.loads(here.out)["metrics"]
+    assert run("report", url, "-o", tmp_path / "report.html").code == 0
+    assert run("export", url, "-o", tmp_path / "exported").code == 0
+    assert (tmp_path / "exported" / MANIFEST).is_file()
+    again = run(*words, "--out", url, "--set", "train.epochs=1", "--force")
+    assert again.code == 0, again.err
+    assert {name for name in RemoteRun(url).listing() if name.startswith("checkpoints/")} < set(one)
+
+
+class Store:
+    """A run behind a URL whose connection is lost now and then."""
+
+    def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.remote = RemoteRun(url, writes=True)
+        self.lines: list[str] = []
+        self.failures = 0
+        monkeypatch.setattr(remote_runs, "say", self.lines.append)
+        monkeypatch.setattr(remote_runs, "_PAUSE_S", (0.01, 0.02))
+        put = self.remote._fs.put_file
+
+        def put_file(local: str, path: str, **options: Any) -> None:
+            if self.failures > 0:
+                self.failures -= 1
+                raise ConnectionError(errno.ECONNRESET, "the connection was reset")
+            put(local, path, **options)
+
+        monkeypatch.setattr(self.remote._fs, "put_file", put_file)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    another_machine(monkeypatch, tmp_path / "cache")
+    return Store(f"memory://{tmp_path.name}/run", monkeypatch)
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+
+
+def test_a_lost_connection_is_told_of_once_and_nothing_is_lost(store: Store) -> None:
+    with store.remote.followed() as folder:
+        write(folder, "config.toml", "x = 1")
+        write(folder, "bundle/weights.safetensors", "weights")
+        write(folder, "bundle/manifest.json", "{}")
+        store.failures = 5
+    lost, *tries, back = store.lines
+    assert "cannot be read (the connection was reset)" in lost or "connection was reset" in lost
+    assert f"what is written is kept in {folder} and sent later" in lost
+    assert len(tries) == 5 and all("tried again in 0.0" in line for line in tries)
+    assert back.endswith("reached again, all that was written is there")
+    assert contents(RemoteRun(store.remote.url).fetch()) == contents(folder)
+
+
+def test_a_connection_that_stays_lost_is_an_error_that_says_what_is_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_runs, "_GIVE_UP_S", 0.05)
+    with (
+        pytest.raises(DataError, match=r"the run is whole in .* --resume sends it"),
+        store.remote.followed() as folder,
+    ):
+        write(folder, "config.toml", "x = 1")
+        store.failures = 1 << 20
+    store.failures = 0
+    store.remote.begin(resume=True, force=False)  # nothing is there: what is here is further
+    store.remote.upload()
+    assert contents(RemoteRun(store.remote.url).fetch()) == {"config.toml": b"x = 1"}
+
+
+def test_a_folder_without_its_last_file_is_not_taken(store: Store) -> None:
+    folder, step = store.remote.folder, "checkpoints/step-0000000008"
+    write(folder, "config.toml", "x = 1")
+    for name in ("tensors.safetensors", "schema.safetensors", "state.json"):
+        write(folder, f"{step}/{name}", name)
+    store.remote.upload()
+    store.remote._fs.rm_file(f"{store.remote._path}/{step}/state.json")
+    assert contents(RemoteRun(store.remote.url).fetch()) == {"config.toml": b"x = 1"}
+    shutil.rmtree(folder / "checkpoints")
+    store.remote.upload()
+    assert RemoteRun(store.remote.url).listing().keys() == {"config.toml"}
+
+
+def test_what_replaces_a_bundle_comes_without_its_manifest_first(store: Store) -> None:
+    folder = store.remote.folder
+    write(folder, "config.toml", "x = 1")
+    for text in ("old", "new weights"):
+        write(folder, "bundle/weights.safetensors", text)
+        write(folder, "bundle/manifest.json", f"manifest of {text}")
+        store.failures = int(text != "old")
+        if store.failures:
+            with pytest.raises(DataError):
+                store.remote.upload()
+            assert "bundle/manifest.json" not in RemoteRun(store.remote.url).listing()
+        store.remote.upload()
+        assert contents(RemoteRun(store.remote.url).fetch()) == contents(folder)
+
+
+def test_nothing_there_is_deleted_before_a_run_begins(store: Store) -> None:
+    write(store.remote.folder, "config.toml", "x = 1")
+    write(store.remote.folder, "metrics.json", "{}")
+    store.remote.upload()
+    with pytest.raises(ConfigError, match="holds a run; --resume trains it on, --force"):
+        store.remote.begin(resume=False, force=False)
+    store.remote.begin(resume=False, force=True)
+    store.remote.upload()
+    assert RemoteRun(store.remote.url).listing().keys() == {"config.toml", "metrics.json"}
+    write(store.remote.folder, "config.toml", "x = 22")
+    store.remote.upload()
+    assert RemoteRun(store.remote.url).listing().keys() == {"config.toml"}
