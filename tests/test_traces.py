@@ -109,7 +109,7 @@ def test_steps_of_the_loop(tmp_path: Path, spans: Callable[[], list[Any]]) -> No
     publish_bundle(bundle, tmp_path / "models", verdict=validate(bundle, None, rows, config=config))
     names = [span.name for span in spans()]
     assert [n for n in names if n != "load version"] == [
-        "fit", "learn shard", "export", "validate", "publish",
+        "fit", "fit", "learn shard", "export", "validate", "publish",
     ]  # fmt: skip
 
 

@@ -166,7 +166,7 @@ def export_checkpoint(
     from widedeep.cli.run_training import make_trainer
 
     if is_url(path):
-        path = fetched_run(path, checkpoints=True) or path
+        path = fetched_run(os.fspath(path), checkpoints=True) or path
     folder = find_checkpoint(path)
     checkpoint = read_checkpoint(folder)
     config = config_from_tables(checkpoint.state["config"], origin=str(folder))

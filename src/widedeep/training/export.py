@@ -53,6 +53,7 @@ from widedeep.ranks.layout import Layout
 from widedeep.ranks.ranks import Ranks
 from widedeep.ranks.shared import shared_failures
 from widedeep.schema import Schema
+from widedeep.traces import traced
 from widedeep.training.evaluation import (
     Evaluator,
     bundle_model,
@@ -564,6 +565,7 @@ def describe_towers(model: WideDeep) -> TowerDescription:
     return TowerDescription(program=program, tensors=tensors, sequences=sequences)
 
 
+@traced("export")
 def export_bundle(
     state: TrainState,
     evaluator: Evaluator,

@@ -26,6 +26,7 @@ from widedeep.data.requests import RequestSource, request_encoder
 from widedeep.errors import DataError, RowError
 from widedeep.metrics.registry import loss_metric
 from widedeep.ranks.shared import on_first
+from widedeep.traces import traced
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.early_stopping import EarlyStopping, overfitting, reached
 from widedeep.training.evaluation import Evaluator, Metrics
@@ -121,6 +122,7 @@ class TrainingRun:
         self.progress.message(f"encoded rows: {encoded.path} ({status}; {size})")
         return encoded
 
+    @traced("fit")
     def train(self) -> None:
         """Train to the end, to an early stop, or to Ctrl-C (which saves a checkpoint first)."""
         state, config = self.state, self.state.config

@@ -33,7 +33,6 @@ from widedeep.options import Auto, keyword_signature, with_options
 from widedeep.ranks.config import DistributedConfig, as_distributed
 from widedeep.ranks.ranks import local_threads, ranks_of
 from widedeep.schema import Schema
-from widedeep.traces import traced
 from widedeep.training.attribution import mean_attributions
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.config import TrainConfig, WarmStartConfig, Widths
@@ -222,7 +221,6 @@ class Trainer:
         """Validation metrics of the model as it is; none once it moved."""
         return self.state.valid_metrics
 
-    @traced("fit")
     def fit(
         self,
         data: object,
@@ -723,7 +721,6 @@ class Trainer:
         with self.evaluator.rows_for(batch):
             return mean_attributions(self.model, batch, steps=steps, threads=self.threads)
 
-    @traced("export")
     def export(
         self,
         path: str | os.PathLike[str],
