@@ -128,13 +128,13 @@ def request_span(
     return block
 
 
-def past_request(seconds: float, end_us: int, **attributes: Any) -> None:
+def past_request(seconds: float, end_us: int, attributes: Mapping[str, Any]) -> None:
     """Make the span of a request that was answered elsewhere, from its times."""
     if _tracer is None:
         return
     from opentelemetry.trace import SpanKind
 
-    present = {key.replace("_", "."): value for key, value in attributes.items() if value}
+    present = {name: value for name, value in attributes.items() if value is not None}
     start = end_us * 1000 - int(seconds * 1e9)
     past = _tracer.start_span("request", kind=SpanKind.SERVER, attributes=present, start_time=start)
     past.end(end_us * 1000)

@@ -243,16 +243,16 @@ class NativeStats:
         native = None if route is None else self._versions.get(route)
         self._sampled += sampled
         if sampled:
-            traces.past_request(
-                seconds,
-                time_us,
-                http_request_method="POST",
-                url_path=path,
-                http_response_status_code=status,
-                widedeep_model=None if native is None else native.model,
-                widedeep_version=None if native is None else native.version.name,
-                widedeep_rows=len(order),
-            )
+            attributes = {
+                "http.request.method": "POST",
+                "url.path": path,
+                "http.response.status_code": status,
+                "widedeep.request_id": request_id,
+                "widedeep.model": None if native is None else native.model,
+                "widedeep.version": None if native is None else native.version.name,
+                "widedeep.rows": len(order),
+            }
+            traces.past_request(seconds, time_us, attributes)
         counts_unseen = sampled and self._sampled <= _MAX_SAMPLED
         is_offered = self._service.on_ranked is not None and not in_log
         if native is not None and (
