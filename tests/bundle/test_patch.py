@@ -17,7 +17,7 @@ import widedeep as wd
 from widedeep.bundle import Bundle, BundleHead, BundleModel, DeepColumn, write_bundle
 from widedeep.bundle.manifest import MANIFEST, PATCH, Manifest, file_entries
 from widedeep.bundle.patch import BaseMissing, apply_patch, read_patch, write_patch
-from widedeep.bundle.write import rewrite_bundle
+from widedeep.bundle.write import rewrite_bundle, round_bundle
 from widedeep.errors import BundleError, ConfigError
 from widedeep.files import map_tensors, write_tensors
 from widedeep.kernels.score import from_bfloat16, to_bfloat16
@@ -205,6 +205,22 @@ def test_rows_that_all_move_are_published_whole(tmp_path: Path) -> None:
         )
     assert record.patches == 0
     assert Bundle.load(tmp_path / "models" / "2").manifest == second.manifest
+
+
+def test_packed_tables_are_patched_by_their_bytes(tmp_path: Path) -> None:
+    first = first_bundle(tmp_path / "1")
+    second = next_bundle(first, tmp_path / "2", seed=2)
+    packed = [
+        round_bundle(b, tmp_path / f"{b.path.name}-int8", tables="int8") for b in (first, second)
+    ]
+    for bundle in packed:
+        publish(bundle.path, tmp_path / "models", force=True, reason="a test", full_every=9)
+    copy = PrivateCopies(tmp_path / "cache").take(tmp_path / "models" / "2")
+    assert read_patch(tmp_path / "models" / "2") is not None
+    assert contents(copy.path) == contents(packed[1].path)
+    before = packed[1].weights["table/word"]
+    round_changes(packed[0].path, packed[1].path)
+    assert type(Bundle.load(packed[1].path).weights["table/word"]) is type(before)
 
 
 def test_rounding_moves_what_moved_and_does_not_add_up(tmp_path: Path) -> None:

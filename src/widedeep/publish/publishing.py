@@ -22,6 +22,7 @@ from widedeep.bundle.plain_json import plain
 from widedeep.bundle.write import rewrite_bundle
 from widedeep.errors import BundleError, ConfigError
 from widedeep.gate.verdict import Verdict, bundle_identity, undefined_figures, verdict_path
+from widedeep.kernels.packed_rows import packed_table
 from widedeep.kernels.score import from_bfloat16, to_bfloat16
 from widedeep.publish.storage import RECORDS, ModelStore, open_store
 from widedeep.serving.versions import version_key
@@ -301,7 +302,8 @@ def next_depth(store: ModelStore, parent: str | None, full_every: int) -> int:
 def round_changes(base: Path, bundle: Path) -> None:
     """Write a bundle again with the rows rounded to bfloat16 that differ from those of another.
 
-    Vectors of items were computed from the exact rows: a bundle with some stays as it is.
+    Vectors of items were computed from the exact rows: a bundle with some stays as it is, and so do
+    packed tables.
     """
     candidate, before = Bundle.load(bundle, verify=False), Bundle.load(base, verify=False).weights
     if candidate.items is not None:
@@ -309,7 +311,8 @@ def round_changes(base: Path, bundle: Path) -> None:
     weights = dict(candidate.weights)
     for name, array in weights.items():
         old = before.get(name)
-        is_table = name.startswith(("table/", "wide/")) and array.dtype == np.float32
+        is_packed = packed_table(array) or packed_table(old)
+        is_table = name.startswith(("table/", "wide/")) and is_packed is None
         if is_table and old is not None and old.shape[1:] == array.shape[1:]:
             weights[name] = rounded = from_bfloat16(to_bfloat16(array))
             both = min(len(old), len(array))
