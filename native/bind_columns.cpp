@@ -78,6 +78,18 @@ Numbers bind_sorted_numbers(const Input& values) {
   return new_array(std::move(sorted), n_sorted);
 }
 
+nb::ndarray<nb::numpy, std::uint64_t> bind_sorted_words(const Input& words) {
+  const auto* const word = vector_data<std::uint64_t>("words", words);
+  const auto n = static_cast<std::size_t>(length(words));
+  std::unique_ptr<std::uint64_t[]> sorted(new std::uint64_t[n]);
+  {
+    const nb::gil_scoped_release unlocked;
+    std::copy_n(word, n, sorted.get());
+    sort_words(sorted.get(), n);
+  }
+  return new_array(std::move(sorted), n);
+}
+
 nb::ndarray<nb::numpy, std::uint32_t> bind_order(const Input& data, const Input& offsets,
                                                  const Input& counts) {
   const CountedKeys keys = counted_keys(data, offsets, counts);
@@ -95,6 +107,7 @@ void bind_columns(nb::module_& m) {
   m.def("read_numbers", &bind_read_numbers, "array"_a);
   m.def("sum_numbers", &bind_sum_numbers, "values"_a);
   m.def("sorted_numbers", &bind_sorted_numbers, "values"_a);
+  m.def("sorted_words", &bind_sorted_words, "words"_a);
   m.def("order_by_count", &bind_order, "data"_a, "offsets"_a, "counts"_a);
 }
 

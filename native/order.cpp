@@ -72,6 +72,13 @@ void order_run(const CountedKeys& keys, Entry* begin, Entry* end) {
 
 }  // namespace
 
+void sort_words(std::uint64_t* words, std::size_t n) {
+  const std::unique_ptr<std::uint64_t[]> scratch(new std::uint64_t[n]);
+  const std::uint64_t* const sorted =
+      radix_sort(words, scratch.get(), n, [](std::uint64_t word) { return word; });
+  if (sorted != words) std::copy_n(sorted, n, words);
+}
+
 void sort_numbers(double* values, std::size_t n) {
   const std::unique_ptr<std::uint64_t[]> words(new std::uint64_t[2 * n]);
   for (std::size_t i = 0; i < n; ++i) {

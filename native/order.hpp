@@ -9,6 +9,8 @@
 
 namespace widedeep {
 
+void sort_words(std::uint64_t* words, std::size_t n);
+
 // Sorts numbers that are no NaN; of equal zeros both must be +0.
 void sort_numbers(double* values, std::size_t n);
 

@@ -914,8 +914,47 @@ def sum_numbers(
 def sorted_numbers(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the numbers that are no NaN in ascending order; zeros as +0."""
 
+def sorted_words(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return words in ascending order."""
+
 def order_by_count(data: _Bytes, offsets: _Ints, counts: _Ints) -> NDArray[np.uint32]:
     """Return the places of different keys by count, the largest first, then by their bytes."""
+
+class ExampleLayout:
+    """What the bytes of packed examples are: widths of ids by slot, and what stands behind them."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        n_dense: int,
+        n_labels: int,
+        has_values: bool,
+        has_weight: bool,
+        has_group: bool,
+    ) -> None: ...
+    @property
+    def n_labels(self) -> int: ...
+
+def pack_examples(
+    layout: ExampleLayout,
+    ids: _Ints,
+    offsets: _Ints,
+    values: _Floats | None,
+    dense: _Floats,
+    labels: _Floats | None,
+    weight: _Floats | None,
+    group: _Ints | None,
+) -> tuple[_Bytes, _Ints]:
+    """Return the bytes of a batch's examples, and where each begins and the last one ends."""
+
+def unpack_examples(
+    layout: ExampleLayout, spans: _Ints
+) -> tuple[_Ints, _Ints, _Floats, _Floats | None, _Floats | None, _Floats | None, _Ints | None]:
+    """Return ids, offsets, dense, values, labels, weight and group of examples at addresses.
+
+    ``spans`` (B, 2) says where each begins and ends; the caller keeps that memory alive.
+    """
 
 class CountTable:
     """Counts of byte strings, compared byte by byte, in a bounded amount of memory.

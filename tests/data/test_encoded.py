@@ -110,12 +110,12 @@ def test_what_is_read_may_be_written_to_without_changing_the_file(
     transform = transform_of("one label", path)
     with open_source(path) as source:
         rows, _ = encoded_rows(tmp_path / "encoded", transform, source)
-        before = rows.read(source.fragments[1])
-        scratch = rows.read(source.fragments[1])
+        before = rows.read(source.fragments[1]).unpack()
+        scratch = rows.read(source.fragments[1]).unpack()
         for name in ARRAYS:
             if getattr(scratch, name) is not None:
                 getattr(scratch, name)[...] = 0
-        assert_same(rows.read(source.fragments[1]), before)
+        assert_same(rows.read(source.fragments[1]).unpack(), before)
         assert before.ids_N.max() > 0
 
 
@@ -158,7 +158,7 @@ def test_a_folder_that_is_not_whole_is_written_again(
 ) -> None:
     cache, transform = tmp_path / "encoded", transform_of("one label", path)
     assert made(path, transform, cache)
-    file, key = cache / "rows-000001.arrow", cache / "key.json"
+    file, key = cache / "rows-000001.bin", cache / "key.json"
     if damage == "a shorter file":
         file.write_bytes(file.read_bytes()[:-1])
     elif damage == "no file":
@@ -175,13 +175,13 @@ def test_a_file_damaged_meanwhile_is_named(path: Path, tmp_path: Path) -> None:
     transform = transform_of("one label", path)
     with open_source(path) as source:
         rows = EncodedRows.write(tmp_path / "encoded", transform, source)
-        assert rows.nbytes == sum(f.stat().st_size for f in rows.path.glob("*.arrow"))
-        file = rows.path / "rows-000000.arrow"
+        assert rows.nbytes == sum(f.stat().st_size for f in rows.path.glob("*.bin"))
+        file = rows.path / "rows-000000.bin"
         file.write_bytes(b"?" * file.stat().st_size)
-        with pytest.raises(DataError, match=r"rows-000000\.arrow: cannot .* delete the folder"):
+        with pytest.raises(DataError, match=r"rows-000000\.bin: cannot .* delete the folder"):
             rows.read(source.fragments[0])
         file.write_bytes(b"")
-        with pytest.raises(DataError, match=r"rows-000000\.arrow: .*it holds 0 bytes, expected"):
+        with pytest.raises(DataError, match=r"rows-000000\.bin: .*it holds 0 bytes, expected"):
             rows.read(source.fragments[0])
 
 
@@ -227,7 +227,7 @@ def test_labels_in_another_order_are_encoded_anew(tmp_path: Path) -> None:
         transform = Transform(schema)
         with open_source(str(tmp_path / "rows.parquet"), columns=transform.columns()) as source:
             found, made = encoded_rows(tmp_path / "encoded", transform, source)
-            (batch,) = [found.read(fragment) for fragment in source.fragments]
+            (batch,) = [found.read(fragment).unpack() for fragment in source.fragments]
         assert made
         assert batch.labels_BL is not None
         columns[tuple(order)] = batch.labels_BL[:, list(order).index("two")].tolist()

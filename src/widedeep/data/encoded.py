@@ -1,4 +1,4 @@
-"""EncodedRows: a source's rows as the transform encoded them, mapped from Arrow files."""
+"""EncodedRows: a source's examples as the transform encoded them, packed, in mapped files."""
 
 from __future__ import annotations
 
@@ -8,31 +8,40 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep._version import __version__
-from widedeep.data.batch import Batch
 from widedeep.data.fragments import Fragment, Source
+from widedeep.data.packed import LayoutFields, PackedExamples, layout_fields, pack_batch
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
 from widedeep.files import atomic_directory, write_text_whole
+from widedeep.kernels import ExampleLayout
 from widedeep.remote import modified
 
-ENCODED_FORMAT = 1
+ENCODED_FORMAT = 2
 _KEY = "key.json"
 
 
-class EncodedRows:
-    """A folder with one Arrow file per fragment of a source, and the key of their origin."""
+class _File(NamedTuple):
+    """A file of packed examples; behind them stand their lengths, unless all are equal."""
 
-    def __init__(self, path: Path, files: list[tuple[str, int]], n_slots: int) -> None:
+    name: str
+    size: int
+    n_bytes: int  # Of the examples
+    length: int  # Of each example; 0 where the lengths follow
+
+
+class EncodedRows:
+    """A folder with one file per fragment of a source, and the key of their origin."""
+
+    def __init__(self, path: Path, files: list[_File], fields: LayoutFields | None) -> None:
         self.path = path
         self._files = files
-        self._n_slots = n_slots
+        self._layout = None if fields is None else ExampleLayout(**fields)
 
     @classmethod
     def open(
@@ -42,13 +51,13 @@ class EncodedRows:
         folder = Path(path)
         try:
             stored = json.loads((folder / _KEY).read_text(encoding="utf-8"))
-            files = [(str(name), int(size)) for name, size in stored["files"]]
-            whole = all((folder / name).stat().st_size == size for name, size in files)
+            files = [_File(*entry) for entry in stored["files"]]
+            whole = all((folder / file.name).stat().st_size == file.size for file in files)
+            if not whole or stored["key"] != _key(transform, source):
+                return None
+            return cls(folder, files, stored["layout"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        if not whole or stored.get("key") != _key(transform, source):
-            return None
-        return cls(folder, files, len(transform.schema.slots))
 
     @classmethod
     def write(
@@ -56,41 +65,42 @@ class EncodedRows:
     ) -> EncodedRows:
         """Encode a source's rows into a folder, written atomically."""
         folder = Path(path)
-        key, files = _key(transform, source), []
+        fields: LayoutFields | None = None
+        files: list[_File] = []
+        key = _key(transform, source)
         try:
             with atomic_directory(folder) as temporary:
-                for fragment, batch in _encoded(transform, source):
-                    file = temporary / f"rows-{fragment.index:06d}.arrow"
-                    _write_batch(file, batch)
-                    files.append((file.name, file.stat().st_size))
-                write_text_whole(
-                    temporary / _KEY, json.dumps({"key": key, "files": files}, indent=1)
-                )
+                for fragment, encoded in _encoded(transform, source):
+                    fields, packed, starts = encoded
+                    name = f"rows-{fragment.index:06d}.bin"
+                    files.append(_write_file(temporary / name, packed, starts))
+                content = {"key": key, "layout": fields, "files": files}
+                write_text_whole(temporary / _KEY, json.dumps(content, indent=1))
         except OSError as error:
             raise DataError(
                 f"{folder}: the encoded rows cannot be written ({error.strerror or error}); make "
-                "room there (an id takes 16 bytes, a number 4), or train without them"
+                "room there (an id takes 1 to 4 bytes, a number 4), or train without them"
             ) from error
-        return cls(folder, files, len(transform.schema.slots))
+        return cls(folder, files, fields)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all files."""
-        return sum(size for _, size in self._files)
+        return sum(file.size for file in self._files)
 
-    def read(self, fragment: Fragment) -> Batch:
+    def read(self, fragment: Fragment) -> PackedExamples:
         """Return a fragment's encoded rows; called from several threads."""
-        name, size = self._files[fragment.index]
+        file = self._files[fragment.index]
+        assert self._layout is not None
         try:
-            mapped = _map_file(self.path / name, size)
-            with pa.ipc.open_file(pa.py_buffer(mapped)) as reader:
-                rows = reader.get_batch(0)
-        except (OSError, ValueError, pa.ArrowException) as error:
+            mapped = _map_file(self.path / file.name, file.size)
+            starts = _starts(file, mapped, fragment.num_rows)
+        except (OSError, ValueError) as error:
             raise DataError(
-                f"{self.path / name}: cannot be read ({error}); delete the folder {self.path}, "
-                "and the rows are encoded again"
+                f"{self.path / file.name}: cannot be read ({error}); delete the folder "
+                f"{self.path}, and the rows are encoded again"
             ) from error
-        return _as_batch(rows, mapped, fragment.num_rows, self._n_slots)
+        return PackedExamples.within(self._layout, mapped, starts)
 
 
 def encoded_rows(
@@ -122,14 +132,20 @@ def _key(transform: Transform, source: Source) -> dict[str, Any]:
     }
 
 
-def _encoded(transform: Transform, source: Source) -> Iterator[tuple[Fragment, Batch]]:
-    """Yield the fragments in order, encoding two ahead of the caller, who writes them."""
+_Packed = tuple[LayoutFields, NDArray[np.uint8], NDArray[np.int64]]
 
-    def encode(fragment: Fragment) -> Batch:
-        return transform(source.read(fragment))
+
+def _encoded(transform: Transform, source: Source) -> Iterator[tuple[Fragment, _Packed]]:
+    """Yield the fragments in order, encoding two ahead of the caller, who writes them."""
+    sizes = [slot.size for slot in transform.schema.slots]
+
+    def encode(fragment: Fragment) -> _Packed:
+        batch = transform(source.read(fragment))
+        fields = layout_fields(batch, sizes)
+        return fields, *pack_batch(batch, ExampleLayout(**fields))
 
     with ThreadPoolExecutor(2, thread_name_prefix="widedeep-encode") as workers:
-        waiting: list[tuple[Fragment, Future[Batch]]] = []
+        waiting: list[tuple[Fragment, Future[_Packed]]] = []
         for fragment in source.fragments:
             waiting.append((fragment, workers.submit(encode, fragment)))
             if len(waiting) > 2:
@@ -140,76 +156,35 @@ def _encoded(transform: Transform, source: Source) -> Iterator[tuple[Fragment, B
             yield first, future.result()
 
 
-# ---- Batch <-> record batch ---------------------------------------------------------------------
+def _write_file(path: Path, packed: NDArray[np.uint8], starts: NDArray[np.int64]) -> _File:
+    lengths = np.diff(starts).astype(np.uint32)
+    is_even = len(lengths) > 0 and lengths.min() == lengths.max()
+    with open(path, "wb") as file:
+        file.write(packed.data)
+        if not is_even:
+            file.write(bytes(-len(packed) % lengths.itemsize))
+            file.write(lengths.data)
+        size = file.tell()
+    return _File(path.name, size, len(packed), int(lengths[0]) if is_even else 0)
 
 
-def _write_batch(path: Path, batch: Batch) -> None:
-    columns: dict[str, pa.Array] = {}
-    if batch.n_slots:
-        columns["ids"] = _cells(batch, pa.array(batch.ids_N))
-        if batch.values_N is not None:
-            columns["values"] = _cells(batch, pa.array(batch.values_N))
-    for name, table in (("dense", batch.dense_BK), ("labels", batch.labels_BL)):
-        if table is not None and table.shape[1]:
-            flat = pa.array(np.ascontiguousarray(table).reshape(-1))
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, table.shape[1])
-    for name, vector in (("weight", batch.weight_B), ("group", batch.group_B)):
-        if vector is not None:
-            columns[name] = pa.array(vector)
-    rows = pa.record_batch(columns)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
-        writer.write_batch(rows)
-
-
-def _cells(batch: Batch, items: pa.Array) -> pa.Array:
-    """A list for each slot of each example."""
-    cells = pa.LargeListArray.from_arrays(pa.array(batch.offsets_BF), items)
-    return pa.FixedSizeListArray.from_arrays(cells, batch.n_slots)
+def _starts(file: _File, mapped: NDArray[np.uint8], rows: int) -> NDArray[np.int64]:
+    """Return where each example of a file begins, and the last one ends."""
+    if file.length:
+        starts = np.arange(rows + 1) * file.length
+    else:
+        lengths = mapped[file.size - 4 * rows :].view(np.uint32) if rows else np.empty(0)
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if starts[-1] != file.n_bytes:
+        raise ValueError(f"its examples have {starts[-1]:,} bytes, expected {file.n_bytes:,}")
+    return starts
 
 
 def _map_file(path: Path, size: int) -> NDArray[np.uint8]:
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size != size:
             raise OSError(f"it holds {os.fstat(file.fileno()).st_size} bytes, expected {size}")
-        # A private copy on write: tensors may be made of the arrays, and no byte reaches the file.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_WILLNEED"):
         mapped.madvise(mmap.MADV_WILLNEED)
     return np.frombuffer(mapped, np.uint8)
-
-
-def _as_batch(rows: pa.RecordBatch, mapped: NDArray[np.uint8], n_rows: int, n_slots: int) -> Batch:
-    names = set(rows.schema.names)
-
-    def column(name: str) -> pa.Array | None:
-        return rows.column(name) if name in names else None
-
-    def table(name: str) -> NDArray[Any] | None:
-        array = column(name)
-        return None if array is None else _view(array.values, mapped).reshape(n_rows, -1)
-
-    def vector(name: str) -> NDArray[Any] | None:
-        array = column(name)
-        return None if array is None else _view(array, mapped)
-
-    ids, values, dense = column("ids"), column("values"), table("dense")
-    return Batch(
-        ids_N=np.zeros(0, np.int64) if ids is None else _view(ids.values.values, mapped),
-        offsets_BF=np.zeros(n_rows * n_slots + 1, np.int64)
-        if ids is None
-        else _view(ids.values.offsets, mapped),
-        dense_BK=np.zeros((n_rows, 0), np.float32) if dense is None else dense,
-        values_N=None if values is None else _view(values.values.values, mapped),
-        labels_BL=table("labels"),
-        weight_B=vector("weight"),
-        group_B=vector("group"),
-    )
-
-
-def _view(array: pa.Array, mapped: NDArray[np.uint8]) -> NDArray[Any]:
-    """Return a flat array's values as a view of the mapping; Arrow's own views are read-only."""
-    dtype = np.dtype(array.type.to_pandas_dtype())
-    if not len(array):
-        return np.zeros(0, dtype)
-    start = array.buffers()[1].address - mapped.ctypes.data + array.offset * dtype.itemsize
-    return mapped[start : start + len(array) * dtype.itemsize].view(dtype)

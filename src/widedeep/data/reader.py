@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from widedeep import kernels
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Fragment, Source
+from widedeep.data.packed import PackedExamples
 from widedeep.data.requests import RequestBatch, RequestSource
 from widedeep.errors import ConfigError
 
@@ -330,12 +332,11 @@ def _permutation(
     words = _words(n, seed, epoch, stream, index, lane)
     low_bits = np.uint64((1 << n.bit_length()) - 1)
     words = (words & ~low_bits) | np.arange(n, dtype=np.uint64)
-    words.sort()
-    return (words & low_bits).astype(np.int64)
+    return (kernels.sorted_words(words) & low_bits).astype(np.int64)
 
 
 BLOCK_ROWS = 4096
-"""Rows that are gathered from a pool at once; batches are views of such blocks.
+"""Rows that are gathered from a pool at once; small batches are views of such blocks.
 
 Blocks of a few hundred kilobytes an array come out of memory that the process has already; larger
 ones are new pages each time, which cost as much as copying the rows.
@@ -364,9 +365,10 @@ class BatchReader:
         start_batch: int = 0,
         prefetch: int = 2,
         threads: int = 1,
-        encoded: Callable[[Fragment], Batch] | None = None,
+        encoded: Callable[[Fragment], PackedExamples] | None = None,
         lanes: range | None = None,
         batches_at_once: int = 1,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         numbers = {"prefetch": prefetch, "threads": threads, "batches_at_once": batches_at_once}
         for name, number in numbers.items():
@@ -376,7 +378,7 @@ class BatchReader:
         lanes = range(plan.lanes) if lanes is None else lanes
         self._read_batches = _BatchCutter(
             source, encode, encoded, plan, start_batch, threads, lanes, plan.num_batches,
-            batches_at_once,
+            batches_at_once, sizes,
         )  # fmt: skip
         self._prefetch = prefetch
         self._open: list[tuple[_Channel, threading.Thread]] = []
@@ -468,13 +470,14 @@ class _BatchCutter:
 
     source: Source | RequestSource
     encode: Callable[[pa.Table], Batch] | Callable[[pa.Table], RequestBatch]
-    encoded: Callable[[Fragment], Batch] | None
+    encoded: Callable[[Fragment], PackedExamples] | None
     plan: EpochPlan
     start_batch: int
     threads: int
     lanes: range
     num_batches: int
     at_once: int
+    sizes: Sequence[int] | None  # Ids of each slot are below these; None: nobody knows
 
     def run(self, channel: _Channel) -> None:
         error: BaseException | None = None
@@ -508,7 +511,9 @@ class _BatchCutter:
             ):
                 fragments.start(pools[n_started])
                 n_started += 1
-            yield from _pool_rows(fragments.take(pool), self.plan.segment_order(pool), start)
+            blocks = _pool_rows(fragments.take(pool), self.plan.segment_order(pool), start)
+            is_large = self.plan.batch_size * self.at_once >= BLOCK_ROWS // 8
+            yield from blocks if is_large else _unpacked(blocks)
             start = 0
 
     def _encoded(self, fragment: Fragment, channel: _Channel) -> Any:
@@ -533,6 +538,12 @@ class _BatchCutter:
         if not self.plan.shuffle:
             return deque([batch])
         order = self.plan.fragment_order(fragment)
+        if not isinstance(batch, RequestBatch):
+            packed = batch
+            if isinstance(batch, Batch):
+                packed = PackedExamples.pack(batch, self.sizes)
+            rows = packed.take(order)
+            return deque(rows.slice(segment.start, segment.stop) for segment in segments)
         parts: deque[Any] = deque()
         for copied in _copied_at_once(segments):
             first, last = copied[0].start, copied[-1].stop
@@ -550,7 +561,8 @@ class _BatchCutter:
             rows_of(min(batch + self.at_once - 1, last))[1] - rows_of(batch)[0]
             for batch in range(self.start_batch, self.num_batches, self.at_once)
         )
-        yield from _cut(self._rows(workers, channel), sizes)
+        for piece in _cut(self._rows(workers, channel), sizes):
+            yield piece.unpack() if isinstance(piece, PackedExamples) else piece
 
     def _lane_batches(self, workers: ThreadPoolExecutor, channel: _Channel) -> Iterator[Batch]:
         """Put the batches of the lanes one behind the other."""
@@ -562,7 +574,8 @@ class _BatchCutter:
                 none = parts[0].slice(0, 0)
             elif none is None:  # no lane has a row: what an example looks like says another one
                 fragment = self.source.fragments[0]
-                none = self._encoded(replace(fragment, num_rows=1), channel).slice(0, 0)
+                one = self._encoded(replace(fragment, num_rows=1), channel)
+                none = (one.unpack() if isinstance(one, PackedExamples) else one).slice(0, 0)
             lengths = [0 if piece is None else len(piece) for piece in pieces]
             starts = np.cumsum([0, *lengths], dtype=np.int64)
             assert none is not None
@@ -598,7 +611,7 @@ class _Fragments:
                 self._waiting.add(index)
                 self._open[index] = self._load(segment.fragment, self._segments.pop(index))
 
-    def take(self, pool: Pool) -> list[Batch]:
+    def take(self, pool: Pool) -> list[Any]:
         """Wait for a pool's segments and hand them over."""
         parts = []
         for segment in pool.segments:
@@ -634,6 +647,16 @@ def _cut(pieces: Iterator[Any], sizes: Iterable[int]) -> Iterator[Any]:
         yield type(head[0]).concat(head) if head else None
 
 
+def _unpacked(blocks: Iterator[Any]) -> Iterator[Any]:
+    """Unpack examples as many at a time as stay in the processor's cache."""
+    for block in blocks:
+        if not isinstance(block, PackedExamples):
+            yield block
+            continue
+        for first in range(0, len(block), BLOCK_ROWS):
+            yield block.slice(first, first + BLOCK_ROWS).unpack()
+
+
 def _copied_at_once(segments: Sequence[Segment]) -> Iterator[Sequence[Segment]]:
     """Group the segments of a fragment whose memory is freed together; small ones cost too much."""
     first = 0
@@ -649,6 +672,12 @@ def _pool_rows(
     """Yield a pool's rows as ``order`` takes them from its segments, each in its own order."""
     if len(batches) == 1:
         yield batches[0].slice(start, len(batches[0]))
+        return
+    if isinstance(batches[0], PackedExamples):
+        # (B,) where each of the pool's rows stands: the inverse of a stable sort
+        position_B = np.empty(len(order), np.int64)
+        position_B[np.argsort(order, kind="stable")] = np.arange(len(order))
+        yield PackedExamples.concat(batches).take(position_B[start:])
         return
     used_S = np.bincount(order[:start], minlength=len(batches))  # (S,) rows taken per segment
     block = BLOCK_ROWS

@@ -242,6 +242,7 @@ class TrainingRun:
             encoded=None if self.encoded is None else self.encoded.read,
             lanes=self.ranks.lanes_of(),
             batches_at_once=self._at_once,
+            sizes=[slot.size for slot in state.model.schema.slots],
         )
         with contextlib.closing(reader):
             for batches in reader:
