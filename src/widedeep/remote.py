@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeAlias
@@ -168,6 +169,56 @@ class RemoteFile:
             blocks = self.fs.cat_ranges([self.path] * len(ranges), starts, stops, on_error="raise")
             return [bytes(block) for block in blocks]
 
+    def start_ranges(self, ranges: Sequence[tuple[int, int]]) -> Callable[[], list[bytes]]:
+        """Begin to fetch ranges [start, stop) of this version; return what waits for their bytes.
+
+        What waits raises DataError if another version lies there. Where the library reads in the
+        calling thread alone, it fetches them then.
+        """
+        if not getattr(self.fs, "async_impl", False):
+            return lambda: self._checked_ranges(ranges)
+        fetch = self._fetched_with_tags(ranges)
+        future = asyncio.run_coroutine_threadsafe(fetch, self.fs.loop)
+
+        def blocks() -> list[bytes]:
+            try:
+                fetched, tags = future.result()
+            except Exception:  # each library has exceptions of its own; this also retries
+                return self._checked_ranges(ranges)
+            return fetched if tags == {self.tag} else self._checked_ranges(ranges)
+
+        return blocks
+
+    async def _fetched_with_tags(
+        self, ranges: Sequence[tuple[int, int]]
+    ) -> tuple[list[bytes], set[str]]:
+        """Return the bytes of ranges and the tags of the versions that they come from."""
+        fs = self.fs
+        if hasattr(fs, "_call_s3"):  # S3 sends the tag along; others are asked for it beside.
+            parts = await asyncio.gather(*(self._s3_range(*span) for span in ranges))
+            return [block for block, _ in parts], {tag for _, tag in parts}
+        paths = [self.path] * len(ranges)
+        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
+        info, blocks = await asyncio.gather(
+            fs._info(self.path), fs._cat_ranges(paths, starts, stops, on_error="raise")
+        )
+        return [bytes(block) for block in blocks], {RemoteFile.of(fs, self.url, info).tag}
+
+    async def _s3_range(self, start: int, stop: int) -> tuple[bytes, str]:
+        bucket, key, _ = self.fs.split_path(self.path)
+        span = f"bytes={start}-{stop - 1}"
+        answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key, Range=span)
+        with contextlib.closing(answer["Body"]) as body:
+            return await body.read(), str(answer["ETag"]).strip('"')
+
+    def _checked_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Fetch ranges as the library does, with its retries, if this version lies there yet."""
+        if self.look() != self:
+            raise DataError(
+                f"{self.url}: changed while being read; leave input files alone during a run"
+            )
+        return self.read_ranges(ranges)
+
 
 InputPath: TypeAlias = Path | RemoteFile
 """A file of an input, here or behind a URL."""
@@ -282,10 +333,14 @@ class FileRanges(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes."""
+        return bytes(self.read_buffer(size))
+
+    def read_buffer(self, size: int = -1) -> memoryview:
+        """Return the next bytes without a copy, which Arrow asks for where it can."""
         stop = self._size if size < 0 else min(self._offset + size, self._size)
         start = min(self._offset, stop)
         for first, block in self._ranges:
             if first <= start and stop <= first + len(block):
                 self._offset = stop
-                return block[start - first : stop - first]
+                return memoryview(block)[start - first : stop - first]
         raise OSError(f"bytes {start} to {stop} were not fetched")

@@ -31,8 +31,8 @@ class _File(NamedTuple):
 
     name: str
     size: int
-    n_bytes: int  # Of the examples
-    length: int  # Of each example; 0 where the lengths follow
+    n_bytes: int  # Bytes of the examples
+    length: int  # Bytes of each example; 0 where the lengths follow
 
 
 class EncodedRows:

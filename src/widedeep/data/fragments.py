@@ -293,6 +293,13 @@ class Input:
     """Works out the record's checksum; only a run that can be resumed needs it."""
 
 
+def start_reading(block: RowBlock, columns: Sequence[str]) -> None:
+    """Let a block that is far away begin to fetch columns that will be read soon."""
+    start = getattr(block, "start", None)
+    if start is not None:
+        start(columns)
+
+
 ColumnKind: TypeAlias = pa.DataType | Literal["category"]
 """A column's declared type; ``"category"`` is text, unless each value is a canonical integer."""
 
@@ -352,6 +359,10 @@ class _CastBlock:
     def num_rows(self) -> int:
         """Rows it holds."""
         return self.block.num_rows
+
+    def start(self, columns: Sequence[str]) -> None:
+        """Begin to fetch them."""
+        start_reading(self.block, columns)
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns, converted."""
@@ -442,6 +453,11 @@ class Source:
             table = table.slice(fragment.skipped, fragment.num_rows)
         metadata = {ORIGIN_KEY: fragment.origin.encode(), FIRST_ROW_KEY: str(fragment.first_row)}
         return table.replace_schema_metadata(metadata)
+
+    def start(self, fragment: Fragment, columns: Sequence[str] | None = None) -> None:
+        """Begin to fetch a fragment that will be read soon, where that takes time."""
+        names = self.arrow_schema.names if columns is None else columns
+        start_reading(self._blocks[fragment.index], names)
 
     def _check_text(self, fragment: Fragment, table: pa.Table) -> None:
         """Refuse text that is no UTF-8, the first time that a fragment's column is read."""
@@ -575,10 +591,16 @@ def column_stream(
     columns: Sequence[str] | None = None,
     fragments: Sequence[Fragment] | None = None,
 ) -> Iterator[pa.Table]:
-    """Yield a source's fragments, all or some, in order, decoding one ahead of the caller."""
+    """Yield a source's fragments, all or some, in order, decoding one ahead of the caller.
+
+    Two more of them are being fetched, where they are far away.
+    """
+    fragments = source.fragments if fragments is None else fragments
     with ThreadPoolExecutor(1, thread_name_prefix="widedeep-read") as worker:
         waiting: Future[pa.Table] | None = None
-        for fragment in source.fragments if fragments is None else fragments:
+        for number, fragment in enumerate(fragments):
+            for following in fragments[number + 1 : number + 3]:
+                source.start(following, columns)
             ready, waiting = waiting, worker.submit(source.read, fragment, columns)
             if ready is not None:
                 yield ready.result()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import pyarrow as pa
@@ -44,14 +44,22 @@ class _FileVersion:
         """What a record holds of a file behind a URL beside its size."""
         return self.modified if isinstance(self.modified, str) else ""
 
-    def open(self, metadata: pq.FileMetaData, row_group: int, columns: Sequence[str]) -> object:
-        """Return what Parquet's reader takes; of a remote file only what it will read is there."""
-        if not isinstance(self.path, RemoteFile):
-            return self.path
-        spans = _spans(metadata, row_group, set(columns))
-        blocks = self.path.read_ranges(spans)
+    def start(self, row_group: int, columns: Collection[str]) -> Callable[[], object]:
+        """Return what gives Parquet's reader a row group; of a remote file it is on its way."""
+        path = self.path
+        if not isinstance(path, RemoteFile):
+            return self._unchanged
+        spans = _spans(_metadata(self), row_group, columns)
+        blocks = path.start_ranges(spans)
         starts = [start for start, _ in spans]
-        return FileRanges(self.size, zip(starts, blocks, strict=True))
+        return lambda: FileRanges(self.size, zip(starts, blocks(), strict=True))
+
+    def _unchanged(self) -> InputPath:
+        if _FileVersion.now(self.path) != self:
+            raise DataError(
+                f"{self.path}: changed while being read; leave input files alone during a run"
+            )
+        return self.path
 
 
 @lru_cache(maxsize=64)
@@ -102,18 +110,25 @@ class RowGroup:
     version: _FileVersion
     row_group: int
     num_rows: int
+    # What was begun to be fetched, by columns
+    started: dict[frozenset[str], Callable[[], object]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def start(self, columns: Sequence[str]) -> None:
+        """Begin to fetch these columns, where they are far away."""
+        if isinstance(self.version.path, RemoteFile) and not self.started:
+            names = frozenset(columns)
+            self.started[names] = self.version.start(self.row_group, names)
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns, decoded in the calling thread."""
-        path = self.version.path
+        path, names = self.version.path, frozenset(columns)
         try:
-            if _FileVersion.now(path) != self.version:
-                raise DataError(
-                    f"{path}: changed while being read; leave input files alone during a run"
-                )
+            fetch = self.started.pop(names, None) or self.version.start(self.row_group, names)
             metadata = _metadata(self.version)
             dictionaries = _dictionary_paths(metadata, self.row_group, columns)
-            source = self.version.open(metadata, self.row_group, columns)
+            source = fetch()
             with pq.ParquetFile(source, metadata=metadata, read_dictionary=dictionaries) as file:
                 table = file.read_row_group(
                     self.row_group, columns=list(columns), use_threads=False

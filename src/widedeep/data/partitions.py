@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from widedeep.data.fragments import ColumnKind, Input, RowBlock
+from widedeep.data.fragments import ColumnKind, Input, RowBlock, start_reading
 from widedeep.data.paths import InputFile
 from widedeep.errors import DataError
 
@@ -52,6 +52,10 @@ class _PartitionedBlock:
     def num_rows(self) -> int:
         """Rows it holds."""
         return self.block.num_rows
+
+    def start(self, columns: Sequence[str]) -> None:
+        """Begin to fetch them."""
+        start_reading(self.block, [name for name in columns if name not in self.values])
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns."""

@@ -498,6 +498,8 @@ class _BatchCutter:
         pools = self.plan.pools[first.pool :]
 
         def load(fragment: Fragment, segments: Sequence[Segment]) -> Future[deque[Any]]:
+            if self.encoded is None and isinstance(self.source, Source):
+                self.source.start(self.source.fragments[fragment.index])
             return workers.submit(self._segments, fragment, segments, channel)
 
         fragments = _Fragments(pools, load)
@@ -574,8 +576,10 @@ class _BatchCutter:
                 none = parts[0].slice(0, 0)
             elif none is None:  # no lane has a row: what an example looks like says another one
                 fragment = self.source.fragments[0]
-                one = self._encoded(replace(fragment, num_rows=1), channel)
-                none = (one.unpack() if isinstance(one, PackedExamples) else one).slice(0, 0)
+                example = self._encoded(replace(fragment, num_rows=1), channel)
+                if isinstance(example, PackedExamples):
+                    example = example.unpack()
+                none = example.slice(0, 0)
             lengths = [0 if piece is None else len(piece) for piece in pieces]
             starts = np.cumsum([0, *lengths], dtype=np.int64)
             assert none is not None

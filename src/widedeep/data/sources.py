@@ -27,6 +27,7 @@ from widedeep.data.fragments import (
     batches_reader,
     check_columns,
     selected_columns,
+    start_reading,
     table_input,
 )
 from widedeep.data.lake_tables import (
@@ -129,6 +130,10 @@ class _SelectedBlock:
     block: RowBlock
     bits: NDArray[np.uint8]
     num_rows: int
+
+    def start(self, columns: Sequence[str]) -> None:
+        """Begin to fetch them."""
+        start_reading(self.block, columns)
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns of the rows that belong."""
