@@ -3,8 +3,7 @@
 Batches are encoded beforehand; the engines take turns, and medians of the turns are printed. The
 floor is the tower's matrix products through torch alone, measured in the same turns; "of the floor"
 is the floor plus 0.5 us an example (for embeddings, wide part and updates) over our time. Then a
-step's time by the rows of its tables, and an epoch from a Parquet file of strings, and from rows
-encoded on disk, against the same rows encoded in memory. See `train_models.py` for the models.
+step's time by the rows of its tables. See `train_models.py` for the models.
 
     python benchmarks/bench_train.py [--quick] [--models S] [--batches 2048] [--threads 2] [--write]
 """
@@ -15,9 +14,6 @@ import argparse
 import functools
 import gc
 import itertools
-import subprocess
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,8 +29,6 @@ import train_models as models
 from results_file import machine, write_section
 
 from widedeep.data.batch import Batch
-from widedeep.data.encoded import EncodedRows
-from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.training.schedules import FULL_RATES
 from widedeep.training.step import TrainStep
 
@@ -42,7 +36,6 @@ ALLOWED_US = 0.5  # an example, besides the matrix products
 PARTS = ("group and gather", "dense forward and backward", "reduce", "apply")
 BYTES_OF_A_ROW = 2 * 4 * 16 + 16  # an embedding and its state, a wide record
 SPARE_BYTES = 3 << 30
-EPOCH_ROWS = 200_000
 DATA = Path(__file__).parent / "data"
 
 
@@ -241,72 +234,6 @@ def bench_small(report: Report, arguments: argparse.Namespace) -> None:
     report.table(["model", "batch", "threads", "examples/s", "us a step"], lines)
 
 
-def bench_epoch(report: Report, arguments: argparse.Namespace) -> None:
-    """An epoch from a Parquet file of strings or encoded rows, against batches in memory."""
-    path = DATA / f"criteo_like_{EPOCH_ROWS}_0.parquet"
-    if not path.exists():
-        DATA.mkdir(exist_ok=True)
-        script = Path(__file__).with_name("criteo_like.py")
-        command = [sys.executable, str(script), "--rows", str(EPOCH_ROWS), "--out", str(path)]
-        subprocess.run(command, check=True)
-    spec = wd.FeatureSpec(
-        label="label",
-        features=[
-            *wd.numeric(*(f"I{i}" for i in range(1, 14))),
-            *wd.categorical(*(f"C{i}" for i in range(1, 27))),
-            *(wd.crossed(*parts) for parts in (("C5", "C8"), ("C1", "C14"), ("C19", "C2"))),
-        ],
-    )
-    schema = wd.fit_schema(spec, str(path))
-    threads = max(arguments.threads)
-    torch.set_num_threads(threads)
-    trainer = wd.Trainer(
-        wd.WideDeep(schema), batch_size=2048, threads=threads, progress=False, pool_rows=65_536
-    )
-    reader = trainer.evaluator
-    with (
-        reader.open(str(path), "the log") as source,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        encoded = EncodedRows.write(f"{folder}/encoded", reader.transform, source)
-        plan = EpochPlan(source, batch_size=2048, seed=0, epoch=0, pool_rows=65_536)
-        held = list(BatchReader(source, reader.encoder(), plan))
-
-        def in_memory() -> None:
-            for batch in held:
-                trainer.step(batch)
-
-        def from_file() -> None:
-            for batch in BatchReader(source, reader.encoder(), plan):
-                trainer.step(batch)
-
-        def from_encoded() -> None:
-            for batch in BatchReader(source, reader.encoder(), plan, encoded=encoded.read):
-                trainer.step(batch)
-
-        def input_alone() -> None:
-            for _ in BatchReader(source, reader.encoder(), plan):
-                pass
-
-        engines = {
-            "memory": in_memory, "file": from_file, "encoded": from_encoded, "input": input_alone
-        }  # fmt: skip
-        times = take_turns(engines, arguments.seconds / 20)
-    report.say(f"### An epoch from a Parquet file of strings ({EPOCH_ROWS:,} rows)\n")
-    report.table(
-        ["what", "rows/s", "of the rate in memory"],
-        [
-            ["batches in memory", f"{EPOCH_ROWS / median(times['memory']):,.0f}", "100%"],
-            ["from the file", f"{EPOCH_ROWS / median(times['file']):,.0f}",
-             f"{ratio(times, 'memory', 'file'):.0%}"],
-            ["from encoded rows on disk", f"{EPOCH_ROWS / median(times['encoded']):,.0f}",
-             f"{ratio(times, 'memory', 'encoded'):.0%}"],
-            ["reading and encoding alone", f"{EPOCH_ROWS / median(times['input']):,.0f}",
-             f"{ratio(times, 'memory', 'input'):.0%}"],
-        ],
-    )  # fmt: skip
-
-
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -351,7 +278,6 @@ def main() -> None:
     if arguments.tables:
         bench_tables(report, arguments)
     bench_small(report, arguments)
-    bench_epoch(report, arguments)
     print(f"{time.perf_counter() - started:.0f} s in all")
     if arguments.write:
         write_section("training:speed", "\n".join(report.lines))

@@ -1,0 +1,160 @@
+"""Reading beside training: an epoch from a file of strings and from encoded rows, and the fit.
+
+Epochs take turns in one process; medians are printed. An epoch in memory trains on batches that are
+encoded already. What reading may cost at least is told by processor time, which other programs on
+the machine hardly change: where training keeps all cores busy, its rate beside reading is at most
+T / (T + R) of that in memory, with T and R the processor time of training and of reading a row.
+
+    python benchmarks/bench_reading.py [--rows 200000] [--turns 5] [--threads 2] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+# Before torch: it says how long torch's threads spin.
+import widedeep as wd
+
+# isort: split
+import criteo_like
+import pyarrow.parquet as pq
+import torch
+from results_file import machine, write_section
+
+from widedeep.data.encoded import EncodedRows
+from widedeep.data.reader import BatchReader, EpochPlan
+
+NUMBERS = [f"I{i}" for i in range(1, 14)]
+TEXTS = [f"C{i}" for i in range(1, 27)]
+CROSSES = (("C5", "C8"), ("C1", "C14"), ("C19", "C2"))
+BATCH_ROWS = 2048
+
+
+def cost(call: Callable[[], object]) -> tuple[float, float]:
+    """Return a call's seconds, and those of processors."""
+    started, started_cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - started, time.process_time() - started_cpu
+
+
+def fit_rate(path: str, rows: int, turns: int) -> float:
+    """Return rows that `fit_schema` learns from in a second of a processor, without crosses."""
+    spec = wd.FeatureSpec(label="label", features=[*wd.numeric(*NUMBERS), *wd.categorical(*TEXTS)])
+    return rows / median(cost(lambda: wd.fit_schema(spec, path))[1] for _ in range(turns))
+
+
+def column_bytes(path: str) -> int:
+    """Return the bytes of the columns that are read."""
+    metadata, names = pq.read_metadata(path), {"label", *NUMBERS, *TEXTS}
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    return sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema in names)
+
+
+def bench_epochs(path: str, rows: int, turns: int, threads: int) -> list[str]:
+    """Return lines of a table: epochs in memory, from the file, from encoded rows."""
+    spec = wd.FeatureSpec(
+        label="label",
+        features=[
+            *wd.numeric(*NUMBERS),
+            *wd.categorical(*TEXTS),
+            *(wd.crossed(*parts) for parts in CROSSES),
+        ],
+    )
+    schema = wd.fit_schema(spec, path)
+    torch.set_num_threads(threads)
+    trainer = wd.Trainer(
+        wd.WideDeep(schema),
+        batch_size=BATCH_ROWS,
+        threads=threads,
+        progress=False,
+        pool_rows=65_536,
+    )
+    evaluator, sizes = trainer.evaluator, [slot.size for slot in schema.slots]
+    with evaluator.open(path, "the log") as source, tempfile.TemporaryDirectory() as folder:
+        encoded = EncodedRows.write(f"{folder}/encoded", evaluator.transform, source)
+        plan = EpochPlan(source, batch_size=BATCH_ROWS, seed=0, epoch=0, pool_rows=65_536)
+
+        def reader(stored: bool) -> BatchReader:
+            read = encoded.read if stored else None
+            return BatchReader(source, evaluator.encoder(), plan, encoded=read, sizes=sizes)
+
+        def train(batches: object) -> None:
+            for batch in batches:  # type: ignore[attr-defined]
+                trainer.step(batch)
+
+        batches = list(reader(False))
+        calls: dict[str, Callable[[], object]] = {
+            "memory": lambda: train(batches),
+            "file": lambda: train(reader(False)),
+            "encoded": lambda: train(reader(True)),
+            "reading the file": lambda: sum(len(batch) for batch in reader(False)),
+            "reading encoded": lambda: sum(len(batch) for batch in reader(True)),
+        }
+        for call in calls.values():
+            call()
+        costs: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+        for _ in range(turns):
+            for name, call in calls.items():
+                costs[name].append(cost(call))
+    wall = {name: median(seconds for seconds, _ in each) for name, each in costs.items()}
+    cpu = {name: median(seconds for _, seconds in each) / rows for name, each in costs.items()}
+    lines = [f"| batches in memory | {rows / wall['memory']:,.0f} | 100% | | | |"]
+    for what, name, reading, size in (
+        ("the file of strings", "file", "reading the file", column_bytes(path)),
+        ("encoded rows", "encoded", "reading encoded", encoded.nbytes),
+    ):
+        floor = cpu["memory"] / (cpu["memory"] + cpu[reading])
+        lines.append(
+            f"| {what} | {rows / wall[name]:,.0f} | {wall['memory'] / wall[name]:.0%} | "
+            f"{cpu[reading] * 1e9:,.0f} ns of {cpu['memory'] * 1e9:,.0f} | {floor:.1%} | "
+            f"{size / rows:.0f} |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--fit-rows", type=int, default=1_000_000)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path, long = (str(Path(folder) / name) for name in ("rows.parquet", "long.parquet"))
+        criteo_like.write(path, arguments.rows)
+        criteo_like.write(long, arguments.fit_rows)
+        rate = fit_rate(long, arguments.fit_rows, arguments.turns)
+        lines = bench_epochs(path, arguments.rows, arguments.turns, arguments.threads)
+    text = "\n".join(
+        [
+            f"`benchmarks/bench_reading.py` on {machine()}, {arguments.threads} threads, load of "
+            f"the machine before: {load:.1f}. {arguments.rows:,} rows of `criteo_like.py`, medians "
+            f"of {arguments.turns} turns. With a load above the number of processors the rates are "
+            "those of what other programs left, and processor time is the figure to go by. Bytes "
+            "of the file are those of the columns that are read.",
+            "",
+            "| epoch from | rows/s | of the rate in memory | processor time of reading a row | "
+            "the rate at best, all cores busy | bytes a row |",
+            "|---|---|---|---|---|---|",
+            *lines,
+            "",
+            f"`fit_schema` on {arguments.fit_rows:,} rows (26 strings, 13 numbers): "
+            f"{rate / 1e6:.2f}M rows per second of a processor.",
+        ]
+    )
+    print(text)
+    if arguments.write:
+        write_section("reading", f"## Reading beside training\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()
