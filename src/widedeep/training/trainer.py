@@ -253,7 +253,7 @@ class Trainer:
             cache: A folder for the encoded training data, which must be in files: encoded there
                 first, unless it holds them already, and read from there in every epoch. It is
                 written again when the data or the schema changed, and changes no result. It takes
-                16 bytes an id and 4 a number.
+                1 to 4 bytes an id and 4 a number.
 
         Returns:
             :attr:`history`, one row an evaluation or epoch, with a warning where validation got
