@@ -4,12 +4,14 @@
 
 The store answers what S3 does to HEAD and to GET of a range, in a process of its own, by sendfile:
 what it costs is the library's requests and copies, not the store. The columns that are read are all
-of the file's, then half of them.
+of the file's, then half of them. The store's own ceiling is the rate of plain GETs of as many bytes
+as a row group has, one after the other. Processor time is this process's, without the store's.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import os
 import statistics
 import subprocess
@@ -77,12 +79,26 @@ def write_rows(path: Path, megabytes: int) -> int:
     return rows
 
 
-def read(data: str, columns: list[str]) -> tuple[float, int]:
-    """Return seconds and rows of one pass in order, as training's first pass reads."""
-    started = time.perf_counter()
+def read(data: str, columns: list[str]) -> tuple[float, float, int]:
+    """Return seconds, those of processors, and rows of a pass, as training's first one reads."""
+    started, started_cpu = time.perf_counter(), time.process_time()
     with open_source(data, columns=columns) as source:
         rows = sum(table.num_rows for table in column_stream(source))
-    return time.perf_counter() - started, rows
+    return time.perf_counter() - started, time.process_time() - started_cpu, rows
+
+
+def raw_rate(port: int, size: int, rows: int) -> float:
+    """Return rows per second of plain GETs of a file's bytes, a row group at a time."""
+    connection, step = http.client.HTTPConnection("127.0.0.1", port), 65_536 * 80
+    buffer = bytearray(step)
+    started = time.perf_counter()
+    for start in range(0, size, step):
+        headers = {"Range": f"bytes={start}-{start + step - 1}"}
+        connection.request("GET", "/bench/rows.parquet", headers=headers)
+        answer = connection.getresponse()
+        while answer.readinto(buffer):
+            pass
+    return rows / (time.perf_counter() - started)
 
 
 def _columns(*kinds: str) -> list[str]:
@@ -91,13 +107,18 @@ def _columns(*kinds: str) -> list[str]:
 
 def _compared(what: str, local: str, columns: list[str]) -> str:
     """Return the row of a table: medians of passes in turn, here and from the store."""
-    rates: dict[str, list[float]] = {local: [], "s3://bench/rows.parquet": []}
+    rates: dict[str, list[tuple[float, float]]] = {local: [], "s3://bench/rows.parquet": []}
     for _ in range(ROUNDS):
         for data, values in rates.items():
-            seconds, rows = read(data, columns)
-            values.append(rows / seconds)
-    here, store = (statistics.median(values) / 1e6 for values in rates.values())
-    return f"| {what} | {here:.2f} | {store:.2f} | {store / here:.2f} |"
+            seconds, cpu_seconds, rows = read(data, columns)
+            values.append((rows / seconds, cpu_seconds / rows))
+    (here, here_cpu), (store, store_cpu) = (
+        [statistics.median(each) for each in zip(*values, strict=True)] for values in rates.values()
+    )
+    return (
+        f"| {what} | {here / 1e6:.2f} | {store / 1e6:.2f} | {store / here:.2f} | "
+        f"{here_cpu * 1e9:.0f} | {store_cpu * 1e9:.0f} |"
+    )
 
 
 def main() -> None:
@@ -105,9 +126,10 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=1000, help="megabytes of Parquet")
     parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
     arguments = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "rows.parquet"
-        write_rows(local, arguments.mb)
+        n_rows = write_rows(local, arguments.mb)
         size = local.stat().st_size / 1e6
         server = subprocess.Popen(
             [sys.executable, "-c", _SERVER, str(local)], stdout=subprocess.PIPE, text=True
@@ -121,6 +143,9 @@ def main() -> None:
                 "AWS_SECRET_ACCESS_KEY": "bench",
                 "AWS_DEFAULT_REGION": "us-east-1",
             }
+            raw = statistics.median(
+                raw_rate(int(port), local.stat().st_size, n_rows) for _ in range(ROUNDS)
+            )
             lines = [
                 _compared("all columns", str(local), _columns("id", "number")),
                 _compared("half of the columns", str(local), _columns("id")),
@@ -130,10 +155,12 @@ def main() -> None:
             server.wait()
     text = "\n".join(
         [
-            f"{size:.0f} MB of Parquet, medians of {ROUNDS} passes; {machine()}.",
+            f"{size:.0f} MB of Parquet, medians of {ROUNDS} passes; {machine()}, load of the "
+            f"machine before: {load:.1f}. Plain GETs of all bytes: {raw / 1e6:.2f} million rows/s.",
             "",
-            "| read | here, million rows/s | from the store on loopback | ratio |",
-            "|---|---|---|---|",
+            "| read | here, million rows/s | from the store on loopback | ratio | "
+            "ns of a processor a row, here | from the store |",
+            "|---|---|---|---|---|---|",
             *lines,
         ]
     )
