@@ -17,11 +17,14 @@ _NUMBERED_ROWS = 1 << 22
 @lru_cache(maxsize=4)
 def sampled_rows(rows: int, size: int, seed: int) -> NDArray[np.int64]:
     """Return the numbers of the rows that a sample of ``size`` of all rows holds, ascending."""
-    sample = RowSample(seed, size)
+    row_S, hash_S = np.empty(0, np.int64), np.empty(0, np.uint64)
     for start in range(0, rows, _NUMBERED_ROWS):
         stop = min(start + _NUMBERED_ROWS, rows)
-        sample.add(pa.table({"row": np.arange(start, stop)}))
-    row_S = np.sort(sample.table()["row"].to_numpy())
+        row_S = np.concatenate([row_S, np.arange(start, stop)])
+        hash_S = np.concatenate([hash_S, _row_hashes(seed, start, stop - start)])
+        if len(hash_S) > size:
+            low = np.flatnonzero(hash_S <= np.partition(hash_S, size - 1)[size - 1])
+            row_S, hash_S = row_S[low], hash_S[low]
     row_S.flags.writeable = False
     return row_S
 
