@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,9 +18,12 @@ from typing import Any
 
 import pytest
 
+from tests.ranks.processes import free_port
+
 pytestmark = pytest.mark.slow
 
 WIDEDEEP = [sys.executable, "-m", "widedeep"]
+KILLS = int(os.environ.get("WIDEDEEP_KILLS", "30"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "-m"]
 CONFIG = """
 [data]
@@ -137,3 +142,100 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(folder: Path) -> None
         assert "start the run again with --resume" in error and "Traceback" not in error
     run(folder, [*WIDEDEEP, "train", "census.toml", "--out", "killed", "--resume"])
     check_same(folder, "killed", resumed=True)
+
+
+@pytest.mark.timeout(3600)
+def test_thirty_kills_at_random_moments_leave_the_bits(folder: Path) -> None:
+    """SIGKILL to any rank: as it starts, in a step, inside a checkpoint, in the export."""
+    kills, runs, rng = 0, 0, random.Random(17)
+    train = [*WIDEDEEP, "train", "census.toml", "--set", "train.checkpoint_every=2"]
+    while kills < KILLS:
+        name, runs = f"killed-often-{runs}", runs + 1
+        while True:
+            ranks = rng.randint(2, 3)
+            launcher = subprocess.Popen(
+                [*train, "--out", name, "--resume", "--ranks", str(ranks)],
+                cwd=folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+            _wait_for_checkpoint(launcher, folder / name, rng)
+            with contextlib.suppress(OSError, IndexError):  # it ended before
+                os.kill(rng.choice(rank_processes(launcher.pid)), signal.SIGKILL)
+            _, error = launcher.communicate(timeout=300)
+            if launcher.returncode == 0:
+                break
+            assert launcher.returncode == 128 + signal.SIGKILL, error
+            assert "Traceback" not in error and "widedeep: bug" not in error, error
+            kills += 1
+            print(f"kill {kills} of {ranks} ranks, run {name}")
+        check_same(folder, name, resumed=True)
+
+
+def _wait_for_checkpoint(launcher: subprocess.Popen[str], run: Path, rng: random.Random) -> None:
+    """Wait for a moment as the run starts, or one after it has written a checkpoint."""
+    ends = time.monotonic() + 120
+    if rng.random() < 0.8:
+        before = set(run.glob("checkpoints/step-*"))
+        while not set(run.glob("checkpoints/step-*")) - before:
+            if launcher.poll() is not None or time.monotonic() > ends:
+                return
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+    else:
+        time.sleep(rng.uniform(0, 4))
+
+
+@pytest.mark.timeout(1200)
+def test_a_node_that_is_lost_and_comes_back_leaves_the_bits(folder: Path) -> None:
+    """Two agents of torchrun: the second is killed with its rank, and later started anew."""
+    agent = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2"),
+        *("--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "lost"),
+        *("--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--max-restarts", "9"),
+        *("--monitor-interval", "0.2", "--rdzv-conf", "last_call_timeout=8,join_timeout=120"),
+        *("-m", "widedeep", "train", "census.toml", "--out", "lost", "--resume"),
+        *("--set", "train.checkpoint_every=5", "--set", "distributed.timeout=20s"),
+    ]
+    checkpoints, logs = folder / "lost" / "checkpoints", []
+
+    def begin(name: str) -> subprocess.Popen[bytes]:
+        logs.append(folder / f"{name}.log")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        with logs[-1].open("wb") as log:
+            return subprocess.Popen(agent, cwd=folder, env=environment, stdout=log, stderr=log)
+
+    def wait_for(steps: int) -> None:
+        ends = time.monotonic() + 180
+        while max(_steps(checkpoints), default=0) < steps:
+            assert time.monotonic() < ends, "\n".join(log.read_text() for log in logs)
+            time.sleep(0.02)
+
+    first, second = begin("first"), begin("second")
+    agents = [first, second]
+    try:
+        wait_for(20)
+        _kill(second)
+        wait_for(max(_steps(checkpoints)) + 15)
+        agents.append(begin("returned"))
+        text = "\n".join
+        assert first.wait(300) == 0, text(log.read_text() for log in logs)
+    finally:
+        for process in agents:
+            _kill(process)
+    check_same(folder, "lost", resumed=True)
+
+
+def _kill(agent: subprocess.Popen[bytes]) -> None:
+    """Kill an agent and its ranks, which would live on."""
+    with contextlib.suppress(OSError):
+        for pid in (*rank_processes(agent.pid), agent.pid):
+            os.kill(pid, signal.SIGKILL)
+    agent.wait()
+
+
+def _steps(checkpoints: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")]

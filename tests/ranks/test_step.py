@@ -202,7 +202,11 @@ def test_ranks_learn_what_one_process_learns(size: int, wire: Wire, tower: str) 
     check_equal(merged([learn(wire, tower)]), merged(run_ranks(size, learn, wire, tower)))
 
 
-def test_scores_are_of_the_rows_as_they_are_whatever_the_wire() -> None:
+@pytest.mark.parametrize("narrow_rows", [1 << 30, 0])
+def test_scores_are_of_the_rows_as_they_are_whatever_the_wire(
+    narrow_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("widedeep.training.exchange._NARROW_ROWS", narrow_rows)
     schema = make_schema()
     (batch, *_) = global_batches(schema)
 

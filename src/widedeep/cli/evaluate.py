@@ -16,15 +16,19 @@ from widedeep.cli.output import (
     print_table,
     print_text,
 )
-from widedeep.cli.parser import EXIT_OK, threads
+from widedeep.cli.parser import EXIT_OK, threads, without_option
 from widedeep.cli.runs import labelled_rows, load_bundle, local_model
 from widedeep.cli.validate import print_validate
+from widedeep.errors import ConfigError
 from widedeep.evaluation.bundle_metrics import BundleMetrics, evaluate_bundle
 from widedeep.evaluation.compare import score_both
 from widedeep.evaluation.logged_rankings import LogColumns
 from widedeep.evaluation.off_policy import policy_values
 from widedeep.gate.verdict_page import policy_rows, policy_text
 from widedeep.metrics.estimator import estimator_metrics
+from widedeep.ranks.config import DistributedConfig
+from widedeep.ranks.launch import launch, launched_size
+from widedeep.ranks.ranks import Ranks, ranks_of
 
 EXAMPLE = (
     "  widedeep evaluate runs/ads test.parquet\n"
@@ -66,10 +70,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=threads, default=1, metavar="N", help="threads (default: 1)"
     )
+    parser.add_argument(
+        "--ranks",
+        type=threads,
+        metavar="N",
+        help="score by N processes of this machine (torchrun launches those of several)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
+    if arguments.ranks is not None and arguments.ranks > 1:
+        return launch(arguments.ranks, without_option(arguments.words, "--ranks"))
+    ranks = ranks_of(DistributedConfig(lanes=launched_size()))
     model = local_model(arguments.model)
     words = [] if arguments.data is None else [arguments.data]
     rows = labelled_rows(words, model)
@@ -81,7 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
         position=arguments.position,
         request=arguments.request,
     )
-    metrics, policy, notes = _measure(bundle, rows.data, log, arguments.threads)
+    metrics, policy, notes = _measure(bundle, rows.data, log, arguments.threads, ranks)
+    if not ranks.is_first:
+        return EXIT_OK
     if bundle.compat is not None:
         metrics |= estimator_metrics(metrics, tuple(head.name for head in bundle.model.heads))
     if arguments.json:
@@ -103,11 +118,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(
-    bundle: Bundle, data: Any, log: LogColumns | None, threads: int
+    bundle: Bundle, data: Any, log: LogColumns | None, threads: int, ranks: Ranks
 ) -> tuple[dict[str, float], dict[str, Any], list[str]]:
     """Return the metrics, what the rankings would earn, and notes; rows are read once."""
     if log is None:
-        return evaluate_bundle(bundle, data, threads=threads), {}, []
+        return evaluate_bundle(bundle, data, threads=threads, ranks=ranks), {}, []
+    if ranks.size > 1:
+        raise ConfigError(
+            f"got propensities on {ranks.size} ranks, whose requests would be cut apart; evaluate "
+            "in one process"
+        )
     metrics = BundleMetrics(bundle)
     rows = score_both(
         bundle,

@@ -57,7 +57,7 @@ VERBS = {
 }
 """The verbs in the order of the loop; ``widedeep.cli.VERB`` holds a verb's options and work."""
 
-OVER_RANKS = ("prepare", "train")
+OVER_RANKS = ("prepare", "train", "evaluate")
 """The verbs whose work several ranks share."""
 
 EXIT_BROKEN_PIPE = 141

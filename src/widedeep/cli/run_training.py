@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from widedeep._version import __version__
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.bundle.posterior import ranked_head
@@ -21,7 +23,7 @@ from widedeep.cli.runs import RunDirectory, training_data
 from widedeep.data import topics
 from widedeep.data.fragments import InputRecord
 from widedeep.data.paths import follow_folder
-from widedeep.errors import WideDeepError
+from widedeep.errors import RanksError, WideDeepError
 from widedeep.gate.config import GateConfig
 from widedeep.models.wide_deep import WideDeep
 from widedeep.publish import Candidate, ContinuousPublisher
@@ -36,7 +38,7 @@ from widedeep.training.evaluation import bundle_model
 from widedeep.training.export import check_items
 from widedeep.training.grow import check_widths
 from widedeep.training.previous_model import previous_schema
-from widedeep.training.stream import Shard
+from widedeep.training.stream import Shard, shards_of_first
 from widedeep.training.trainer import Trainer
 from widedeep.training.warm_start import WarmStart
 
@@ -54,6 +56,8 @@ class TrainedRun:
     rows: int  # Rows trained, over all epochs
     seconds: float  # Spent in training, of this call alone
     warm: WarmStart | None = None  # What a warm start took over
+    # Bytes that a rank sent in steps for each of its examples, on the average, in this call
+    sent_bytes: float = 0.0
 
 
 def make_trainer(
@@ -214,6 +218,8 @@ def _finish(
         overwrite=True,
     )
     _write_attributions(trainer, config, directory)
+    step, ranks = trainer.step, trainer.state.ranks
+    sent = int(np.sum(ranks.gather(np.array([step.sent_bytes]))))
     run = TrainedRun(
         directory=directory,
         schema=trainer.model.schema,
@@ -222,8 +228,9 @@ def _finish(
         steps=trainer.position.step,
         rows=trainer.position.rows,
         seconds=seconds,
+        sent_bytes=sent / max(1, step.learned_rows),
     )
-    on_first(trainer.state.ranks, partial(_write_results, run))
+    on_first(ranks, partial(_write_results, run))
     return run
 
 
@@ -281,6 +288,8 @@ def follow_run(
     progress: bool = True,
 ) -> Followed:
     """Learn a folder's Parquet files as they land, from where the run, or its stream, stopped."""
+    ranks = ranks_of(config.distributed)
+    progress = progress and ranks.is_first
 
     def say(line: str) -> None:
         if progress:
@@ -291,14 +300,17 @@ def follow_run(
             "note: posterior = true, but bundles that follow shards hold none: the rows are not "
             "kept; write one that does with widedeep export --posterior DATA"
         )
-    trainer = _trainer(config, directory, progress)
-    files: Iterable[Shard]
-    if str(folder).startswith(topics.SCHEME):
+    trainer = _trainer(config, directory, ranks, progress)
+    files: Iterable[Shard] = ()
+    if not ranks.is_first:
+        pass  # the first rank looks, and tells the others
+    elif str(folder).startswith(topics.SCHEME):
         topic = topics.Topic.of_url(str(folder), follow.kafka)
         columns = trainer.evaluator.transform.columns()
         files = topics.follow_topic(topic, columns, done=trainer.shards, idle_s=idle_s, notify=say)
     else:
         files = follow_folder(folder, done=trainer.shards, poll_s=poll_s, idle_s=idle_s, notify=say)
+    files = shards_of_first(ranks, files)
     publisher = _publisher(trainer, config, directory, follow, gate, say)
     exporter = _Exporter(trainer, config, directory, follow, say)
     try:
@@ -308,10 +320,11 @@ def follow_run(
             evict_after=follow.evict_after,
         )
     finally:
-        directory.write_json(directory.history, trainer.history.rows)
-    if exporter.is_new:
+        if ranks.is_first:
+            directory.write_json(directory.history, trainer.history.rows)
+    if on_first(ranks, lambda: exporter.is_new):
         exporter.export()
-    metrics = directory.read_metrics()
+    metrics = on_first(ranks, directory.read_metrics)
     return Followed(
         shards=trainer.history.rows,
         candidates=[] if publisher is None else publisher.candidates,
@@ -319,10 +332,10 @@ def follow_run(
     )
 
 
-def _trainer(config: RunConfig, directory: RunDirectory, progress: bool) -> Trainer:
-    stream = CheckpointDirectory(directory.stream).latest()
-    folder = stream or find_checkpoint(directory.path)
-    checkpoint = read_checkpoint(folder)
+def _trainer(config: RunConfig, directory: RunDirectory, ranks: Ranks, progress: bool) -> Trainer:
+    stream = CheckpointDirectory(directory.stream).latest(ranks)
+    folder = stream or Path(on_first(ranks, lambda: str(find_checkpoint(directory.path))))
+    checkpoint = read_checkpoint(folder, ranks=ranks)
     trainer = make_trainer(
         checkpoint.schema,
         config,
@@ -382,7 +395,7 @@ class _Exporter:
     def shards(self, shards: Iterable[Shard]) -> Iterator[Shard]:
         """Yield the shards, and write the bundle between them if it is time."""
         for shard in shards:
-            if self._is_time():
+            if on_first(self._trainer.state.ranks, self._is_time):
                 self.export()
             yield shard
 
@@ -402,10 +415,15 @@ class _Exporter:
         of_bundle = metrics.get("test") or metrics.get("valid") or live
         items = self._config.data.items
         trainer.export(bundle, metrics=of_bundle, items=items, overwrite=True)
-        before = self._directory.read_metrics().items()
-        others = {name: value for name, value in before if name not in ("valid", "test", "stream")}
         stream = {"shards": len(trainer.shards), "rows": trainer.position.rows, "before": live}
-        self._directory.write_json(self._directory.metrics, {**metrics, **others, "stream": stream})
+
+        def write() -> None:
+            before = self._directory.read_metrics().items()
+            others = {name: v for name, v in before if name not in ("valid", "test", "stream")}
+            written = {**metrics, **others, "stream": stream}
+            self._directory.write_json(self._directory.metrics, written)
+
+        on_first(trainer.state.ranks, write)
         self._say(f"exported {bundle} after {trainer.position.rows:,} rows")
         self._rows, self._time = trainer.position.rows, time.monotonic()
         return bundle
@@ -419,6 +437,8 @@ class _Exporter:
                 if data is not None:
                     metrics[name] = dict(self._trainer.evaluate(data))
             _write_attributions(self._trainer, self._config, self._directory)
+        except RanksError:
+            raise
         except WideDeepError as error:  # a stream outlives files
             self._say(f"not all metrics could be measured anew: {error}")
         return metrics

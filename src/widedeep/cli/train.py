@@ -178,11 +178,6 @@ def _train(arguments: argparse.Namespace, directory: RunDirectory) -> int:
 def _launches(arguments: argparse.Namespace) -> bool:
     """Tell whether this process is to start others that do the work."""
     ranks = arguments.ranks or launched_size()
-    if arguments.follow is not None and ranks > 1:
-        raise ConfigError(
-            f"got --follow on {ranks} ranks, expected one process; train on ranks first, then "
-            "follow the folder in one process with --resume"
-        )
     if ranks > 1 and arguments.out is not None and is_url(arguments.out):
         raise ConfigError(
             f"--out: got a URL on {ranks} ranks, expected a folder that all of them share; train "
@@ -260,6 +255,8 @@ def _train_document(
             "seconds": run.seconds,
             "metrics": run.metrics,
             "history": run.history,
+            "ranks": launched_size(),
+            "sent_bytes_per_example": run.sent_bytes,
             "warm_start": None if run.warm is None else run.warm.to_json(),
         }
     if followed is not None:

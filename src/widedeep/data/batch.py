@@ -106,6 +106,26 @@ class Batch:
             group_B=None if self.group_B is None else self.group_B[start:stop],
         )
 
+    def target_columns(self) -> list[NDArray[Any]]:
+        """Return labels, weights and groups, each (B, K): what metrics read beside scores."""
+        assert self.labels_BL is not None
+        ones_B, zeros_B = np.ones(len(self), np.float32), np.zeros(len(self), np.int64)
+        weight_B = ones_B if self.weight_B is None else self.weight_B
+        group_B = zeros_B if self.group_B is None else self.group_B
+        return [self.labels_BL, weight_B[:, None], group_B[:, None]]
+
+    def of_targets(self, columns: Sequence[NDArray[Any]]) -> Batch:
+        """Return other rows' :meth:`target_columns` as a batch without features."""
+        labels_BL, weight_B1, group_B1 = columns
+        return Batch(
+            ids_N=np.empty(0, np.int64),
+            offsets_BF=np.zeros(1, np.int64),
+            dense_BK=np.empty((len(labels_BL), 0), np.float32),
+            labels_BL=labels_BL,
+            weight_B=None if self.weight_B is None else weight_B1[:, 0],
+            group_B=None if self.group_B is None else group_B1[:, 0],
+        )
+
     def lanes(self) -> list[Batch]:
         """Return the examples of each of this rank's lanes."""
         if self.lane_starts is None:

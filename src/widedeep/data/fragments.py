@@ -28,6 +28,9 @@ from widedeep.remote import InputPath
 SAMPLED_ROWS = 4096
 """Rows of each fragment that enter a checksum: all, or an even sample."""
 
+_END_BYTES = 1 << 16
+"""Bytes at each end of a file that enter a fingerprint."""
+
 
 class InputRecord(TypedDict):
     """One input as a checkpoint remembers it; plain values that JSON holds."""
@@ -494,6 +497,23 @@ class Source:
                 filled["checksum"] = checksum()
             records.append(filled)
         return records
+
+    def fingerprint(self) -> str:
+        """Return a digest that tells these rows from others: of sizes, samples, ends of files.
+
+        Copies of files have one fingerprint. The end of a Parquet file says what it holds.
+        """
+        digest = hashlib.blake2b(digest_size=6)
+        digest.update(str([fragment.num_rows for fragment in self.fragments]).encode())
+        for record in self.describe():
+            digest.update(f"{record['rows']},{record['bytes']},{record['checksum']};".encode())
+        for path in self.files:
+            if isinstance(path, Path):
+                with path.open("rb") as file:
+                    digest.update(file.read(_END_BYTES))
+                    file.seek(max(0, file.seek(0, 2) - _END_BYTES))
+                    digest.update(file.read())
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Delete temporary files; reading afterwards is an error."""

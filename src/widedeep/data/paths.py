@@ -47,6 +47,25 @@ class InputFile:
     partitions: tuple[tuple[str, str | None], ...] = ()  # Column and value of each such folder
 
 
+def file_to_json(file: InputPath | InputFile) -> dict[str, Any]:
+    """Return what another process needs to open the very file that was listed here."""
+    if isinstance(file, InputFile):
+        return {**file_to_json(file.path), "partitions": file.partitions}
+    told: dict[str, Any] = {"path": str(file)}
+    return {**told, "size": file.size, "tag": file.tag} if isinstance(file, RemoteFile) else told
+
+
+def file_from_json(told: Mapping[str, Any]) -> InputPath | InputFile:
+    """Return the file that :func:`file_to_json` told of."""
+    path: InputPath = Path(told["path"])
+    if is_url(told["path"]):
+        fs, name = open_filesystem(told["path"])
+        path = RemoteFile(told["path"], name, fs, told["size"], told["tag"])
+    if "partitions" not in told:
+        return path
+    return InputFile(path, tuple((column, value) for column, value in told["partitions"]))
+
+
 def is_gone(data: object) -> bool:
     """Tell whether data is one local file that no longer exists."""
     path = data.path if isinstance(data, InputFile) else data

@@ -14,19 +14,54 @@ from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
 from widedeep.metrics import MetricCollection, metrics_of
+from widedeep.ranks.ranks import Ranks
+from widedeep.ranks.shared import on_first, shared_failures
 from widedeep.schema import Schema
 
 _CHUNK_ROWS = 16_384
 
 
-def evaluate_bundle(bundle: Bundle, data: Data, *, threads: int = 1) -> dict[str, float]:
-    """Return the metrics of a bundle's scores, calibrated as they are served."""
+def evaluate_bundle(
+    bundle: Bundle, data: Data, *, threads: int = 1, ranks: Ranks | None = None
+) -> dict[str, float]:
+    """Return the metrics of a bundle's scores, calibrated as they are served.
+
+    Several ranks score a part of the rows each; all return the metrics of one process.
+    """
+    ranks = ranks or Ranks()
     metrics = BundleMetrics(bundle)
-    for batch in labelled_batches(bundle, data, threads):
-        scores = bundle.scores_of(bundle.logits(batch, threads=threads))
-        head = bundle.model.heads[0].name
-        metrics.update(scores if isinstance(scores, dict) else {head: scores}, batch)
-    return metrics.compute()
+    batches = labelled_batches(bundle, data, threads, ranks)
+    scored: tuple[dict[str, NDArray[np.float64]], Batch] | None = None
+    while True:
+        with shared_failures(ranks):
+            if scored is not None:
+                metrics.update(*scored)
+            batch = next(batches, None)
+            by_head = {} if batch is None else _scores(bundle, batch, threads)
+        if not ranks.any(batch is not None):
+            return dict(on_first(ranks, metrics.compute, "metrics"))
+        # The first rank has a batch if any has.
+        scored = None if batch is None else (by_head, batch)
+        if ranks.size > 1:
+            scored = _gathered(ranks, by_head, batch)
+
+
+def _scores(bundle: Bundle, batch: Batch, threads: int) -> dict[str, NDArray[np.float64]]:
+    scores = bundle.scores_of(bundle.logits(batch, threads=threads))
+    return scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
+
+
+def _gathered(
+    ranks: Ranks, by_head: Mapping[str, NDArray[np.float64]], batch: Batch | None
+) -> tuple[dict[str, NDArray[np.float64]], Batch] | None:
+    """Return on rank 0 the scores and targets of all ranks' batches, in their order."""
+    scores = [values.reshape(len(values), -1) for values in by_head.values()]
+    columns = ranks.columns_to_first([] if batch is None else [*scores, *batch.target_columns()])
+    if columns is None or batch is None:
+        return None
+    heads = zip(by_head.items(), columns, strict=False)
+    together = {name: c.reshape(-1, *values.shape[1:]) for (name, values), c in heads}
+    return together, batch.of_targets(columns[len(scores) :])
 
 
 class BundleMetrics:
@@ -80,8 +115,12 @@ def _head_metrics(head: BundleHead, *, grouped: bool) -> MetricCollection:
     return metrics_of(head.label_kind, classes=classes, score_kind="probability", groups=grouped)
 
 
-def labelled_batches(bundle: Bundle, data: Data, threads: int) -> Iterator[Batch]:
-    """Yield labelled rows as a bundle encodes them."""
+def labelled_batches(
+    bundle: Bundle, data: Data, threads: int, ranks: Ranks | None = None
+) -> Iterator[Batch]:
+    """Yield labelled rows as a bundle encodes them; of several ranks each yields its share."""
+    ranks = ranks or Ranks()
+    number = 0
     if not bundle.schema.spec.labels:
         raise DataError(f"{bundle.path}: its schema has no label; it cannot be evaluated")
     transform = Transform(bundle.schema, threads=threads)
@@ -92,5 +131,8 @@ def labelled_batches(bundle: Bundle, data: Data, threads: int) -> Iterator[Batch
         for table in column_stream(source):
             origin, first_row = origin_of(table) or ("", 0)
             for start in range(0, table.num_rows, _CHUNK_ROWS):
+                number += 1
+                if (number - 1) % ranks.size != ranks.rank:
+                    continue
                 chunk = table.slice(start, _CHUNK_ROWS)
                 yield transform(chunk, targets=True, origin=origin, first_row=first_row + start)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from widedeep.data.fragments import column_stream
 from widedeep.data.paths import is_gone
 from widedeep.data.sources import Data, open_source
-from widedeep.errors import BundleError, ConfigError, WideDeepError
+from widedeep.errors import BundleError, ConfigError, RanksError, WideDeepError
 from widedeep.files import write_text_whole
 from widedeep.gate.config import GateConfig
 from widedeep.gate.validation import validate
@@ -30,6 +30,7 @@ from widedeep.publish.publishing import (
     stream_path,
 )
 from widedeep.publish.storage import bundle_in_service, open_store
+from widedeep.ranks.shared import on_first
 
 if TYPE_CHECKING:
     from widedeep.training.stream import Shard
@@ -141,6 +142,7 @@ class ContinuousPublisher:
         self.log = verdict_path(self.bundle).with_name(f"{self.bundle.name}.attempts.json")
         self.candidates = _read(self.log)
         self._trainer, self._on_message = trainer, on_message
+        self._ranks = trainer.state.ranks
         self._every_rows, self._every_minutes = every_rows, every_minutes
         self._judge_rows, self._items = judge_rows, items
         self._full_every, self._patch_precision = full_every, patch_precision
@@ -158,7 +160,8 @@ class ContinuousPublisher:
         """
         coming = iter(shards)
         for shard in coming:
-            if shard[0] in self._trainer.shards or not self._is_time():
+            done = shard[0] in self._trainer.shards
+            if done or not on_first(self._ranks, self._is_time):
                 yield shard
                 continue
             newest, rows = self._gather(shard, coming)
@@ -187,7 +190,7 @@ class ContinuousPublisher:
 
     def _gather(self, first: Shard, coming: Iterator[Shard]) -> tuple[list[Shard], int]:
         """Take shards until they hold enough rows to judge on, or the stream ends."""
-        shards, rows = [first], _rows(first[1])
+        shards, rows = [first], self._rows_of(first)
         while rows < self._judge_rows:
             shard = next(coming, None)
             if shard is None:
@@ -197,29 +200,45 @@ class ContinuousPublisher:
                 )
                 break
             shards.append(shard)
-            rows += _rows(shard[1])
+            rows += self._rows_of(shard)
         return shards, rows
 
+    def _rows_of(self, shard: Shard) -> int:
+        return int(on_first(self._ranks, lambda: _rows(shard[1])))
+
     def _attempt(self, newest: Sequence[Shard], rows: int) -> None:
-        trainer, passed, version = self._trainer, None, None
-        reasons: tuple[str, ...] = ()
-        identity = ""
+        trainer, why = self._trainer, ""
         try:
             metrics = trainer.history.live_metrics()
             trainer.export(self.bundle, metrics=metrics, items=self._items, overwrite=True)
-            self._round_patch()
-            identity = bundle_identity(self.bundle)
-            version = self._already(identity)
-            if version is None:
-                passed, version, reasons = self._judge([data for _, data in newest])
-            else:  # interrupted between publishing and logging it
-                passed = True
-        except (WideDeepError, OSError) as error:
-            reasons = (str(error),)
-        except Exception as error:  # a bug: reported with its traceback; training continues
-            reasons = (f"bug in the publisher: {''.join(format_exception(error)).strip()}",)
-        candidate = Candidate(
-            rows=trainer.position.rows,
+        except RanksError:
+            raise
+        except Exception as error:
+            why = _reason(error)
+        told = on_first(self._ranks, lambda: asdict(self._judged(newest, rows, why)))
+        candidate = Candidate(**{**told, "reasons": tuple(told["reasons"])})
+        self._rows, self._time = trainer.position.rows, time.monotonic()
+        self.candidates.append(candidate)
+        self._on_message(str(candidate))
+        if self._ranks.is_first:
+            self._write(self.log, [asdict(candidate) for candidate in self.candidates])
+
+    def _judged(self, newest: Sequence[Shard], rows: int, why: str) -> Candidate:
+        """Judge what was exported, unless that failed: ``why``."""
+        passed, version, identity = None, None, ""
+        reasons: tuple[str, ...] = (why,) if why else ()
+        try:
+            if not why:
+                self._round_patch()
+                identity = bundle_identity(self.bundle)
+                version = self._already(identity)
+                passed = True  # if it was interrupted between publishing and logging it
+                if version is None:
+                    passed, version, reasons = self._judge([data for _, data in newest])
+        except Exception as error:
+            reasons = (_reason(error),)
+        return Candidate(
+            rows=self._trainer.position.rows,
             judged=rows,
             bundle=identity,
             passed=passed,
@@ -227,10 +246,6 @@ class ContinuousPublisher:
             reasons=reasons,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        self._rows, self._time = trainer.position.rows, time.monotonic()
-        self.candidates.append(candidate)
-        self._on_message(str(candidate))
-        self._write(self.log, [asdict(candidate) for candidate in self.candidates])
 
     def _judge(self, newest: list[Any]) -> tuple[bool, str | None, tuple[str, ...]]:
         with bundle_in_service(self.store) as serving:
@@ -276,6 +291,13 @@ class ContinuousPublisher:
             write_text_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
             self._on_message(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def _reason(error: Exception) -> str:
+    """Return why a model was not published; training goes on, after a bug too."""
+    if isinstance(error, WideDeepError | OSError):
+        return str(error)
+    return f"bug in the publisher: {''.join(format_exception(error)).strip()}"
 
 
 def _read(log: Path) -> list[Candidate]:

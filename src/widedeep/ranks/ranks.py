@@ -174,6 +174,25 @@ class Ranks:
         arrays = self.all_to_all(parts)
         return arrays if self.is_first else None
 
+    def columns_to_first(self, columns: Sequence[NDArray[Any]]) -> list[NDArray[Any]] | None:
+        """Return columns of every rank's rows, in rank order, on rank 0; None on the others.
+
+        Args:
+            columns: (rows, K) arrays of some types, with as many rows each; a rank that has no rows
+                may give none.
+        """
+        rows = [np.ascontiguousarray(column).view(np.uint8) for column in columns]
+        own = np.concatenate(rows, axis=1) if rows else np.empty((0, 1), np.uint8)
+        received = self.gather_to_first(own)
+        if received is None:
+            return None
+        every = np.concatenate([part for part in received if len(part)] or [own])
+        parts = np.split(every, np.cumsum([part.shape[1] for part in rows])[:-1], axis=1)
+        return [
+            np.ascontiguousarray(part).view(column.dtype)
+            for part, column in zip(parts, columns, strict=True)
+        ]
+
     def all_to_all(
         self, parts: Sequence[NDArray[Any]], lengths: Sequence[int] | None = None
     ) -> list[NDArray[Any]]:

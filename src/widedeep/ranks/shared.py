@@ -18,13 +18,20 @@ from widedeep.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    FeatureError,
+    RanksError,
+    SchemaError,
     WideDeepError,
 )
 from widedeep.files import atomic_directory
 from widedeep.ranks.ranks import Ranks
 
 _PULSE_SECONDS = 1.0  # between signs of life of the first rank
-_BY_NAME = {kind.__name__: kind for kind in (BundleError, CheckpointError, ConfigError, DataError)}
+_KINDS = (
+    *(BundleError, CheckpointError, ConfigError, DataError, FeatureError, SchemaError),
+    *(OSError, RanksError),
+)
+_BY_NAME: dict[str, type[Exception]] = {kind.__name__: kind for kind in _KINDS}
 
 
 @contextlib.contextmanager
@@ -34,22 +41,20 @@ def shared_failures(ranks: Ranks) -> Iterator[None]:
     All ranks leave the block together, however long one of them takes: meanwhile each tells the
     others every second that it is still at work. The block itself exchanges nothing.
     """
-    own: OSError | WideDeepError | None = None
+    own: Exception | None = None
     with _signs_of_life(ranks):
         try:
             yield
-        except (OSError, WideDeepError) as error:
+        except Exception as error:
             own = error
     if ranks.size > 1 and ranks.any(own is not None):
-        fact = [] if own is None else [type(own).__name__, _text(own)]
+        fact = [] if own is None else [_kind(own), _text(own)]
         texts = ranks.gather(np.frombuffer(json.dumps(fact).encode(), np.uint8))
         facts = {rank: json.loads(text.tobytes()) for rank, text in enumerate(texts)}
         rank, (kind, text) = next((rank, fact) for rank, fact in facts.items() if fact)
         if own is None:
             where = f"rank {rank} of {ranks.size} ({ranks.hosts[rank]})"
-            if kind in _BY_NAME:
-                raise _BY_NAME[kind](f"{where}: {text}")
-            raise OSError(f"{where}: {text}")
+            raise _BY_NAME[kind](f"{where}: {text}")
     if own is not None:
         raise own
 
@@ -112,7 +117,15 @@ def shared_directory(ranks: Ranks, path: str | os.PathLike[str]) -> Iterator[Pat
             stack.close()
 
 
+def _kind(error: Exception) -> str:
+    """Return the name of the error that the other ranks raise: of its kind, if they know it."""
+    names = (one.__name__ for one in type(error).__mro__)
+    return next((name for name in names if name in _BY_NAME), RanksError.__name__)
+
+
 def _text(error: Exception) -> str:
+    if not isinstance(error, OSError | WideDeepError):
+        return f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +33,7 @@ from widedeep.models.layer_options import NATIVE_ACTIVATIONS
 from widedeep.models.mlp import MLPTower
 from widedeep.models.wide_deep import JOIN, NUMBERS, WideDeep
 from widedeep.ranks.ranks import Ranks
-from widedeep.ranks.shared import shared_failures
+from widedeep.ranks.shared import on_first, shared_failures
 from widedeep.training.exchange import Exchange
 
 
@@ -394,10 +394,10 @@ class Evaluator:
             if source.num_rows == 0:
                 source.close()
                 raise DataError(f"got {role} without rows; give at least one example")
+            digest = source.fingerprint() if self.ranks.size > 1 else ""
         if self.ranks.size > 1:
-            sizes = [fragment.num_rows for fragment in source.fragments]
-            digest = hashlib.blake2b(str(sizes).encode(), digest_size=4).hexdigest()
-            fact = f"of {source.num_rows:,} rows in {len(sizes):,} parts ({digest})"
+            parts = len(source.fragments)
+            fact = f"of {source.num_rows:,} rows in {parts:,} parts (digest {digest})"
             remedy = "; give all ranks the same data: each reads its part of it"
             self.ranks.check_alike({role: fact}, remedy)
         return source
@@ -484,15 +484,15 @@ class Evaluator:
             batches = self.batches(source, targets=True)
             if ranks.size == 1:
                 return evaluate_batches(self.model, logits, batches)
-            scored = _gathered(ranks, logits, batches)
-            answer: dict[str, Any] = {}
-            if ranks.is_first:
-                metrics = evaluate_batches(self.model, *_apart(scored))
-                answer = {"metrics": metrics, "reasons": metrics.reasons}
-            else:
-                for _ in scored:
-                    pass
-            answer = ranks.broadcast(answer, "metrics")
+            scored = _Scored(_gathered(ranks, logits, batches))
+            measure = partial(evaluate_batches, self.model, scored.logits, scored)
+            measured = scored.to_the_end(measure if ranks.is_first else lambda: Metrics())
+
+            def told() -> dict[str, Any]:
+                metrics = measured()
+                return {"metrics": metrics, "reasons": metrics.reasons}
+
+            answer = on_first(ranks, told, "metrics")
             metrics = Metrics(answer["metrics"])
             metrics.reasons = answer["reasons"]
             return metrics
@@ -526,48 +526,48 @@ def _gathered(
 ) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
     """Yield on rank 0 what metrics read of the rows of all ranks, and their logits."""
     for batch in batches:
-        n, labels_BL = len(batch), batch.labels_BL
-        assert labels_BL is not None
-        weight_B = np.ones(n, np.float32) if batch.weight_B is None else batch.weight_B
-        group_B = np.zeros(n, np.int64) if batch.group_B is None else batch.group_B
-        columns: list[NDArray[Any]] = [
-            logits(batch),
-            labels_BL,
-            weight_B[:, None],
-            group_B[:, None],
-        ]
-        rows = [np.ascontiguousarray(column).view(np.uint8) for column in columns]
-        received = ranks.gather_to_first(np.concatenate(rows, axis=1))
-        if received is None:
-            continue
-        every = np.concatenate(received)
-        ends = np.cumsum([part.shape[1] for part in rows])[:-1]
-        parts = [np.ascontiguousarray(part) for part in np.split(every, ends, axis=1)]
-        logits_BC, labels_BL, weight_B1, group_B1 = (
-            part.view(column.dtype) for part, column in zip(parts, columns, strict=True)
-        )
-        yield (
-            Batch(
-                ids_N=np.empty(0, np.int64),
-                offsets_BF=np.zeros(1, np.int64),
-                dense_BK=np.empty((len(every), 0), np.float32),
-                labels_BL=labels_BL,
-                weight_B=None if batch.weight_B is None else weight_B1[:, 0],
-                group_B=None if batch.group_B is None else group_B1[:, 0],
-            ),
-            logits_BC,
-        )
+        received = ranks.columns_to_first([logits(batch), *batch.target_columns()])
+        if received is not None:
+            yield batch.of_targets(received[1:]), received[0]
 
 
-def _apart(
-    scored: Iterator[tuple[Batch, NDArray[np.float32]]],
-) -> tuple[Logits, Iterator[Batch]]:
-    """Return the logits of the batch at hand, and the batches."""
-    present: list[NDArray[np.float32]] = []
+class _Scored:
+    """Batches that all ranks score together, and the logits of the one at hand."""
 
-    def batches() -> Iterator[Batch]:
-        for batch, logits_BC in scored:
-            present[:] = [logits_BC]
+    def __init__(self, scored: Iterator[tuple[Batch, NDArray[np.float32]]]) -> None:
+        self._scored = scored
+        self._logits_BC = np.empty((0, 0), np.float32)
+        self._whole = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch, logits_BC in self._scored:
+            self._logits_BC = logits_BC
             yield batch
+        self._whole = True
 
-    return lambda batch: present[0], batches()
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the logits of the batch that came last."""
+        return self._logits_BC
+
+    def to_the_end(self, measure: Callable[[], Metrics]) -> Callable[[], Metrics]:
+        """Return a function that returns, or raises, what ``measure`` did.
+
+        Where metrics fail, which are the first rank's alone, the batches behind are scored
+        nevertheless: the other ranks do so, and are told why then.
+        """
+        try:
+            metrics = measure()
+        except Exception as error:
+            failure = error
+            for _ in self:
+                pass
+            if not self._whole:  # it was the scoring that failed
+                raise
+
+            def fail() -> Metrics:
+                raise failure
+
+            return fail
+        for _ in self:
+            pass
+        return lambda: metrics

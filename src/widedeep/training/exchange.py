@@ -24,6 +24,7 @@ from widedeep.tables.storage import Groups, IdLists, RowLookup
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+_NARROW_ROWS = (1 << 31) - (1 << 12)  # of a table on each rank, whose places int32 holds
 COUNTS = "/counts"  # after a table's name: the occurrences of its rows
 
 
@@ -269,9 +270,10 @@ class Exchange:
         counts = [_counts(request, size) for request in requests]
         header = [np.concatenate([*(c[r] for c in counts), examples], axis=1) for r in range(size)]
         headers = self.ranks.all_to_all(header, lengths=lanes)
-        sent: list[list[NDArray[np.int32]]] = [[] for _ in range(size)]
+        sent: list[list[NDArray[Any]]] = [[] for _ in range(size)]
+        place_type = self._place_type()
         for request in requests:
-            places = request.place_n[request.order_n].astype(np.int32)
+            places = request.place_n[request.order_n].astype(place_type)
             for r, pieces in enumerate(sent):
                 pieces.append(places[request.owner_starts[r] : request.owner_starts[r + 1]])
         received = self.ranks.all_to_all(
@@ -290,6 +292,12 @@ class Exchange:
             request.lists = IdLists(np.concatenate(parts).astype(np.int64), offsets)
             request.list_starts = np.cumsum([0, *(len(places) for places in parts)])
         return int(sum(h[:, -1].sum() for h in headers))
+
+    def _place_type(self) -> type[np.int32 | np.int64]:
+        """Return the type that holds the place of every row of a rank."""
+        sizes = [n for section in self._sections for n in section.key.sizes.values()]
+        largest = max(sizes, default=0) // self.ranks.size
+        return np.int32 if largest < _NARROW_ROWS else np.int64
 
     def _route(self, section: _Section, member: _Member, request: _Request) -> _Route:
         assert request.lists is not None and request.list_starts is not None

@@ -112,6 +112,8 @@ class TrainStep:
         if wide_bias is not None:
             self.wide_bias = DenseUpdate({WIDE_BIAS: wide_bias}, wide, rates=rates)
         self.exchange: Exchange | None = None
+        # Bytes that this rank sent in steps, and the examples that all ranks learned in them
+        self.sent_bytes = self.learned_rows = 0
         if self.ranks.lanes > 1:
             model.set_shard(self.ranks.rank, self.ranks.size)
             self.exchange = Exchange(model, self.ranks, wire=wire, threads=threads)
@@ -190,6 +192,7 @@ class TrainStep:
     ) -> DenseResult:
         """Learn this rank's lanes of a batch; sums are added lane after lane, on every rank."""
         lanes = [len(self.ranks.lanes_of(rank)) for rank in range(self.ranks.size)]
+        sent_before = self.ranks.sent_bytes
         lane_rows = exchange.ask(batch.lanes(), lanes)
         sums: dict[str, list[Tensor]] = {}
         results: list[DenseResult] = []
@@ -205,6 +208,8 @@ class TrainStep:
         ]
         self._lane_gradients.reduce()
         self.apply(gradients, lane_rows.rows, rates=rates, step=step)
+        self.sent_bytes += self.ranks.sent_bytes - sent_before
+        self.learned_rows += lane_rows.rows
         return DenseResult(
             torch.cat([result.logits_BC for result in results]),
             torch.cat([result.losses_B for result in results]),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from widedeep.callbacks.base import Callbacks
-from widedeep.data.paths import is_gone
+from widedeep.data.paths import file_from_json, file_to_json, is_gone
 from widedeep.errors import ConfigError, DataError
 from widedeep.metrics import find_metric
+from widedeep.ranks.ranks import Ranks
+from widedeep.ranks.shared import on_first
 from widedeep.traces import traced
 from widedeep.training.checkpoint import CheckpointDirectory
 from widedeep.training.defaults import auto_batch_size
@@ -21,7 +25,7 @@ from widedeep.training.progress import Progress
 from widedeep.training.run import TrainingRun
 from widedeep.training.state import History, Position, TrainState
 
-Shard = tuple[str, object]
+Shard = tuple[str, Any]
 _METRICS = ("auc", "log_loss", "normalized_entropy", "calibration", "rmse", "accuracy")
 
 
@@ -40,7 +44,8 @@ def fit_stream(
     """Learn shards one after another; see :meth:`widedeep.Trainer.fit_stream`."""
     if state.config.batch_size == "auto":
         # Of the data the schema was fitted on: a shard says nothing of the stream's length.
-        batch_size = auto_batch_size(state.model.schema.rows)
+        lanes = state.ranks.lanes
+        batch_size = -(-auto_batch_size(state.model.schema.rows) // lanes) * lanes
         state.config = dataclasses.replace(state.config, batch_size=batch_size)
     progress = Progress(1, done_steps=0, enabled=show_progress)
     for shard in shards:
@@ -61,11 +66,35 @@ def fit_stream(
         callbacks.call("on_evaluate", row)
         if on_shard is not None:
             on_shard(row)
-        if callbacks.stopped:
+        if state.ranks.any(callbacks.stopped):
             progress.message("stopped by a callback")
             break
     callbacks.call("on_end", state.history[-1] if len(state.history) else {})
     return state.history
+
+
+def shards_of_first(ranks: Ranks, shards: Iterable[Shard]) -> Iterator[Shard]:
+    """Yield on every rank the shards that the first one finds; collective.
+
+    Args:
+        ranks: The ranks. Others than the first wait, however long it takes to find a shard.
+        shards: Pairs of a name and a file, or rows; looked at on the first rank alone.
+    """
+    if ranks.size == 1:
+        yield from shards
+        return
+    found = iter(shards if ranks.is_first else ())
+
+    def find() -> tuple[str, object] | None:
+        shard = next(found, None)
+        if shard is None:
+            return None
+        name, data = shard
+        return name, {"rows": data} if isinstance(data, list) else file_to_json(data)
+
+    while (told := on_first(ranks, find, "a shard")) is not None:
+        name, data = told
+        yield name, data["rows"] if "rows" in data else file_from_json(data)
 
 
 @traced("learn shard")
@@ -82,13 +111,17 @@ def _learn(
     before = state.position
     # A run of its own: the stream's own checkpoints say which shards were learned.
     shard = dataclasses.replace(state, history=History(), position=Position(updates=before.updates))
+    opens = True  # what fails then fails on all ranks
     try:
         # Reads all of it: what is damaged is reported before anything is learned.
         with evaluator.open(data, "data to evaluate") as source:
+            opens = False
             metrics = evaluator.evaluate(source)
         if before_learning is not None:
             before_learning()
+        opens = True
         with evaluator.open(data, "training data") as source:
+            opens = False
             shard.inputs = state.inputs = source.describe()
             state.warmup.rows = []
             state.valid_metrics = {}
@@ -99,7 +132,7 @@ def _learn(
         untouched = shard.position.updates == before.updates
         if untouched and "without rows" in str(error):
             return "no rows"
-        if untouched and is_gone(data):
+        if untouched and (opens or state.ranks.size == 1) and state.ranks.any(is_gone(data)):
             return "it has vanished"
         raise
     rows = shard.position.rows
@@ -116,7 +149,8 @@ def _learn(
     }
     row |= {f"before/{m}": v for m, v in metrics.items() if _is_tracked(m)}
     if state.model.wide_table is not None:
-        row["nonzero_wide"] = state.model.wide_table.nonzero
+        own = np.array([state.model.wide_table.nonzero])
+        row["nonzero_wide"] = int(np.sum(state.ranks.gather(own)))
     return row
 
 
