@@ -232,9 +232,10 @@ class ContinuousPublisher:
                 self._round_patch()
                 identity = bundle_identity(self.bundle)
                 version = self._already(identity)
-                passed = True  # if it was interrupted between publishing and logging it
                 if version is None:
                     passed, version, reasons = self._judge([data for _, data in newest])
+                else:  # interrupted between publishing and logging it
+                    passed = True
         except Exception as error:
             reasons = (_reason(error),)
         return Candidate(
