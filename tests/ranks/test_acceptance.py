@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.ranks.processes import free_port
@@ -142,6 +143,32 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(folder: Path) -> None
         assert "start the run again with --resume" in error and "Traceback" not in error
     run(folder, [*WIDEDEEP, "train", "census.toml", "--out", "killed", "--resume"])
     check_same(folder, "killed", resumed=True)
+
+
+def test_ranks_follow_a_folder_publish_and_evaluate(folder: Path) -> None:
+    """Rows for new values, versions that the gate passed, and metrics: those of one process."""
+    rows = pq.read_table(folder / "valid.parquet")
+    (folder / "in").mkdir()
+    for start in range(0, 6000, 2000):
+        pq.write_table(rows.slice(start, 2000), folder / "in" / f"{start}.parquet")
+    follow = ["--follow", "in", "--idle", "0", "--grow", "--export-rows", "2000"]
+    follow += ["--judge-rows", "1000", "--set", "gate.min_rows=1000", "--set", "train.epochs=1"]
+    told = []
+    for ranks in ("1", "2"):
+        words = ["train", "census.toml", "--out", f"follow-{ranks}", "--ranks", ranks, *follow]
+        run(folder, [*WIDEDEEP, *words, "--publish", f"models-{ranks}"])
+        words = ["evaluate", "follow-1", "--ranks", ranks, "--json"]
+        versions = sorted((folder / f"models-{ranks}").glob("*/weights.safetensors"))
+        told.append(
+            {
+                **contents(folder / f"follow-{ranks}", resumed=False),
+                "versions": [(path.parent.name, path.read_bytes()) for path in versions],
+                "evaluated": run(folder, [*WIDEDEEP, *words]),
+            }
+        )
+    assert told[0]["versions"]
+    for key, value in told[0].items():
+        assert told[1][key] == value, key
 
 
 @pytest.mark.timeout(3600)
