@@ -188,9 +188,10 @@ def test_thirty_kills_at_random_moments_leave_the_bits(folder: Path) -> None:
                 stdout=subprocess.DEVNULL,
                 text=True,
             )
-            _wait_for_checkpoint(launcher, folder / name, rng)
-            with contextlib.suppress(OSError, IndexError):  # it ended before
-                os.kill(rng.choice(rank_processes(launcher.pid)), signal.SIGKILL)
+            if kills < KILLS:
+                _wait_for_checkpoint(launcher, folder / name, rng)
+                with contextlib.suppress(OSError, IndexError):  # it ended before
+                    os.kill(rng.choice(rank_processes(launcher.pid)), signal.SIGKILL)
             _, error = launcher.communicate(timeout=300)
             if launcher.returncode == 0:
                 break
