@@ -97,6 +97,8 @@ class ImpressionQueue {
   // queued, or counted as left out or dropped. Any thread; waits for room until `latest`.
   bool offer(const LogShape& shape, const LoggedAnswer& answer, Clock::time_point latest);
 
+  bool waits() const noexcept { return options_.waits; }
+
   struct Chunk {
     std::string header;
     std::string bytes;

@@ -166,10 +166,12 @@ bool RankFront::try_answer(Thread& own, const FrontRequest& request, std::string
                                             std::chrono::duration<double>(wait_s));
   const bool in_log = found->second.is_logged && log(*route, own.room, id, latest);
   const bool needs_record = found->second.records_all || (found->second.is_logged && !in_log);
+  const bool waits = needs_record && options_.log != nullptr && options_.log->waits();
   if (sampled || options_.records_all || needs_record) {
     keep({route, std::string(request.head.path), std::string(id), caller_of(request),
           std::string(request.body), now_us(), seconds, 200, sampled, in_log, own.room.order,
-          own.room.scores});
+          own.room.scores},
+         waits ? latest : FrontClock::time_point{});
   }
   return true;
 }
@@ -253,9 +255,11 @@ void RankFront::account(std::size_t status, double seconds) {
   figures.bins[static_cast<std::size_t>(bin)].fetch_add(1, kAnyOrder);
 }
 
-void RankFront::keep(FrontRecord record) {
-  const std::lock_guard lock(mutex_);
-  if (records_.size() >= options_.queued_records) {
+void RankFront::keep(FrontRecord record, FrontClock::time_point latest) {
+  std::unique_lock lock(mutex_);
+  const auto has_room = [&] { return records_.size() < options_.queued_records; };
+  if (!has_room()) records_taken_.wait_until(lock, latest, has_room);
+  if (!has_room()) {
     dropped_.fetch_add(1, kAnyOrder);
   } else {
     records_.push_back(std::move(record));
@@ -263,8 +267,13 @@ void RankFront::keep(FrontRecord record) {
 }
 
 std::vector<FrontRecord> RankFront::take_records() {
-  const std::lock_guard lock(mutex_);
-  return std::exchange(records_, {});
+  std::vector<FrontRecord> records;
+  {
+    const std::lock_guard lock(mutex_);
+    records.swap(records_);
+  }
+  records_taken_.notify_all();
+  return records;
 }
 
 }  // namespace widedeep

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <ctime>
 #include <memory>
@@ -104,12 +105,14 @@ class RankFront final : public FrontHandler {
   bool log(const RankRoute& route, const RankRoom& room, std::string_view id,
            FrontClock::time_point latest);
   void account(std::size_t status, double seconds);
-  void keep(FrontRecord record);
+  // Waits for room until `latest`, unless that is past.
+  void keep(FrontRecord record, FrontClock::time_point latest = {});
 
   const RankFrontOptions options_;
   mutable std::mutex mutex_;
   std::shared_ptr<const Table> table_ = std::make_shared<Table>();
   std::vector<FrontRecord> records_;
+  std::condition_variable records_taken_;
   std::atomic<std::int64_t> dropped_{0};
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<std::unique_ptr<AnswerFigures>> figures_;

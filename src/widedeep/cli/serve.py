@@ -82,7 +82,7 @@ _LIMITS = {
     "request_log": "--log-requests",
 }
 _LOG = {
-    "directory": "--log DIR",
+    "directory": "--log PLACE",
     "user_id": "--log-user COLUMN",
     "sample": "--log-sample FRACTION",
     "columns": "--log-columns NAMES",
@@ -90,6 +90,7 @@ _LOG = {
     "days": "--log-days N",
     "nbytes": "--log-bytes N",
     "when_full": "--log-full",
+    "kafka": "--log-kafka SETTINGS",
 }
 _READERS = {
     **{"workers": threads, "threads": threads, "poll_s": period, "sample": share},
@@ -186,8 +187,8 @@ def _plan(arguments: argparse.Namespace) -> ServeConfig:
     settings = Settings(host=host, port=port, **options)
     longest_ms = max(settings.longest_deadline_ms, settings.deadline_ms)
     log = field_values(arguments, _LOG)
-    if "columns" in log:
-        log["columns"] = tuple(log["columns"].split(","))
+    for name in {"columns", "kafka"} & log.keys():
+        log[name] = tuple(log[name].split(","))
     models, exploration = find_models(arguments.models), _exploration(arguments)
     if exploration is not None and exploration.needs_posterior:
         _check_posteriors(models)

@@ -150,7 +150,7 @@ class _Reader:
         self._bad = 0
         self._assigned: set[int] = set()
         self._refreshed = time.monotonic()
-        settings = {key: _expanded(key, value) for key, value in topic.settings.items()}
+        settings = client_settings(topic.settings, "[follow] kafka")
         self._consumer: Consumer = confluent_kafka.Consumer(
             {
                 "group.id": "widedeep",  # librdkafka wants one; nothing is committed to it
@@ -354,11 +354,18 @@ def offsets_after(topic: str, names: Collection[str]) -> dict[int, int]:
     return behind
 
 
-def _expanded(key: str, value: str) -> str:
-    if not value.startswith("$"):
-        return value
-    if value[1:] not in os.environ:
-        raise ConfigError(
-            f"[follow] kafka: {key} = {value!r}: there is no such environment variable; set it"
-        )
-    return os.environ[value[1:]]
+def client_settings(settings: Mapping[str, str], owner: str) -> dict[str, str]:
+    """Return settings of librdkafka; ``$NAME`` stands for an environment variable.
+
+    Args:
+        settings: The settings, as they were given.
+        owner: The option that they come from, for messages.
+    """
+    values = {}
+    for key, value in settings.items():
+        if value.startswith("$") and value[1:] not in os.environ:
+            raise ConfigError(
+                f"{owner}: {key} = {value!r}: there is no such environment variable; set it"
+            )
+        values[key] = os.environ[value[1:]] if value.startswith("$") else value
+    return values

@@ -111,7 +111,9 @@ class LogConfig:
     """Options of the impression log; see ImpressionLog."""
 
     directory: Annotated[
-        str, "log what was shown to this folder, as Parquet that 'widedeep join' reads"
+        str,
+        "log what was shown to this folder, as Parquet that 'widedeep join' reads, or to the topic "
+        "kafka://HOST:PORT/TOPIC",
     ]
     user_id: Annotated[str, "the user's column that holds the id"] = "user_id"
     sample: Annotated[float, "fraction of the requests to log"] = 1.0
@@ -129,6 +131,15 @@ class LogConfig:
         Literal["drop", "wait"],
         "requests that the log cannot take: drop and count them, or wait, and slow the server down",
     ] = "drop"
+    kafka: Annotated[
+        tuple[str, ...] | None,
+        "settings of librdkafka, NAME=VALUE by commas; $NAME is an environment variable",
+    ] = None
+
+    def __post_init__(self) -> None:
+        for setting in self.kafka or ():
+            if "=" not in setting:
+                raise ConfigError(f"--log-kafka: got {setting!r}, expected NAME=VALUE")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,7 @@ class RotatedFiles:
     ) -> None:
         self._directory, self._rotation, self._retention = directory, rotation, retention
         self._while_writing, self.lost_rows = while_writing, 0
+        self.waiting = 0  # Rows that are neither lost nor written: none, unlike a topic's
         self._open: dict[pa.Schema | bytes, _OpenFile] = {}
         self._full: list[_OpenFile] = []
         self._text: Path | None = None

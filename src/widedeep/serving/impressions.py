@@ -9,12 +9,13 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pyarrow as pa
 
+from widedeep.data.topics import SCHEME
 from widedeep.errors import ConfigError
 from widedeep.kernels.impressions import ImpressionQueue, LogShape
 from widedeep.serving.background import ThreadMonitor
@@ -28,6 +29,7 @@ from widedeep.serving.impression_rows import (
     impression_groups,
     impression_table,
 )
+from widedeep.serving.impression_topic import LogTopic
 from widedeep.serving.loading import lower_thread_priority
 from widedeep.serving.native_rows import Chunk, log_shape
 from widedeep.serving.ranker import Ranker
@@ -57,7 +59,7 @@ class ImpressionCounts:
         rows: Written rows: the items of those requests.
         as_text: Written requests with values that fit no column: JSON lines in the folder
             ``_as_text``.
-        waiting: Rows that wait for the disk.
+        waiting: Rows that wait for the disk, or for the brokers.
         lost_rows: Rows of failed requests, and rows that could not be read back from disk.
         errors: Failed attempts to write.
         error: Reason of the last attempt's failure; None: it succeeded.
@@ -93,7 +95,8 @@ class ImpressionLog:
     JSON in the folder ``_as_text``.
 
     Args:
-        directory: Directory of the files. Several processes may write to one.
+        directory: Directory of the files, which several processes may write to; or
+            ``kafka://HOST:PORT/TOPIC``: each row is a message (:class:`LogTopic`).
         user_id: The user's column that holds the id.
         columns: Feature columns that may be written; None: all that the model reads.
         sample: Fraction of the requests to log, chosen by their ids, 0 < sample <= 1.
@@ -106,6 +109,7 @@ class ImpressionLog:
         when_full: What a request does that finds the queue full: ``"drop"``, or ``"wait"`` for up
             to 1 s (the native server: until the request's deadline), which slows the server down to
             what the log can take; then it is dropped.
+        kafka: Settings of librdkafka for a topic.
         monitor: Monitor of the thread; None: its errors go to standard error alone.
 
     Example:
@@ -142,6 +146,7 @@ class ImpressionLog:
         retention: Retention | None = None,
         queued: int = 2048,
         when_full: str = "drop",
+        kafka: Mapping[str, str] | None = None,
         monitor: ThreadMonitor | None = None,
     ) -> None:
         if not 0 < sample <= 1:
@@ -162,10 +167,18 @@ class ImpressionLog:
         self._users = UserIds(column=user_id, key=hash_users)
         self._columns = None if columns is None else frozenset(columns)
         self._sample = sample
-        rotation = rotation or Rotation()
-        self._files = RotatedFiles(
-            Path(directory), rotation, retention or Retention(), self._while_writing
-        )
+        self._files: RotatedFiles | LogTopic
+        if str(directory).startswith(SCHEME):
+            if rotation or (retention or Retention()) != Retention():
+                raise ConfigError(
+                    f"{directory}: got limits for files; a topic's brokers have limits of their own"
+                )
+            self._files = LogTopic(str(directory), kafka or {})
+        else:
+            retention = retention or Retention()
+            self._files = RotatedFiles(
+                Path(directory), rotation or Rotation(), retention, self._while_writing
+            )
         self.waits = when_full == "wait"
         self.native = ImpressionQueue(sample, hash_users or b"", _MAX_QUEUED_BYTES, self.waits)
         self._is_stuck = False
@@ -254,7 +267,8 @@ class ImpressionLog:
         """Return the counts of the requests offered so far."""
         self._count_native()
         with self._lock:
-            return ImpressionCounts(**self._numbers, error=self._error)
+            waiting = self._numbers["waiting"] + self._files.waiting
+            return ImpressionCounts(**{**self._numbers, "waiting": waiting}, error=self._error)
 
     def _count(self, **added: int) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import struct
 import zlib
@@ -13,6 +14,7 @@ from functools import cached_property
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from widedeep.features.spec import item_columns
 from widedeep.kernels.impressions import ImpressionFile, LogShape
@@ -227,6 +229,15 @@ def write_parquet_of(spool: IO[bytes], target: IO[bytes], while_writing: Callabl
         end_group()
     target.write(file.footer())
     return rows
+
+
+def chunk_table(chunk: Chunk) -> pa.Table:
+    """Return the rows of a chunk."""
+    spool = io.BytesIO(b"".join([lead(chunk.header), *frame(chunk.data)]))
+    spool.seek(len(MAGIC))
+    target = io.BytesIO()
+    write_parquet_of(spool, target, lambda: None)
+    return pq.read_table(pa.BufferReader(target.getvalue()))
 
 
 def _chunks(spool: IO[bytes]) -> Iterator[bytes]:

@@ -58,6 +58,7 @@ def open_impression_log(config: LogConfig, monitor: ThreadMonitor) -> Impression
         hash_users=key,
         retention=Retention(seconds=seconds, nbytes=config.nbytes),
         when_full=config.when_full,
+        kafka=dict(setting.split("=", 1) for setting in config.kafka or ()),
         monitor=monitor,
     )
 

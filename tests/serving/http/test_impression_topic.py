@@ -1,0 +1,155 @@
+"""Impressions in a Kafka topic: the rows of the file log, none lost while brokers are away.
+
+The broker is librdkafka's own mock cluster, in a process of its own; see test_follow_topic.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.cli.test_follow_topic import broker as broker
+from tests.serving.http.calls import Running, running
+from tests.serving.test_impressions import ranked, ranker
+from tests.serving.versions import ITEMS, USER, eventually
+from widedeep.data.topics import Topic, follow_topic
+from widedeep.errors import ConfigError
+from widedeep.kernels.native_server import has_native_server
+from widedeep.serving import impression_topic
+from widedeep.serving.impressions import ImpressionLog
+from widedeep.serving.ranker import Ranker
+
+confluent_kafka = pytest.importorskip("confluent_kafka")
+
+__all__ = ["broker", "ranker"]
+COLUMNS = ["age", "app", "price", "seen", "tags", "user"]
+OWN = ["request_id", "user_id", "item_id", "position", "event_time", "model_version", "score"]
+
+
+def rows_of(address: str, topic: str, columns: list[str], idle_s: float = 1.0) -> list[Any]:
+    pieces = follow_topic(Topic(brokers=address, name=topic), columns, idle_s=idle_s)
+    return [row for _, rows in pieces for row in rows]
+
+
+def create(address: str, topic: str) -> None:
+    """Have the mock cluster make the topic: it does when it is asked about it."""
+    confluent_kafka.Producer({"bootstrap.servers": address}).list_topics(topic, timeout=20)
+
+
+def by_position(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (row["request_id"], row["position"]))
+
+
+def test_messages_are_the_rows_of_files(
+    ranker: Ranker, tmp_path: Path, broker: tuple[str, int]
+) -> None:
+    address, _ = broker
+    create(address, "offered")
+    users = [{**USER, "user_id": n, "tags": [None, "y"]} for n in (7, 8, "nine")]
+    records = [ranked(ranker, f"r{n}", user=user) for n, user in enumerate(users)]
+    for place in (tmp_path / "log", f"kafka://{address}/offered"):
+        with ImpressionLog(place) as log:
+            assert all(log.offer(record, time_us=10**15 + 1) for record in records)
+        counts = log.counts()
+        assert (counts.rows, counts.lost_rows, counts.waiting) == (3 * len(ITEMS), 0, 0)
+    tables = [pq.read_table(file) for file in tmp_path.glob("log/*/*.parquet")]
+    files = [row for table in tables for row in table.to_pylist()]
+    found = rows_of(address, "offered", [*files[0]])
+    for row in found:
+        row["event_time"] = datetime.fromisoformat(row["event_time"])
+    assert by_position(found) == by_position(files)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_native_server(), reason="no native server here")
+def test_the_server_s_answers_are_in_the_topic_once(
+    apps: Path, tmp_path: Path, broker: tuple[str, int]
+) -> None:
+    address, process = broker
+    create(address, "served")
+    words = (apps, "--items", apps.parent / "items.parquet", "--item-id", "app")
+    with running(*words, "--log", f"kafka://{address}/served") as server:
+        server.wait_ready()
+        ask(server, 0, 50)
+        os.kill(process, signal.SIGSTOP)  # the broker is away for a while
+        ask(server, 50, 100)
+        time.sleep(3)
+        os.kill(process, signal.SIGCONT)
+        ask(server, 100, 150)
+        eventually(lambda: counts_of(server)["rows"] == 150 * len(ITEMS))
+        eventually(lambda: counts_of(server)["waiting"] == 0)
+    rows = rows_of(address, "served", [*OWN, *COLUMNS])
+    times = Counter((row["request_id"], row["position"]) for row in rows)
+    assert len(times) == 150 * len(ITEMS) and set(times.values()) == {1}
+    ranker = Ranker(apps / "1", items=apps.parent / "items.parquet", item_id="app")
+    want = ranker.rank(USER, candidates=ITEMS)
+    for row in rows:
+        place = row["position"] - 1
+        assert (row["item_id"], row["score"]) == (want.items[place], want.scores[place])
+        assert row["user"] == "bo" and row["seen"] == ["mail"] and row["app"] == row["item_id"]
+        assert row["request_id"] == f"r{row['user_id']}"
+
+
+def ask(server: Running, first: int, end: int) -> None:
+    for number in range(first, end):
+        user = {**USER, "user_id": number}
+        body = {"user": user, "candidates": ITEMS, "request_id": f"r{number}"}
+        assert server.call("POST", "/v1/rank", body).status == 200
+
+
+def counts_of(server: Running) -> dict[str, Any]:
+    counts: dict[str, Any] = server.call("GET", "/v1/status").json["impression_log"]
+    return counts
+
+
+def test_brokers_that_stay_away_are_told_and_what_they_miss_is_counted(
+    ranker: Ranker, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(impression_topic, "_FLUSH_S", 0.1)
+    with ImpressionLog("kafka://127.0.0.1:1/nobody") as log:
+        assert log.offer(ranked(ranker, "lost", k=2))
+        eventually(lambda: log.counts().error is not None)
+        assert log.counts().waiting == 2
+    counts = log.counts()
+    assert (counts.lost_rows, counts.waiting) == (2, 0)
+    assert "127.0.0.1:1" in str(counts.error)
+    assert "impression_log_fails" in capfd.readouterr().err
+
+
+def test_a_full_buffer_holds_up_rows_and_sends_none_twice(
+    ranker: Ranker, broker: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, _ = broker
+    create(address, "full")
+    monkeypatch.setattr(impression_topic, "_BUFFER_MESSAGES", 3)
+    with ImpressionLog(f"kafka://{address}/full") as log:
+        for n in range(20):
+            assert log.offer(ranked(ranker, f"r{n}"))
+        eventually(lambda: log.counts().rows == 20 * len(ITEMS))
+    assert log.counts().lost_rows == 0
+    rows = rows_of(address, "full", ["request_id", "position"])
+    distinct = {(row["request_id"], row["position"]) for row in rows}
+    assert len(distinct) == len(rows) == 20 * len(ITEMS)
+
+
+@pytest.mark.parametrize(
+    ("url", "settings", "message"),
+    [
+        ("kafka://a:1", {}, "kafka://HOST:PORT"),
+        ("kafka://a:1/t?rows=3", {}, "no options"),
+        ("kafka://a:1/t", {"no.such": "x"}, "no.such"),
+        ("kafka://a:1/t", {"sasl.password": "$NO_SUCH_NAME"}, "no such environment variable"),
+    ],
+)
+def test_bad_places_are_refused(url: str, settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        partial(ImpressionLog, url)(kafka=settings)
