@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 import widedeep as wd
+from tests import two_tower_shop
 from tests.bundle import models
 from widedeep.bundle import Bundle, Platt, manifest, write_bundle
 from widedeep.bundle.write import rewrite_bundle, round_bundle
 from widedeep.errors import BundleError
 from widedeep.files import map_tensors, write_tensors
 from widedeep.kernels.packed_rows import PackedKind, PackedTable
+from widedeep.models import DeepInput
 
 KINDS: tuple[PackedKind, ...] = ("bf16", "int8", "int4")
 ROWS: list[dict[str, Any]] = [
@@ -28,7 +32,7 @@ ROWS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def trainer() -> wd.Trainer:
     features = [
-        wd.categorical("user", hash_buckets=90_001),
+        wd.categorical("user", hash_buckets=40_001),
         wd.categorical("app", hash_buckets=1_001),
         wd.categorical("tags", combiner="max"),
     ]
@@ -158,10 +162,61 @@ def test_rows_of_another_width_are_refused(bundles: dict[str, Bundle], tmp_path:
     }
     for file in whole.path.glob("weights*"):
         file.unlink()
-    tensors["table/user"] = np.zeros((90_003, 9), np.uint8)
+    tensors["table/user"] = np.zeros((40_003, 9), np.uint8)
     write_tensors(whole.path / "weights.safetensors", tensors)
     entries = manifest.file_entries(whole.path)
     text = replace(whole.manifest, files=entries).to_text()
     (whole.path / manifest.MANIFEST).write_text(text)
     with pytest.raises(BundleError, match=r"'table/user': got rows of 9 bytes, expected 17"):
         Bundle.load(whole.path)
+
+
+class Ceilings(nn.Module):
+    """A tower of what no native operation says: it goes through ONNX."""
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        sum_BD = inputs.sequences["seen"].padded()[0].sum(1)
+        return sum_BD * torch.ceil(sum_BD.abs())
+
+
+@pytest.mark.parametrize(("tower", "engine"), [("din", "graph"), (Ceilings, "onnx")])
+def test_sequences_are_read_from_packed_rows(tower: Any, engine: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    rows = [
+        {"ad": f"a{i % 5}", "seen": [f"a{a}" for a in rng.integers(0, 7, i % 4)], "y": i % 2}
+        for i in range(40)
+    ]
+    seen = wd.categorical("seen", table="ad", combiner=None, maxlen=3)
+    features = [wd.categorical("ad", table="ad"), seen]
+    schema = wd.fit_schema(wd.FeatureSpec(label="y", features=features, item=["ad"]), rows)
+    towers: Any = {"deep": "din"} if tower == "din" else {"towers": {"own": tower()}}
+    trainer = wd.Trainer(wd.WideDeep(schema, embedding_dim=5, hidden_units=[], **towers))
+    exact = trainer.export(tmp_path / "fp32", tables="fp32")
+    assert exact.manifest.engine == engine
+    for kind in KINDS:
+        rounded = trainer.export(tmp_path / kind, tables=kind)
+        table = np.asarray(PackedTable.pack(exact.weights["table/ad"], kind))
+        np.testing.assert_array_equal(np.asarray(rounded.weights["table/ad"]), table)
+        with_floats = rewrite_bundle(
+            exact,
+            tmp_path / "floats",
+            weights={**exact.weights, "table/ad": table},
+            calibration={},
+            overwrite=True,
+        )
+        np.testing.assert_array_equal(rounded.score(rows), with_floats.score(rows))
+
+
+def test_two_towers_keep_their_items_vectors(tmp_path: Path) -> None:
+    table = two_tower_shop.shop(300)
+    schema = wd.fit_schema(two_tower_shop.spec(), table)
+    tower = wd.models.TwoTower(dim=6, hidden_units=(8,))
+    trainer = wd.Trainer(wd.WideDeep(schema, deep=tower, embedding_dim=6), progress=False)
+    items = two_tower_shop.CATALOGUE
+    exact = trainer.export(tmp_path / "fp32", items=items, tables="fp32")
+    rounded = trainer.export(tmp_path / "int8", items=items, tables="int8")
+    assert exact.items is not None and rounded.items is not None
+    np.testing.assert_array_equal(rounded.items.vectors_ND, exact.items.vectors_ND)
+    np.testing.assert_allclose(rounded.item_vectors(items), exact.items.vectors_ND, atol=0.02)
+    query = {"user": "u1", "age": 30}
+    np.testing.assert_allclose(rounded.query_vector(query), exact.query_vector(query), atol=0.02)

@@ -17,6 +17,7 @@ from tests.ranks.threads import run_threads
 from widedeep.bundle import Bundle
 from widedeep.errors import BundleError
 from widedeep.files import TensorFiles
+from widedeep.kernels.packed_rows import TableKind
 from widedeep.ranks.ranks import Ranks
 from widedeep.training.evaluation import Evaluator
 from widedeep.training.export import export_bundle
@@ -25,7 +26,12 @@ ROWS = make_rows(40, 77)
 
 
 def export(
-    ranks: Ranks, path: Path, part_bytes: int | None = None, *, diverged: bool = False
+    ranks: Ranks,
+    path: Path,
+    part_bytes: int | None = None,
+    *,
+    diverged: bool = False,
+    tables: TableKind = "fp32",
 ) -> Bundle:
     state = make_state(ranks)
     learn(state, 0, 3)
@@ -46,6 +52,7 @@ def export(
         items=None,
         overwrite=False,
         part_bytes=part_bytes,
+        tables=tables,
     )
 
 
@@ -63,6 +70,15 @@ def test_ranks_write_the_bytes_of_one_process(tmp_path: Path, alone: Path, size:
         assert (path / file.name).read_bytes() == file.read_bytes(), file.name
     assert os.listdir(tmp_path) == ["bundle"]
     assert np.array_equal(bundles[-1].score(ROWS), Bundle.load(alone).score(ROWS))
+
+
+def test_ranks_round_tables_as_one_process(tmp_path: Path) -> None:
+    alone = export(Ranks(lanes=LANES), tmp_path / "alone", tables="int4").path
+    path = tmp_path / "bundle"
+    run_threads(2, lambda ranks: export(ranks, path, tables="int4"), lanes=LANES)
+    for file in alone.iterdir():
+        assert (path / file.name).read_bytes() == file.read_bytes(), file.name
+    assert sorted(os.listdir(tmp_path)) == ["alone", "bundle"]
 
 
 def test_a_table_that_diverged_on_one_rank_is_told_to_all(tmp_path: Path) -> None:
