@@ -160,6 +160,7 @@ QUICK_two_towers := --seeds 1 --requests 50
 QUICK_warm_start := --seeds 1 --rows 100000
 QUICK_swap := --gigabytes 0.1 --items 10000 --rounds 1
 QUICK_train := --quick --seconds 10
+QUICK_tables := --seeds 1 --rows 20000 --turns 20
 QUICK_tune := --trials 2 --minutes 0.5 --seeds 1
 QUICK_transform := --rows 50000 --repeats 2
 FULL_join := --write
