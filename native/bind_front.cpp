@@ -30,49 +30,97 @@ using Reals = Array<double, 1>;
 // A route, and the Python objects that it reads from.
 class BoundRoute {
  public:
+  using Numbers = Array<double, 2>;
+
   BoundRoute(nb::object sides, nb::object scorer, nb::object items, Array<float, 1> bias,
-             nb::object ids, nb::dict options)
-      : owners_{sides, scorer, items, ids}, bias_(std::move(bias)) {
+             nb::object ids, Numbers numbers, nb::dict options)
+      : owners_{sides, scorer, items, ids}, bias_(std::move(bias)), numbers_(std::move(numbers)) {
     RankModel model = lent_model(sides, scorer, items);
-    lend_ids(ids, model);
+    if (!ids.is_none()) lend_ids(ids, model);
+    expect(items.is_none() == ids.is_none(), "expected the ids of items");
     expect(static_cast<std::int64_t>(bias_.shape(0)) == model.scorer->n_classes(),
            "expected a bias a class");
     model.bias = bias_.data();
+    expect(static_cast<std::int64_t>(numbers_.shape(0)) == model.items.n_items + 1,
+           "expected the numbers of each item, and of one that is not in the catalogue");
+    model.numbers = numbers_.data();
+    model.n_numbers = static_cast<std::int64_t>(numbers_.shape(1));
     RouteOptions plain;
-    plain.version = nb::cast<std::string>(options["version"]);
-    plain.catalogue_version = nb::cast<std::string>(options["catalogue_version"]);
+    const auto set = [&](const char* name, auto& value) {
+      value = nb::cast<std::decay_t<decltype(value)>>(options[name]);
+    };
+    set("version", plain.version);
+    set("catalogue_version", plain.catalogue_version);
     plain.query_columns = model.query->columns();
-    plain.foreign_names = nb::cast<std::vector<std::string>>(options["foreign_names"]);
-    plain.score_edges = nb::cast<std::vector<double>>(options["score_edges"]);
-    plain.curve.column = nb::cast<std::int64_t>(options["column"]);
-    plain.curve.is_probability = nb::cast<bool>(options["is_probability"]);
-    plain.curve.slope = nb::cast<double>(options["slope"]);
-    plain.curve.intercept = nb::cast<double>(options["intercept"]);
-    plain.threads = nb::cast<int>(options["threads"]);
+    plain.item_columns = model.item->columns();
+    set("id_column", plain.id_column);
+    set("numbers", plain.numbers);
+    set("foreign_names", plain.foreign_names);
+    set("score_edges", plain.score_edges);
+    for (nb::handle curve : nb::cast<nb::list>(options["curves"])) {
+      plain.curves.push_back(to_curve(nb::cast<nb::dict>(curve), model.scorer->n_classes()));
+    }
+    set("default_curve", plain.default_curve);
+    for (nb::handle step : nb::cast<nb::list>(options["formula"])) {
+      plain.formula.steps.push_back(to_step(nb::cast<nb::tuple>(step)));
+    }
+    set("formula_text", plain.formula_text);
+    set("takes_items", plain.takes_items);
+    set("scores_unknown", plain.scores_unknown);
+    set("is_bfloat16", plain.is_bfloat16);
+    set("threads", plain.threads);
     if (!options["log"].is_none()) {
       owners_.push_back(options["log"]);
       plain.log = nb::cast<const BoundShape&>(options["log"]).shape();
     }
-    expect(plain.curve.column >= 0 && plain.curve.column < model.scorer->n_classes(),
-           "expected a column of the logits");
     route_ = std::make_shared<RankRoute>(model, std::move(plain));
   }
 
   const std::shared_ptr<const RankRoute>& route() const { return route_; }
   bool in_use() const { return route_.use_count() > 1; }
 
-  // Requests, scores, the scores' sum, scores in each range; all that were counted so far.
+  // Requests, scores, the scores' sum, scores in each range, candidates without a score, unknown
+  // ones; all that were counted so far.
   nb::tuple figures() const {
     const RouteFigures& figures = route_->figures();
     std::vector<std::int64_t> bins;
     for (const auto& bin : figures.bins) bins.push_back(bin.load());
     return nb::make_tuple(figures.requests.load(), figures.scores.load(), figures.score_sum.load(),
-                          bins);
+                          bins, figures.undefined.load(), figures.unknown.load());
   }
 
  private:
+  static ScoreCurve to_curve(const nb::dict& options, std::int64_t n_classes) {
+    ScoreCurve curve;
+    curve.head = nb::cast<std::string>(options["head"]);
+    curve.column = nb::cast<std::int64_t>(options["column"]);
+    curve.is_probability = nb::cast<bool>(options["is_probability"]);
+    curve.slope = nb::cast<double>(options["slope"]);
+    curve.intercept = nb::cast<double>(options["intercept"]);
+    curve.through = nb::cast<std::int64_t>(options["through"]);
+    curve.points = nb::cast<std::vector<double>>(options["points"]);
+    curve.values = nb::cast<std::vector<double>>(options["values"]);
+    expect(curve.column >= 0 && curve.column < n_classes && curve.through < n_classes,
+           "expected columns of the logits");
+    expect(curve.points.size() == curve.values.size(), "expected a value a point");
+    return curve;
+  }
+
+  // (kind, index, value)
+  static ScoreFormula::Step to_step(const nb::tuple& step) {
+    constexpr const char* kKinds[] = {"head",     "column",   "constant", "add",
+                                      "subtract", "multiply", "divide",   "minimum",
+                                      "maximum",  "negate",   "absolute", "root"};
+    const auto kind = nb::cast<std::string>(step[0]);
+    const auto at = std::find(std::begin(kKinds), std::end(kKinds), kind) - std::begin(kKinds);
+    expect(at < std::ssize(kKinds), "expected a step of a formula");
+    return {static_cast<ScoreFormula::Kind>(at), nb::cast<std::int64_t>(step[1]),
+            nb::cast<double>(step[2])};
+  }
+
   std::vector<nb::object> owners_;
   Array<float, 1> bias_;
+  Numbers numbers_;
   std::shared_ptr<const RankRoute> route_;
 };
 
@@ -127,8 +175,10 @@ void bind_routes(nb::module_& m) {
       .def_prop_ro("inside", &QueueSlots::inside)
       .def_prop_ro("refused", &QueueSlots::refused);
   nb::class_<BoundRoute>(m, "RankRoute")
-      .def(nb::init<nb::object, nb::object, nb::object, Array<float, 1>, nb::object, nb::dict>(),
-           "sides"_a, "scorer"_a, "items"_a, "bias_C"_a, "ids"_a, "options"_a)
+      .def(nb::init<nb::object, nb::object, nb::object, Array<float, 1>, nb::object,
+                    BoundRoute::Numbers, nb::dict>(),
+           "sides"_a, "scorer"_a, "items"_a.none(), "bias_C"_a, "ids"_a.none(), "numbers"_a,
+           "options"_a)
       .def_prop_ro("in_use", &BoundRoute::in_use)
       .def("figures", &BoundRoute::figures);
 }

@@ -90,6 +90,7 @@ class BoundSides {
   void lend(RankModel& model) const {
     model.plan = plan_;
     model.query = &query_;
+    model.item = &item_;
     model.crosses = &crosses_;
     model.is_item_part = &is_item_part_;
   }
@@ -197,11 +198,7 @@ struct PartialSums {
   }
 
   void lend(RankModel& model) const {
-    model.item_parts = parts.get();
-    model.item_wide = wide;
-    model.item_hidden = hidden;
-    model.item_hidden_bfloat16 = hidden_bfloat16;
-    model.n_items = parts->n_rows;
+    model.items = {parts.get(), wide, hidden, hidden_bfloat16, parts->n_rows};
   }
 
   PartialSums(std::shared_ptr<SideParts> of_parts, std::int64_t classes, std::int64_t units)
@@ -436,6 +433,7 @@ RankModel lent_model(nb::handle sides, nb::handle scorer, nb::handle items) {
   RankModel model;
   nb::cast<const BoundSides&>(sides).lend(model);
   nb::cast<const BoundRankScorer&>(scorer).lend(model);
+  if (items.is_none()) return model;
   const auto& sums = nb::cast<const PartialSums&>(items);
   expect(sums.n_classes == model.scorer->n_classes() &&
              sums.n_hidden == model.scorer->n_hidden(Side::item),

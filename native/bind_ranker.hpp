@@ -7,8 +7,8 @@
 
 namespace widedeep {
 
-// Of a TransformSides, a RankScorer and the PartialSums of its items, which must outlive it;
-// without bias and ids.
+// Of a TransformSides, a RankScorer and the PartialSums of its items, or none, which must outlive
+// it; without bias, ids and numbers.
 RankModel lent_model(nanobind::handle sides, nanobind::handle scorer, nanobind::handle items);
 
 // Adds the ids of an ItemIds, which must outlive the model.

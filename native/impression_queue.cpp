@@ -196,7 +196,7 @@ void append_request(const LogShape& shape, const LoggedAnswer& answer, const Dra
 
 }  // namespace
 
-void LogShape::place(const QueryNames& names) {
+void LogShape::place(const SideNames& names) {
   const auto cell_of = [&](const std::string& name) {
     const int cell = names.find(name, 0);
     if (cell < 0) throw std::invalid_argument("no column of a request: " + name);

@@ -57,7 +57,7 @@ struct LogShape {
   std::shared_ptr<LogStream> streams[2];  // of users whose id is an integer, or text
 
   // Finds the columns among those that a request's reader knows.
-  void place(const QueryNames& names);
+  void place(const SideNames& names);
   int user_cell = -1;
   std::vector<int> query_cells;
 };

@@ -162,15 +162,16 @@ bool RankFront::try_answer(Thread& own, const FrontRequest& request, std::string
   write(200, own.body, id, request, out);
   account(kOk, seconds);
   const bool sampled = is_drawn(options_.sampled);
+  const RankRoom& room = own.room;
   const auto latest = request.arrived + std::chrono::duration_cast<FrontClock::duration>(
                                             std::chrono::duration<double>(wait_s));
-  const bool in_log = found->second.is_logged && log(*route, own.room, id, latest);
+  const bool in_log = found->second.is_logged && log(*route, room, id, latest);
   const bool needs_record = found->second.records_all || (found->second.is_logged && !in_log);
   const bool waits = needs_record && options_.log != nullptr && options_.log->waits();
   if (sampled || options_.records_all || needs_record) {
     keep({route, std::string(request.head.path), std::string(id), caller_of(request),
-          std::string(request.body), now_us(), seconds, 200, sampled, in_log, own.room.order,
-          own.room.scores},
+          std::string(request.body), now_us(), seconds, 200, sampled, in_log, room.order,
+          room.scores, room.unknown, route->by_formula(room) ? room.logits : std::vector<float>()},
          waits ? latest : FrontClock::time_point{});
   }
   return true;
@@ -180,7 +181,7 @@ bool RankFront::try_answer(Thread& own, const FrontRequest& request, std::string
 bool RankFront::log(const RankRoute& route, const RankRoom& room, std::string_view id,
                     FrontClock::time_point latest) {
   const LogShape* const shape = route.options().log.get();
-  if (options_.log == nullptr || shape == nullptr) return false;
+  if (options_.log == nullptr || shape == nullptr || !route.is_plain(room)) return false;
   const LoggedAnswer answer{id, now_us(), room.reader, room.positions, room.order, room.scores};
   return options_.log->offer(*shape, answer, latest);
 }
@@ -207,6 +208,8 @@ void RankFront::write_refusal(std::size_t status, const std::string& body, std::
           kStatuses[status],
           false,
           false,
+          {},
+          {},
           {},
           {}});
   }

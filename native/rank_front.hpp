@@ -57,6 +57,8 @@ struct FrontRecord {
   bool in_log = false;  // it went to the log itself
   std::vector<std::int64_t> order;
   std::vector<double> scores;
+  std::vector<std::int64_t> unknown;
+  std::vector<float> logits;  // of all candidates, where they were ranked by a formula
 };
 
 // Answers of one status on one path.

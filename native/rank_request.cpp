@@ -8,9 +8,6 @@
 namespace widedeep {
 namespace {
 
-// Members that a body may have once each.
-constexpr unsigned kUser = 1, kContext = 2, kCandidates = 4, kCount = 8, kRequestId = 16;
-
 // The number of keys and columns as in widedeep/data/transform.py.
 constexpr std::size_t kMostKeys = 8, kMostColumns = 64, kLongestName = 40;
 constexpr std::size_t kFewestLetters = 4, kLeastSuffix = 5, kLettersAnError = 5;
@@ -161,8 +158,8 @@ bool is_misspelt(std::string_view key, std::string_view column) {
   return ends_alike && longer.size() - shorter.size() <= most && edit_distance(a, b) <= most;
 }
 
-QueryNames::QueryNames(std::vector<std::string> columns, const std::vector<std::string>& foreign,
-                       const std::string& extra)
+SideNames::SideNames(std::vector<std::string> columns, const std::vector<std::string>& foreign,
+                     const std::string& extra)
     : columns_(std::move(columns)), n_read_(columns_.size()), foreign_(foreign) {
   const bool is_new = std::find(columns_.begin(), columns_.end(), extra) == columns_.end();
   if (!extra.empty() && is_new) columns_.push_back(extra);
@@ -170,7 +167,7 @@ QueryNames::QueryNames(std::vector<std::string> columns, const std::vector<std::
   for (std::size_t i = 0; i < columns_.size(); ++i) places_[columns_[i]] = static_cast<int>(i);
 }
 
-int QueryNames::find(std::string_view name, int guess) const {
+int SideNames::find(std::string_view name, int guess) const {
   if (guess < static_cast<int>(columns_.size()) &&
       columns_[static_cast<std::size_t>(guess)] == name) {
     return guess;
@@ -179,28 +176,36 @@ int QueryNames::find(std::string_view name, int guess) const {
   return found == places_.end() ? kUnknown : found->second;
 }
 
-bool RankRequestReader::read(std::string_view body, const QueryNames& names) {
+bool RankRequestReader::read(std::string_view body, const RequestNames& names) {
   names_ = &names;
+  query_.names = &names.query;
+  items_.names = &names.items;
   at_ = body.data();
   end_ = at_ + body.size();
+  for (Side* side : {&query_, &items_}) side->cells.assign(side->names->columns().size(), {});
+  for (auto* list : {&of_user_, &of_context_, &unknown_}) list->clear();
   values_.clear();
-  cells_.assign(names_->columns().size(), {});
+  ends_.clear();
+  valid_.clear();
   unescaped_.clear();
-  of_user_.clear();
-  of_context_.clear();
-  unknown_.clear();
   candidates_.clear();
-  request_id_ = {};
+  request_id_ = head_ = {};
   k_ = -1;
+  names_head_ = false;
   seen_ = 0;
   if (!take('{')) return false;
   do {
     std::string_view name;
     if (!read_text(name) || !take(':') || !read_member(name)) return false;
   } while (take(','));
-  if (!take('}') || (skip_space(), at_ != end_) || (seen_ & kCandidates) == 0) return false;
-  if (have_common_name() || has_misspelt_key()) return false;
-  finish();
+  if (!take('}') || (skip_space(), at_ != end_)) return false;
+  const bool has_ids = (seen_ & kCandidates) != 0;
+  if (has_ids == are_inline() || have_common_name() || has_misspelt_key()) return false;
+  const std::size_t n_rows = are_inline() ? candidates_.size() : 0;
+  if (nulls_.size() <= n_rows) nulls_.resize(n_rows + 1);
+  finish(query_, 1);
+  items_.columns.clear();
+  if (are_inline()) finish(items_, n_rows);
   return true;
 }
 
@@ -218,17 +223,32 @@ bool RankRequestReader::have_common_name() {
 bool RankRequestReader::has_misspelt_key() const {
   if (unknown_.empty()) return false;
   std::size_t absent = 0;
-  for (std::size_t c = 0; c < names_->n_read() && absent < kMostColumns; ++c) {
-    if (cells_[c].given) continue;
-    if (unknown_.size() > kMostKeys) return true;
-    ++absent;
-    const std::string& column = names_->columns()[c];
-    if (std::any_of(unknown_.begin(), unknown_.end(),
-                    [&](std::string_view key) { return is_misspelt(key, column); })) {
-      return true;
+  const auto resembles = [&](const Side& side, std::size_t n_columns) {
+    for (std::size_t c = 0; c < n_columns && absent < kMostColumns; ++c) {
+      if (side.cells[c].given) continue;
+      if (unknown_.size() > kMostKeys) return true;
+      ++absent;
+      const std::string& column = side.names->columns()[c];
+      if (std::any_of(unknown_.begin(), unknown_.end(),
+                      [&](std::string_view key) { return is_misspelt(key, column); })) {
+        return true;
+      }
     }
-  }
-  return false;
+    return false;
+  };
+  return resembles(query_, names_->query.n_read()) ||
+         (are_inline() && resembles(items_, names_->n_item_columns));
+}
+
+unsigned RankRequestReader::member_named(std::string_view name) {
+  return name == "user"         ? kUser
+         : name == "context"    ? kContext
+         : name == "candidates" ? kCandidates
+         : name == "items"      ? kItems
+         : name == "k"          ? kCount
+         : name == "head"       ? kHead
+         : name == "request_id" ? kRequestId
+                                : 0U;
 }
 
 bool RankRequestReader::is_of_user(std::string_view name) const {
@@ -236,25 +256,41 @@ bool RankRequestReader::is_of_user(std::string_view name) const {
 }
 
 bool RankRequestReader::read_member(std::string_view name) {
-  const unsigned member = name == "user"         ? kUser
-                          : name == "context"    ? kContext
-                          : name == "candidates" ? kCandidates
-                          : name == "k"          ? kCount
-                          : name == "request_id" ? kRequestId
-                                                 : 0U;
+  const unsigned member = member_named(name);
   if (member == 0 || (seen_ & member) != 0) return false;
   seen_ |= member;
   skip_space();
-  if (member == kUser) return read_query(of_user_);
-  if (member == kContext) return read_query(of_context_);
-  if (member == kCandidates) return read_candidates();
-  if (member == kCount) return read_count();
-  // As it stands in the answer again: written without escapes, and short.
+  switch (member) {
+    case kUser:
+      return read_query(of_user_);
+    case kContext:
+      return read_query(of_context_);
+    case kCandidates:
+      return read_candidates();
+    case kItems:
+      return read_items();
+    case kCount:
+      return read_count();
+    case kHead:
+      return read_head();
+    default:
+      return read_request_id();
+  }
+}
+
+// As it stands in the answer again: written without escapes, and short.
+bool RankRequestReader::read_request_id() {
   const char* const begin = at_ + 1;
   if (!read_text(request_id_)) return false;
   const auto length = at_ - 1 - begin;
   return request_id_.data() == begin && length > 0 && length <= 128 &&
          std::all_of(begin, begin + length, [](char c) { return is_plain(c) && c != 0x7f; });
+}
+
+bool RankRequestReader::read_head() {
+  if (at_ != end_ && *at_ == 'n') return take_word("null");
+  names_head_ = true;
+  return read_text(head_);
 }
 
 bool RankRequestReader::read_query(std::vector<std::string_view>& given) {
@@ -264,41 +300,95 @@ bool RankRequestReader::read_query(std::vector<std::string_view>& given) {
   do {
     std::string_view name;
     if (!read_text(name) || !take(':')) return false;
-    const int place = names_->find(name, guess);
-    if (place == QueryNames::kForeign) return false;
+    const int place = query_.names->find(name, guess);
+    if (place == SideNames::kForeign) return false;
     given.push_back(name);
-    const bool is_read = place >= 0 && static_cast<std::size_t>(place) < names_->n_read();
+    const bool is_read = place >= 0 && static_cast<std::size_t>(place) < names_->query.n_read();
     if (!is_read && unknown_.size() <= kMostKeys) unknown_.push_back(name);
     Cell unused;
-    Cell& cell = place < 0 ? unused : cells_[static_cast<std::size_t>(place)];
+    Cell& cell = place < 0 ? unused : query_.cells[static_cast<std::size_t>(place)];
     cell = {};
     cell.given = true;
+    cell.begin = values_.size();
+    cell.rows = ends_.size();
+    ends_.push_back(0);
+    valid_.push_back(1);
     if (!read_cell(cell)) return false;
     guess = place + 1;
   } while (take(','));
   return take('}');
 }
 
+// Adds a row to a column: a value, or a list of them.
 bool RankRequestReader::read_cell(Cell& cell) {
   skip_space();
-  cell.begin = values_.size();
+  Variant value;
+  bool is_valid = true;
   if (at_ != end_ && *at_ == '[') {
     ++at_;
     cell.is_list = true;
-    if (take(']')) return true;
-    do {
-      Variant value;
-      if (!read_value(value)) return false;
-      values_.push_back(value);
-    } while (take(','));
-    if (!take(']')) return false;
+    if (!take(']')) {
+      do {
+        if (!read_value(value)) return false;
+        values_.push_back(value);
+      } while (take(','));
+      if (!take(']')) return false;
+    }
   } else {
-    Variant value;
     if (!read_value(value)) return false;
+    is_valid = value.tag != Variant::Tag::null;
     values_.push_back(value);
   }
   cell.count = values_.size() - cell.begin;
+  ends_.push_back(static_cast<std::int64_t>(cell.count));
+  valid_.push_back(is_valid ? 1 : 0);
   return true;
+}
+
+// {"column": [a value an item, ...], ...}
+bool RankRequestReader::read_items() {
+  if (!take('{')) return false;
+  if (take('}')) return false;  // the full server says how many there are
+  int guess = 0;
+  bool is_first = true;
+  do {
+    std::string_view name;
+    if (!read_text(name) || !take(':') || !take('[')) return false;
+    const int place = items_.names->find(name, guess);
+    if (place == SideNames::kForeign) return false;
+    if (place < 0 && unknown_.size() <= kMostKeys) unknown_.push_back(name);
+    Cell unused;
+    Cell& cell = place < 0 ? unused : items_.cells[static_cast<std::size_t>(place)];
+    if (cell.given) return false;
+    cell.given = true;
+    if (!read_item_column(place, cell)) return false;
+    const std::size_t rows = ends_.size() - cell.rows - 1;
+    if (is_first) candidates_.resize(rows);
+    if (candidates_.size() != rows) return false;
+    is_first = false;
+    guess = place + 1;
+  } while (take(','));
+  return take('}');
+}
+
+// The rest of a list, of which the ids are kept as they stand there.
+bool RankRequestReader::read_item_column(int place, Cell& cell) {
+  cell.begin = values_.size();
+  cell.rows = ends_.size();
+  ends_.push_back(0);
+  valid_.push_back(1);
+  const bool are_ids = place >= 0 && place == names_->id_column;
+  if (take(']')) return true;
+  std::size_t row = 0;
+  do {
+    skip_space();
+    const char* const begin = at_;
+    if (!read_cell(cell)) return false;
+    if (!are_ids) continue;
+    if (candidates_.size() <= row) candidates_.resize(row + 1);
+    if (*begin == '[' || !take_id(begin, values_.back(), candidates_[row++])) return false;
+  } while (take(','));
+  return take(']');
 }
 
 bool RankRequestReader::read_value(Variant& value) {
@@ -425,21 +515,24 @@ bool RankRequestReader::read_candidates() {
 bool RankRequestReader::read_id(CandidateId& id) {
   skip_space();
   const char* const begin = at_;
-  if (at_ != end_ && *at_ == '"') {
-    id.is_text = true;
-    if (!read_text(id.text)) return false;
-    if (id.text.data() != begin + 1) {
-      std::string token;
-      append_json(id.text, token);
-      id.token = unescaped_.emplace_back(std::move(token));
-      return true;
-    }
-  } else {
-    Variant value;
-    if (!read_number(value) || value.tag != Variant::Tag::integer) return false;
-    id.integer = value.integer;
-  }
+  Variant value;
+  return read_value(value) && take_id(begin, value, id);
+}
+
+// What was just read, from `begin` on, as an id.
+bool RankRequestReader::take_id(const char* begin, const Variant& value, CandidateId& id) {
+  id.is_text = value.tag == Variant::Tag::text;
+  if (!id.is_text && value.tag != Variant::Tag::integer) return false;
   id.token = {begin, static_cast<std::size_t>(at_ - begin)};
+  if (!id.is_text) {
+    id.integer = value.integer;
+    return true;
+  }
+  id.text = {value.text, static_cast<std::size_t>(value.length)};
+  if (value.text == begin + 1) return true;
+  std::string token;
+  append_json(id.text, token);
+  id.token = unescaped_.emplace_back(std::move(token));
   return true;
 }
 
@@ -471,24 +564,44 @@ void RankRequestReader::skip_space() {
   while (at_ != end_ && (*at_ == ' ' || *at_ == '\n' || *at_ == '\t' || *at_ == '\r')) ++at_;
 }
 
+std::int64_t RankRequestReader::n_values(const Side& side, std::size_t n_columns,
+                                         std::size_t n_rows) {
+  std::size_t n = 0;
+  for (std::size_t c = 0; c < n_columns; ++c) {
+    n += side.cells[c].given ? side.cells[c].count : n_rows;
+  }
+  return static_cast<std::int64_t>(n);
+}
+
+std::int64_t RankRequestReader::n_query_values() const noexcept {
+  return n_values(query_, names_->query.n_read(), 1);
+}
+
+std::int64_t RankRequestReader::n_item_values() const noexcept {
+  return n_values(items_, names_->n_item_columns, candidates_.size());
+}
+
 // Makes a column of each cell; what is absent is null.
-void RankRequestReader::finish() {
-  static constexpr Variant kNull{};
-  static constexpr std::uint8_t kValid = 1;
-  columns_.assign(cells_.size(), {});
-  ends_.assign(2 * cells_.size(), 0);
-  for (std::size_t c = 0; c < cells_.size(); ++c) {
-    const Cell& cell = cells_[c];
-    Column& column = columns_[c];
-    column.length = 1;
+void RankRequestReader::finish(Side& side, std::size_t n_rows) {
+  const std::size_t bytes = (n_rows + 7) / 8;
+  side.bits.assign(bytes * side.cells.size(), 0);
+  side.columns.assign(side.cells.size(), {});
+  for (std::size_t c = 0; c < side.cells.size(); ++c) {
+    const Cell& cell = side.cells[c];
+    Column& column = side.columns[c];
+    column.length = static_cast<std::int64_t>(n_rows);
     column.values.type = Physical::variant;
-    column.values.data = cell.given ? values_.data() + cell.begin : &kNull;
-    column.values.length = cell.given ? static_cast<std::int64_t>(cell.count) : 1;
+    column.values.data = cell.given ? values_.data() + cell.begin : nulls_.data();
+    column.values.length = static_cast<std::int64_t>(cell.given ? cell.count : n_rows);
     if (!cell.is_list) continue;
-    ends_[2 * c + 1] = static_cast<std::int64_t>(cell.count);
+    std::uint8_t* const bits = side.bits.data() + c * bytes;
+    for (std::size_t row = 0; row < n_rows; ++row) {
+      const unsigned bit = valid_[cell.rows + 1 + row];
+      bits[row / 8] = static_cast<std::uint8_t>(bits[row / 8] | bit << row % 8);
+    }
     column.list = ListLayer::list64;
-    column.list_validity = &kValid;
-    column.list_offsets = ends_.data() + 2 * c;
+    column.list_validity = bits;
+    column.list_offsets = ends_.data() + cell.rows;
   }
 }
 

@@ -2,8 +2,7 @@
 
 #include <string.h>
 
-#include <bit>
-
+#include "bfloat16.hpp"
 #include "thread_pool.hpp"
 
 namespace widedeep {
@@ -12,17 +11,6 @@ namespace {
 constexpr int64_t kAhead = 16;     // rows, which lie anywhere
 constexpr int64_t kLine = 16;      // floats of a cache line
 constexpr int64_t kFew = 1 << 12;  // rows that are not worth waking a thread for
-
-// The nearest bfloat16, ties to even; what is no number stays none.
-uint16_t to_bfloat16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  if (value != value) return 0x7FC0;
-  return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
-float from_bfloat16(uint16_t half) {
-  return std::bit_cast<float>(static_cast<uint32_t>(half) << 16);
-}
 
 template <int kWrite>
 void prefetch(const float* row, int64_t width) {

@@ -3,6 +3,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,14 +13,18 @@
 #include "check.hpp"
 #include "http_head.hpp"
 #include "rank_request.hpp"
+#include "score_curve.hpp"
 #include "sha256.hpp"
 #include "sort_scores.hpp"
 
 namespace widedeep {
 namespace {
 
-const QueryNames& names() {
-  static const QueryNames made({"age", "city", "tags"}, {"price"});
+const RequestNames& names() {
+  static const RequestNames made{{{"age", "city", "tags"}, {"price"}},
+                                 {{"price", "shop", "id"}, {"age", "city", "tags"}},
+                                 2,
+                                 2};
   return made;
 }
 
@@ -285,7 +290,7 @@ TEST(a_misspelt_key_is_left_to_the_full_server) {
                                                         {"price", "user_country"}}) {
     CHECK(!is_misspelt(key, column));
   }
-  const QueryNames names({"city", "user_country"}, {});
+  const RequestNames names{{{"city", "user_country"}, {}}, {{}, {}}, 0, -1};
   RankRequestReader reader;
   const auto reads = [&](const std::string& user) {
     return reader.read("{\"user\":{" + user + "},\"candidates\":[1]}", names);
@@ -304,6 +309,65 @@ TEST(blake2b_gives_the_digests_of_hashlib) {
   CHECK(blake2b_64(std::string(128, 'a')) == 0xf06643fe9c7e18da);
   CHECK(blake2b_64(std::string(129, 'b')) == 0x4922ab16afda6a41);
   CHECK(blake2b_64(std::string(300, 'c')) == 0x70d5127cbd74de3b);
+}
+
+TEST(inline_items_are_columns_of_one_length) {
+  RankRequestReader reader;
+  std::vector<char> kept;
+  CHECK(reads(reader,
+              R"({"items":{"id":["a",7,"\u00e9"],"price":[1,null,[2,null]],"x":[1,2,3]},"k":2})",
+              kept));
+  CHECK(reader.are_inline() && reader.candidates().size() == 3 && reader.k() == 2);
+  CHECK(reader.candidates()[0].token == "\"a\"" && reader.candidates()[1].token == "7");
+  CHECK(reader.candidates()[2].text == "\xc3\xa9");
+  CHECK(reader.has_item(0) && !reader.has_item(1) && reader.n_item_values() == 4 + 3);
+  const Column& price = reader.item_columns()[0];
+  CHECK(price.length == 3 && price.list == ListLayer::list64);
+  CHECK(!row_is_null(price, 0) && row_is_null(price, 1) && !row_is_null(price, 2));
+  CHECK(elements_of(price, 2).begin == 2 && elements_of(price, 2).end == 4);
+  CHECK(reader.item_columns()[1].length == 3 && reader.item_columns()[1].list == ListLayer::none);
+  for (const char* body :
+       {R"({"items":{}})", R"({"items":{"price":[1],"shop":[1,2]}})", R"({"items":{"age":[1]}})",
+        R"({"items":{"price":[1]},"candidates":[1]})", R"({"items":{"price":1}})",
+        R"({"items":{"id":[1.5]}})", R"({"items":{"id":[["a"]]}})", R"({"items":{"id":[null]}})",
+        R"({"items":{"price":[1],"price":[2]}})", R"({"items":{"price":[1],"shp":[2]}})",
+        R"({"items":{"price":[1,]}})", R"({"items":{"price":[1]})", R"({"items":[1]})"}) {
+    CHECK(!reads(reader, body, kept));
+  }
+  CHECK(reads(reader, R"({"items":{"price":[]},"head":"buy"})", kept));
+  CHECK(reader.candidates().empty() && reader.names_head() && reader.head() == "buy");
+}
+
+TEST(a_formula_is_computed_step_by_step) {
+  using Kind = ScoreFormula::Kind;
+  std::vector<ScoreCurve> curves(2);
+  curves[1].column = 1;
+  curves[1].points = {0, 1, 3};
+  curves[1].values = {0, 2, 3};
+  std::vector<double> stack;
+  const float logits[] = {4, 2};
+  const double numbers[] = {0.5, 0};
+  const auto value = [&](std::vector<ScoreFormula::Step> steps) {
+    const ScoreFormula formula{std::move(steps)};
+    formula.check(2, 2);
+    return formula.value(curves, logits, numbers, stack);
+  };
+  const ScoreFormula::Step a{Kind::head, 0, 0}, b{Kind::head, 1, 0}, x{Kind::column, 0, 0};
+  CHECK(value({a, b, {Kind::multiply, 0, 0}}) == 10 && value({a, {Kind::root, 0, 0}}) == 2);
+  CHECK(value({a, x, {Kind::subtract, 0, 0}, {Kind::negate, 0, 0}}) == -3.5);
+  CHECK(value({a, b, {Kind::minimum, 0, 0}, {Kind::constant, 0, 3}, {Kind::maximum, 0, 0}}) == 3);
+  const double none = value({a, {Kind::column, 1, 0}, {Kind::divide, 0, 0}});
+  CHECK(none != none);
+  for (const auto& steps : std::vector<std::vector<ScoreFormula::Step>>{
+           {}, {a, b}, {{Kind::add, 0, 0}}, {{Kind::head, 2, 0}}, {{Kind::column, 2, 0}}}) {
+    bool refused = false;
+    try {
+      ScoreFormula{steps}.check(2, 2);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused);
+  }
 }
 
 }  // namespace widedeep

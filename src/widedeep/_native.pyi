@@ -1242,14 +1242,15 @@ class RankRoute:
         self,
         sides: TransformSides,
         scorer: RankScorer,
-        items: PartialSums,
+        items: PartialSums | None,
         bias_C: _Floats,
-        ids: ItemIds,
+        ids: ItemIds | None,
+        numbers: NDArray[np.float64],
         options: dict[str, object],
     ) -> None: ...
     @property
     def in_use(self) -> bool: ...
-    def figures(self) -> tuple[int, int, float, list[int]]: ...
+    def figures(self) -> tuple[int, int, float, list[int], int, int]: ...
 
 _Record: TypeAlias = tuple[
     RankRoute | None,
@@ -1264,9 +1265,11 @@ _Record: TypeAlias = tuple[
     bool,
     NDArray[np.int64],
     NDArray[np.float64],
+    NDArray[np.int64],
+    NDArray[np.float32],
 ]
 """(route, path, request id, caller, body, microseconds, seconds, status, sampled, in log, order,
-scores)"""
+scores, places of unknown items, logits of all candidates where they were ranked by a formula)"""
 
 class LogShape:
     """What is logged of a route's requests."""

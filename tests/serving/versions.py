@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.bundle import models
-from widedeep.bundle import Bundle, BundleHead, write_bundle
+from widedeep.bundle import Bundle, BundleHead, Calibration, write_bundle
 
 ITEMS = [f"item {n}" for n in range(6)] + models.APPS
 USER = {"age": 31.0, "user": "bo", "tags": ["x"], "seen": ["mail"]}
@@ -24,6 +24,7 @@ def publish(
     seed: int,
     heads: tuple[BundleHead, ...] = models.BINARY,
     config: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Calibration] | None = None,
 ) -> Bundle:
     """Write a version; another seed, another model."""
     schema = models.schema()
@@ -36,6 +37,7 @@ def publish(
         metrics={},
         warmup_rows=models.rows(5),
         config=config or {},
+        calibration=calibration or {},
         overwrite=True,
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from widedeep.errors import ConfigError, nearest, show_value
 __all__ = ["Formula"]
 
 Numbers = NDArray[np.float64]
+ValueOf: TypeAlias = Callable[[str, str | None], Numbers]
 _OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -36,10 +39,25 @@ _FUNCTIONS: Mapping[str, tuple[Callable[..., Any], int | None]] = {
     "min": (lambda *values: np.minimum.reduce(np.broadcast_arrays(*values)), None),
     "max": (lambda *values: np.maximum.reduce(np.broadcast_arrays(*values)), None),
 }
+# Operation to its step in a program: those whose result has the same bits everywhere
+_STEPS: Mapping[object, str] = {
+    **{ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"},
+    **{ast.USub: "negate", "abs": "absolute", "sqrt": "root", "min": "minimum", "max": "maximum"},
+}
 _ALLOWED = (
     f"names, numbers, + - * / **, brackets, and the functions {', '.join(sorted(_FUNCTIONS))}"
 )
 _LONGEST = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class FormulaProgram:
+    """A formula as steps of a stack machine, for the native server."""
+
+    steps: list[tuple[str, int, float]]  # Kind, index of a head or number, value of a constant
+    # The numbers that it reads of an item, each a function of :meth:`Formula.values`'s argument
+    numbers: list[Callable[[ValueOf], Numbers]]
+    columns: list[str]  # The column that each number is; empty if one is computed from columns
 
 
 class Formula:
@@ -123,7 +141,7 @@ class Formula:
     def _source(self, node: ast.expr) -> str:
         return show_value(ast.get_source_segment(self.text.strip(), node) or self.text)
 
-    def values(self, value_of: Callable[[str, str | None], Numbers]) -> Numbers:
+    def values(self, value_of: ValueOf) -> Numbers:
         """Return the formula's value of each item; NaN where it has none.
 
         A division by zero, a logarithm of a negative number, an overflow or a missing number have
@@ -132,15 +150,67 @@ class Formula:
         Args:
             value_of: Function from a name, and the class asked for, to its values (B,).
         """
-        with np.errstate(all="ignore"):
-            return self._evaluate(self._tree, value_of)
+        return self._values(self._tree, value_of)
 
-    def _evaluate(self, node: ast.expr, value_of: Callable[[str, str | None], Numbers]) -> Numbers:
+    def program(self, heads: Mapping[str, int | None]) -> FormulaProgram | None:
+        """Return steps that compute the same bits; None if there are none.
+
+        Functions such as ``exp``, whose last bit depends on the library, may be of items' numbers
+        alone: these are computed once per catalogue.
+
+        Args:
+            heads: Index of each head among those that the steps know; None for another head.
+        """
+        for folds in (False, True):
+            program = FormulaProgram([], [], [])
+            if self._add_steps(self._tree, program, heads, folds):
+                return program
+        return None
+
+    def _add_steps(
+        self,
+        node: ast.expr,
+        program: FormulaProgram,
+        heads: Mapping[str, int | None],
+        folds: bool,
+    ) -> bool:
+        names = [name for name, _ in self._references(node)]
+        of_items = not any(name in heads for name in names)
+        match node:
+            case _ if not names:
+                value = float(self._values(node, _no_values))
+                program.steps.append(("constant", 0, value))
+                return True
+            case _ if of_items and (folds or isinstance(node, ast.Name)):
+                program.steps.append(("column", len(program.numbers), 0.0))
+                program.numbers.append(partial(self._values, node))
+                program.columns.extend([] if folds else names)
+                return True
+            case ast.Name(id=name) if heads[name] is not None:
+                program.steps.append(("head", heads[name] or 0, 0.0))
+                return True
+            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+                return self._add_steps(operand, program, heads, folds)
+        operation, operands = _operation(node)
+        if operation not in _STEPS:
+            return False
+        for index, operand in enumerate(operands):
+            if not self._add_steps(operand, program, heads, folds):
+                return False
+            if index or len(operands) == 1:
+                program.steps.append((_STEPS[operation], 0, 0.0))
+        return True
+
+    def _values(self, node: ast.expr, value_of: ValueOf) -> Numbers:
+        with np.errstate(all="ignore"):
+            return self._evaluate(node, value_of)
+
+    def _evaluate(self, node: ast.expr, value_of: ValueOf) -> Numbers:
         values = np.asarray(self._computed(node, value_of), dtype=np.float64)
         # Here, not at the end: one by infinity would be 0.
         return np.where(np.isfinite(values), values, np.nan)
 
-    def _computed(self, node: ast.expr, value_of: Callable[[str, str | None], Numbers]) -> Any:
+    def _computed(self, node: ast.expr, value_of: ValueOf) -> Any:
         match node:
             case ast.Name(id=name):
                 return value_of(name, None)
@@ -157,3 +227,19 @@ class Formula:
                 compute, _ = _FUNCTIONS[function]
                 return compute(*(self._evaluate(argument, value_of) for argument in arguments))
         raise AssertionError(node)  # refused when the formula was read
+
+
+def _no_values(name: str, label: str | None) -> Numbers:
+    raise AssertionError(name)  # a formula without names asks for none
+
+
+def _operation(node: ast.expr) -> tuple[object, list[ast.expr]]:
+    """Return a node's operation, as ``_STEPS`` names it, and its operands."""
+    match node:
+        case ast.BinOp(left=left, op=op, right=right):
+            return type(op), [left, right]
+        case ast.UnaryOp(op=op, operand=operand):
+            return type(op), [operand]
+        case ast.Call(func=ast.Name(id=function), args=arguments):
+            return function, arguments
+    return None, []

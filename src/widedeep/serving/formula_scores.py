@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
-from widedeep.bundle.formula import Formula
+from widedeep.bundle.formula import Formula, FormulaProgram
 from widedeep.errors import ConfigError, DataError, RequestError, nearest
 from widedeep.serving.catalogue import Catalogue
 
@@ -66,6 +66,13 @@ class FormulaScores:
                 )
             numbers[name] = _as_numbers(catalogue.table[name], name)
         return numbers
+
+    def program(self, heads: Sequence[str]) -> FormulaProgram | None:
+        """Return :meth:`Formula.program`, where the steps know these heads by their place."""
+        indices = {name: index for index, name in enumerate(heads)}
+        return self.formula.program(
+            {name: indices.get(head.name) for name, head in self._heads.items()}
+        )
 
     def scores(
         self, logits_BC: NDArray[np.float32], column: Callable[[str], Numbers]

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy import float64, int64
@@ -74,6 +74,28 @@ class ScoreBins:
             for index in counts.nonzero()[0].tolist():
                 up_to = f"{_EDGES[index]:g}" if index < len(_EDGES) else "+Inf"
                 self._counter.labels(model, version, up_to).inc(int(counts[index]))
+
+
+class ScoreCounts(NamedTuple):
+    """Counts of requests that a version scored."""
+
+    requests: int
+    scores: int  # Those that are numbers
+    total: float  # Their sum
+    bins: NDArray[int64]  # Scores per bin
+    undefined: int  # Candidates that the formula has no value for
+    unknown: int  # Candidates that are not in the catalogue
+
+    def since(self, before: ScoreCounts) -> ScoreCounts:
+        """Return what has been counted since."""
+        return ScoreCounts(
+            requests=self.requests - before.requests,
+            scores=self.scores - before.scores,
+            total=self.total - before.total,
+            bins=self.bins - before.bins,
+            undefined=self.undefined - before.undefined,
+            unknown=self.unknown - before.unknown,
+        )
 
 
 REQUEST_SECONDS = (
@@ -248,21 +270,17 @@ class ServerMetrics:
         if unknown:
             self._unknown.labels(model).inc(unknown)
 
-    def scored_many(
-        self,
-        model: str,
-        version: str,
-        requests: int,
-        scores: int,
-        total: float,
-        bins: NDArray[int64],
-    ) -> None:
-        """Add scores of requests that are already counted per bin."""
+    def scored_many(self, model: str, version: str, counts: ScoreCounts) -> None:
+        """Add requests that are already counted."""
         answers, score_count, added = self._of_version(model, version)
-        answers.inc(requests)
-        score_count.inc(scores)
-        added.inc(total)
-        self.score_bins.add_counts(model, version, bins)
+        answers.inc(counts.requests)
+        score_count.inc(counts.scores)
+        added.inc(counts.total)
+        self.score_bins.add_counts(model, version, counts.bins)
+        if counts.undefined:
+            self._undefined.labels(model).inc(counts.undefined)
+        if counts.unknown:
+            self._unknown.labels(model).inc(counts.unknown)
 
     def drifted(self, model: str, feature: str, values: float | None, missing: float) -> None:
         """Set how far a feature of the latest sampled requests is from training."""

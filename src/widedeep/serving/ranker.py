@@ -204,6 +204,7 @@ class Ranker:
         bundle: The model.
         options: How candidates are scored.
         scorer: Computes the candidates' logits.
+        formula: The formula that is ranked by where a request names no head; None: a head's score.
 
     Raises:
         BundleError: If the bundle cannot be loaded.
@@ -263,7 +264,7 @@ class Ranker:
         self._item_columns = item_columns(self.bundle.schema.spec) & self._columns
         self._heads = {head.name: head for head in self.bundle.model.heads}
         rank_by = options.rank_by or self.bundle.model.rank_by
-        self._formula = None if rank_by is None else FormulaScores(Formula(rank_by), self.bundle)
+        self.formula = None if rank_by is None else FormulaScores(Formula(rank_by), self.bundle)
         scorer = self._new_scorer()
         self._is_factorized = isinstance(scorer, FactorizedScorer)
         self.scorer: Any = self._exploring_scorer(scorer)
@@ -276,7 +277,7 @@ class Ranker:
         exploration = self.options.exploration
         if exploration is None or not exploration.needs_posterior:
             return scorer
-        if self._formula is not None:
+        if self.formula is not None:
             raise ConfigError(
                 f"exploration: got policy={exploration.policy!r} with a formula to rank by "
                 f"({self.rank_by!r}), whose uncertainty is not known; explore by 'epsilon'"
@@ -304,7 +305,7 @@ class Ranker:
     @property
     def rank_by(self) -> str | None:
         """The formula that is ranked by where a request names no head."""
-        return None if self._formula is None else self._formula.formula.text
+        return None if self.formula is None else self.formula.formula.text
 
     @property
     def precision(self) -> Literal["float32", "bfloat16"]:
@@ -359,7 +360,7 @@ class Ranker:
             )
         if self.bundle.items is not None:
             self.bundle.items.rows_of(items.ids, items.id_column)  # refuses another's catalogue
-        numbers = {} if self._formula is None else self._formula.catalogue_numbers(items)
+        numbers = {} if self.formula is None else self.formula.catalogue_numbers(items)
         columns = self._columns_of_item(names)
         self.prepared = PreparedCatalogue(items, self._prepare(items), columns, numbers)
 
@@ -419,7 +420,7 @@ class Ranker:
             >>> len(ranking), ranking.scores.shape
             (1, (1,))
         """
-        by_formula = self._formula if head is None else None
+        by_formula = self.formula if head is None else None
         by_head = None if by_formula is not None else choose_head(self._heads, head)
         if k is not None and (not isinstance(k, int) or k < 0):
             raise RequestError("k", f"got {k!r}, expected a whole number of at least 0, or none")
@@ -471,8 +472,8 @@ class Ranker:
             RequestError: If there is no such head, or it gives no number to rank by.
         """
         schema = self.bundle.schema
-        if self._formula is not None and head is None:
-            return ScoreMeaning(None, "formula", None, (), self._formula.formula.text)
+        if self.formula is not None and head is None:
+            return ScoreMeaning(None, "formula", None, (), self.formula.formula.text)
         entry = choose_head(self._heads, head)
         classes = tuple(schema.classes.get(entry.name, ()) or entry.classes)
         return ScoreMeaning(entry.name, entry.kind, schema.spec.labels.get(entry.name), classes)
@@ -495,7 +496,7 @@ class Ranker:
         try:
             return self.scorer.query(row)
         except FeatureError as error:
-            for name in self._columns & row.keys():
+            for name in (name for name in row if name in self._columns):
                 where = f"{'user' if name in user else 'context'}.{name}"
                 try:
                     self.scorer.query({name: row[name]})
@@ -626,8 +627,8 @@ class Ranker:
             return np.zeros(0), {}
         if head is not None:
             return head.scores(logits_BC, self.bundle.calibration.get(head.name)), {}
-        assert self._formula is not None
-        return self._formula.scores(logits_BC, resolved.numbers)
+        assert self.formula is not None
+        return self.formula.scores(logits_BC, resolved.numbers)
 
     def _explanations(
         self, row: dict[str, Any], resolved: _Resolved, positions: list[int]
@@ -742,7 +743,7 @@ def _check_side(
     where: str, values: Mapping[str, Any], other_side: Set[str], owner: str, remedy: str
 ) -> None:
     """Raise if a column's value is given on the wrong side of a request."""
-    for name in values.keys() & other_side:
+    for name in (name for name in values if name in other_side):  # the request's order
         raise RequestError(
             f"{where}.{name}", f"got a value, but this column is {owner}; give it in {remedy}"
         )

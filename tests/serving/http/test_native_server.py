@@ -27,9 +27,15 @@ import widedeep as wd
 from tests.ads import history_table
 from tests.serving.http.calls import Local, Running, running
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
-from widedeep.bundle import BundleHead
+from widedeep.bundle import BundleHead, Isotonic
 from widedeep.kernels.native_server import has_native_server
-from widedeep.serving.versions import change_state, is_canary_request, state_path
+from widedeep.serving.registry import Registry
+from widedeep.serving.versions import (
+    RegistryOptions,
+    change_state,
+    is_canary_request,
+    state_path,
+)
 
 pytestmark = pytest.mark.skipif(not has_native_server(), reason="no native server here")
 
@@ -154,35 +160,117 @@ VALUES = st.one_of(
     st.text(max_size=8),
     st.lists(st.one_of(st.none(), st.integers(0, 9), st.text(max_size=3)), max_size=3),
 )
-BODIES = st.fixed_dictionaries(
-    {
-        "user": st.dictionaries(
-            st.sampled_from([*USER, "other", "é", "usr", "Tags"]), VALUES, max_size=4
-        ),
-        "candidates": st.lists(st.sampled_from([*ITEMS, "ghost", 7]), max_size=6),
-    },
-    optional={
-        "context": st.dictionaries(st.sampled_from([*USER, "hour"]), VALUES, max_size=2),
-        "k": st.one_of(st.none(), st.integers(-1, 9)),
-        "request_id": st.text(max_size=5),
-        "explain": st.booleans(),
-    },
+QUERIES = st.dictionaries(st.sampled_from([*USER, "other", "é", "usr", "Tags"]), VALUES, max_size=4)
+OPTIONAL = {
+    "context": st.dictionaries(st.sampled_from([*USER, "hour"]), VALUES, max_size=2),
+    "k": st.one_of(st.none(), st.integers(-1, 9)),
+    "request_id": st.text(max_size=5),
+    "explain": st.booleans(),
+    "head": st.sampled_from([None, "", "click", "buy", "none"]),
+}
+IDS = st.sampled_from([*ITEMS, "ghost", 'maps"é', 7, "7", 2**70, 1.5, None])
+
+
+@st.composite
+def inline_columns(draw: st.DrawFn) -> dict[str, list[Any]]:
+    """Items in columns, now and then of unequal lengths."""
+    n = draw(st.integers(0, 9))
+    prices = st.one_of(st.floats(-3, 9), st.integers(-3, 9), st.none())
+    cells = {"app": IDS, "price": st.one_of(prices, VALUES), "prise": VALUES, "age": VALUES}
+    if draw(st.booleans()):
+        cells |= {"app": st.sampled_from(ITEMS), "price": draw(st.sampled_from([prices, VALUES]))}
+    names = draw(st.sets(st.sampled_from(["app", "app", "price", "price", "prise", "age"])))
+    length = st.sampled_from([n] * 20 + [n + 1])
+    return {
+        name: draw(st.lists(cells[name], min_size=m, max_size=m))
+        for name in sorted(names)
+        for m in [draw(length)]
+    }
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    body = {"request_id": "r", "user": draw(st.one_of(st.just(USER), QUERIES))}
+    body |= draw(st.fixed_dictionaries({}, optional=OPTIONAL)) if draw(st.booleans()) else {}
+    if draw(st.booleans()):
+        body["items"] = draw(inline_columns())
+    else:
+        body["candidates"] = draw(st.lists(IDS | st.sampled_from(ITEMS), max_size=7))
+    text = json.dumps(body, ensure_ascii=draw(st.booleans()))
+    return text.encode("utf-8", "surrogatepass")
+
+
+@settings(max_examples=250, deadline=None)
+@given(body=bodies())
+def test_answers_equal_those_of_python(server: Running, local: Local, body: bytes) -> None:
+    want, got = local.post("/v1/rank", body), server.call("POST", "/v1/rank", body)
+    assert (got.status, got.body) == (want.status, want.body)
+
+
+CURVE = Isotonic(logits=(-1.0, 0.25, 2.0), values=(0.1, 0.4, 0.8), slope=0.5)
+FLAT = Isotonic(logits=(-0.5, 0.0, 1.0), values=(0.0, 0.5, 0.5))
+HEADS = (
+    BundleHead(name="click", kind="binary", start=0, stop=1),
+    BundleHead(name="buy", kind="binary", start=1, stop=2),
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(body=BODIES, ascii_only=st.booleans())
-def test_answers_equal_those_of_python(
-    server: Running, local: Local, body: dict[str, Any], ascii_only: bool
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Local]]:
+    """Two heads with curves, ranked by a formula; a server, and Python alone."""
+    folder = tmp_path_factory.mktemp("several")
+    calibration = {"click": CURVE, "buy": FLAT}
+    publish(folder / "apps", "1", seed=4, heads=HEADS, calibration=calibration)
+    write_items(folder / "items.parquet")
+    formula = "click * max(buy, 0.25) / (price - 2) + sqrt(0.5) * abs(-click)"
+    words = (folder / "apps", "--items", folder / "items.parquet", "--item-id", "app")
+    options = RegistryOptions(items=folder / "items.parquet", item_id="app", rank_by=formula)
+    with (
+        running(*words, "--rank-by", formula) as server,
+        Registry(folder / "apps", options=options) as registry,
+    ):
+        server.wait_ready()
+        assert registry.wait_ready(60)
+        yield server, Local({"apps": registry})
+
+
+@settings(max_examples=250, deadline=None)
+@given(body=bodies())
+def test_formulas_and_curves_equal_those_of_python(
+    several: tuple[Running, Local], body: bytes
 ) -> None:
-    body.setdefault("request_id", "r")
-    text = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-    want, got = local.post("/v1/rank", text), server.call("POST", "/v1/rank", text)
-    assert got.status == want.status
-    if want.status == 200:
-        assert got.json == want.json
-    else:
-        assert got.json.keys() == want.json.keys()
+    got, want = (each.call("POST", "/v1/rank", body) for each in several)
+    assert (got.status, got.body) == (want.status, want.body)
+
+
+PRICES = {"app": ITEMS, "price": [n / 8 for n in range(len(ITEMS))]}
+KINDS: dict[str, dict[str, Any]] = {
+    "unknown ids": {"candidates": [*ITEMS, "ghost", 7]},
+    "inline items": {"items": PRICES},
+    "items without ids": {"items": {"price": PRICES["price"]}},
+    "another head": {"candidates": ITEMS, "head": "buy"},
+    "a formula": {"candidates": ITEMS},
+    "a formula of inline items": {"items": PRICES},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_these_are_answered_natively(
+    server: Running, several: tuple[Running, Local], kind: str
+) -> None:
+    asked = several[0] if "head" in kind or "formula" in kind else server
+    before = counted(asked)
+    found = [asked.call("POST", "/v1/rank", {"user": USER, **KINDS[kind]}) for _ in range(16)]
+    assert {each.status for each in found} == {200}, found[0].body
+    assert sum(is_native(each.headers) for each in found) > 8
+    grown = {name: value - before.get(name, 0) for name, value in counted(asked).items()}
+    assert grown['widedeep_answers_total{model="apps",version="1"}'] == 16
+    unknown = 'widedeep_unknown_items_total{model="apps"}'
+    assert grown.get(unknown, 0) == 16 * len(found[0].json.get("unknown", ()))
+    undefined = 'widedeep_undefined_scores_total{model="apps"}'
+    assert grown.get(undefined, 0) == 16 * len(found[0].json.get("undefined", ()))
+    n_scores = grown['widedeep_scores_total{model="apps",version="1"}']
+    assert n_scores == 16 * sum(score is not None for score in found[0].json["scores"])
 
 
 def test_a_misspelt_key_is_named_by_both(server: Running, local: Local) -> None:

@@ -9,18 +9,19 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
-from numpy import float64, int64
+from numpy import float32, float64, int64
 from numpy.typing import NDArray
 
 from widedeep import traces
-from widedeep.bundle import Bundle, Platt, PriorCorrection
+from widedeep.bundle import Bundle, BundleHead, Isotonic, Platt, PriorCorrection
+from widedeep.bundle.formula import FormulaProgram
 from widedeep.features.spec import item_columns
 from widedeep.kernels.native_server import (
     NativeServer,
@@ -28,6 +29,7 @@ from widedeep.kernels.native_server import (
     has_native_server,
 )
 from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.formula_scores import inline_numbers
 from widedeep.serving.http.protocol import FULL, HEADER_TIMEOUT, final_response
 from widedeep.serving.http.rank import RankRequest
 from widedeep.serving.http.service import (
@@ -39,8 +41,8 @@ from widedeep.serving.http.service import (
     late_error,
 )
 from widedeep.serving.impressions import ImpressionLog
-from widedeep.serving.metrics import REQUEST_SECONDS, SCORE_EDGES
-from widedeep.serving.ranker import Ranker, Ranking, choose_head
+from widedeep.serving.metrics import REQUEST_SECONDS, SCORE_EDGES, ScoreCounts
+from widedeep.serving.ranker import Ranker, Ranking, choose_head, inline_items
 from widedeep.serving.scorers import FactorizedScorer
 from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
 from widedeep.serving.version_watcher import Routes
@@ -51,57 +53,96 @@ def new_route(
     ranker: Ranker, version: str, impressions: ImpressionLog | None = None
 ) -> RankRoute | None:
     """Return a native route with the ranker's very scores; None if Python must answer."""
-    prepared, scorer = ranker.prepared, ranker.scorer
-    if prepared is None or not isinstance(scorer, FactorizedScorer):
+    prepared, scorer, bundle = ranker.prepared, ranker.scorer, ranker.bundle
+    if not isinstance(scorer, FactorizedScorer) or ranker.options.exploration is not None:
         return None
-    if ranker.options.exploration is not None:
+    of_item = item_columns(bundle.schema.spec)
+    if not of_item & frozenset(scorer.transform.item_columns):
         return None
-    curve = None if ranker.rank_by is not None else _curve(ranker.bundle)
-    if curve is None or len(prepared.catalogue) == 0:
+    heads = {head.name: head for head in bundle.model.heads}
+    curves = [curve for head in heads.values() if (curve := _curve(bundle, head)) is not None]
+    if not curves:
         return None
+    names = [curve["head"] for curve in curves]
+    default = None if all(head.by_class for head in heads.values()) else choose_head(heads, None)
+    formula, numbers = _formula(ranker, names)
+    has_items = prepared is not None and len(prepared.catalogue) > 0
+    by_head = ranker.rank_by is None and default is not None and default.name in names
     options = {
         "version": version,
-        "catalogue_version": prepared.catalogue.version,
-        "foreign_names": sorted(item_columns(ranker.bundle.schema.spec)),
+        "catalogue_version": "" if prepared is None else prepared.catalogue.version,
+        "id_column": ranker.item_id or "",
+        "foreign_names": sorted(of_item),
         "score_edges": list(SCORE_EDGES),
         "threads": ranker.threads,
+        "curves": curves,
+        "default_curve": names.index(default.name) if by_head and default is not None else -1,
+        "formula": formula.steps,
+        "formula_text": ranker.rank_by or "",
+        "numbers": formula.columns,
+        "takes_items": True,
+        "scores_unknown": ranker.unknown_items == "score",
+        "is_bfloat16": ranker.precision == "bfloat16",
         "log": None
-        if impressions is None
+        if impressions is None or prepared is None or not has_items
         else impressions.shape(ranker, prepared.catalogue, version),
-        **curve,
     }
     return RankRoute(
         scorer.transform,
         scorer.kernel,
-        prepared.items.sums,
+        prepared.items.sums if prepared is not None and has_items else None,
         scorer.bias_C,
-        prepared.catalogue.index,
+        prepared.catalogue.index if prepared is not None and has_items else None,
+        numbers,
         options,
     )
 
 
-def _curve(bundle: Bundle) -> dict[str, object] | None:
-    """Return the map from the ranking head's logits to scores; None if it has no native form."""
-    heads = {head.name: head for head in bundle.model.heads}
-    if all(head.by_class for head in heads.values()):
-        return None
-    head = choose_head(heads, None)
-    if head.link not in ("identity", "sigmoid") or head.through is not None:
-        return None  # Python's server scores it
-    slope, intercept = 1.0, 0.0
+def _formula(ranker: Ranker, heads: list[str]) -> tuple[FormulaProgram, NDArray[float64]]:
+    """Return the formula's native form, and (items + 1, numbers) that it reads of items.
+
+    The last row is that of an item that is not in the catalogue.
+    """
+    prepared, formula = ranker.prepared, ranker.formula
+    n_rows = 1 if prepared is None else len(prepared.catalogue) + 1
+    program = None if formula is None else formula.program(heads)
+    if program is None:
+        return FormulaProgram([], [], []), np.zeros((n_rows, 0))
+    known = {} if prepared is None else prepared.numbers
+    numbers = np.empty((n_rows, len(program.numbers)))
+    for index, values_of in enumerate(program.numbers):
+        numbers[:, index] = values_of(lambda name, _: np.append(known.get(name, ()), np.nan))
+    return program, numbers
+
+
+def _curve(bundle: Bundle, head: BundleHead) -> dict[str, Any] | None:
+    """Return the map from a head's logits to scores; None if it has no native form."""
     calibration = bundle.calibration.get(head.name)
-    if isinstance(calibration, Platt):
-        slope, intercept = calibration.slope, calibration.intercept
-    elif isinstance(calibration, PriorCorrection):
-        intercept = math.log(calibration.rate)
-    elif calibration is not None:
-        return None
-    return {
+    if head.by_class or (calibration is None and head.link not in ("identity", "sigmoid")):
+        return None  # Python's server scores it
+    curve = {
+        "head": head.name,
         "column": head.start,
-        "is_probability": head.link == "sigmoid",
-        "slope": slope,
-        "intercept": intercept,
+        "is_probability": calibration is not None or head.link == "sigmoid",
+        "slope": 1.0,
+        "intercept": 0.0,
+        "through": -1,
+        "points": [],
+        "values": [],
     }
+    match calibration:
+        case None if head.through is not None:
+            curve["through"] = head.through
+        case Platt():
+            curve |= {"slope": calibration.slope, "intercept": calibration.intercept}
+        case PriorCorrection():
+            curve["intercept"] = math.log(calibration.rate)
+        case Isotonic():
+            slope, y = calibration.slope, np.array(calibration.values)
+            values = y if slope is None else np.log(y / (1.0 - y))
+            curve |= {"points": list(calibration.logits), "values": values.tolist()}
+            curve |= {"slope": slope or 0.0, "is_probability": slope is not None}
+    return curve
 
 
 _decoder = msgspec.json.Decoder(RankRequest)
@@ -116,23 +157,25 @@ class NativeVersion:
     route: RankRoute
     model: str  # The model's name
     version: LoadedVersion
-    catalogue: Catalogue  # The catalogue that the route was made with
+    catalogue: Catalogue | None  # The catalogue that the route was made with
     ranker: Ranker = field(init=False)
-    last_seen: tuple[int, int, float, NDArray[int64]] = field(init=False)
+    numbers: Mapping[str, NDArray[float64]] = field(init=False)  # Of the catalogue's items
+    last_seen: ScoreCounts = field(init=False)
 
     def __post_init__(self) -> None:
         self.ranker = self.version.ranker
+        prepared = self.ranker.prepared
+        self.numbers = {} if prepared is None else prepared.numbers
         self.last_seen = self._counts()
 
-    def _counts(self) -> tuple[int, int, float, NDArray[int64]]:
-        requests, scores, total, bins = self.route.figures()
-        return requests, scores, total, np.array(bins, np.int64)
+    def _counts(self) -> ScoreCounts:
+        requests, scores, total, bins, undefined, unknown = self.route.figures()
+        return ScoreCounts(requests, scores, total, np.array(bins, np.int64), undefined, unknown)
 
-    def new_counts(self) -> tuple[int, int, float, NDArray[int64]]:
-        """Return requests, scores, their sum, and scores per bin since the last call."""
+    def new_counts(self) -> ScoreCounts:
+        """Return what was counted since the last call."""
         before, self.last_seen = self.last_seen, self._counts()
-        now = self.last_seen
-        return now[0] - before[0], now[1] - before[1], now[2] - before[2], now[3] - before[3]
+        return self.last_seen.since(before)
 
 
 class NativeStats:
@@ -207,11 +250,10 @@ class NativeStats:
 
     def _publish_version(self, native: NativeVersion) -> None:
         is_over = not native.route.in_use  # before the counts are read: they are then final
-        requests, scores, total, bins = native.new_counts()
-        if requests:
-            native.version.native_requests += requests
-            name = native.version.name
-            self._service.metrics.scored_many(native.model, name, requests, scores, total, bins)
+        counts = native.new_counts()
+        if counts.requests:
+            native.version.native_requests += counts.requests
+            self._service.metrics.scored_many(native.model, native.version.name, counts)
         if is_over:
             del self._versions[native.route]
 
@@ -239,6 +281,8 @@ class NativeStats:
         in_log: bool,
         order: NDArray[int64],
         scores: NDArray[float64],
+        unknown: NDArray[int64],
+        logits: NDArray[float32],
     ) -> None:
         native = None if route is None else self._versions.get(route)
         self._sampled += sampled
@@ -258,8 +302,11 @@ class NativeStats:
         if native is not None and (
             is_offered or counts_unseen or self._shadows.get(native.model) is not None
         ):
-            ranked = _ranked(native, request_id, body, order, scores, time_us)
-            self._safely(partial(self._pass_on, ranked, is_offered, counts_unseen))
+            request: RankRequest = _decoder.decode(body)
+            ranking = _ranking(native, request, order, scores, unknown, logits)
+            ranked = _ranked(native, request, request_id, ranking, time_us)
+            passes = partial(self._pass_on, ranked, request.head, is_offered, counts_unseen)
+            self._safely(passes)
         if status >= self._service.log.min_status:
             self._service.log.request(
                 request_id=request_id,
@@ -273,7 +320,9 @@ class NativeStats:
                 caller=caller or None,
             )
 
-    def _pass_on(self, ranked: Ranked, is_offered: bool, counts_unseen: bool) -> None:
+    def _pass_on(
+        self, ranked: Ranked, head: str | None, is_offered: bool, counts_unseen: bool
+    ) -> None:
         service = self._service
         if is_offered and service.on_ranked is not None:
             service.on_ranked(ranked)
@@ -282,38 +331,67 @@ class NativeStats:
                 ranked.model, ranked.ranker, {**ranked.user, **ranked.context}
             )
         shadow = self._shadows.get(ranked.model)
-        if shadow is not None and shadow.version != ranked.version:
+        # The shadow ranks as it does by default alone.
+        if shadow is not None and shadow.version != ranked.version and head is None:
             query = (ranked.user, ranked.context, ranked.candidates)
             shadow.offer(AnsweredRequest(*query, None, ranked.ranking, ranked.ranker))
 
 
-def _ranked(
+def _ranking(
     native: NativeVersion,
-    request_id: str,
-    body: bytes,
+    request: RankRequest,
     order: NDArray[int64],
     scores: NDArray[float64],
-    time_us: int,
-) -> Ranked:
-    request: RankRequest = _decoder.decode(body)
-    candidates = request.candidates or []
-    columns = request.user.keys() | request.context.keys()
-    names = native.ranker.scorer.query_columns
-    ranking = Ranking(
-        items=[candidates[position] for position in order.tolist()],
+    unknown: NDArray[int64],
+    logits: NDArray[float32],
+) -> Ranking:
+    """Return the ranking of a natively answered request, as the ranker would."""
+    ranker, items = native.ranker, request.items
+    given = request.user.keys() | request.context.keys()
+    absent = {name: 1 for name in ranker.scorer.query_columns if name not in given}
+    ids = request.candidates or []
+    if items is not None:
+        ids, _ = inline_items(items, ranker.item_id)
+        columns = ranker.scorer.transform.item_columns
+        absent |= {name: len(ids) for name in columns if name not in items}
+    formula = ranker.formula if request.head is None else None
+    terms: dict[str, NDArray[float64]] = {}
+    if formula is not None:
+        numbers = partial(_formula_numbers, native, ids, items)
+        _, terms = formula.scores(logits.reshape(len(ids), -1), numbers)
+    is_unknown = np.zeros(len(order), bool)
+    is_unknown[unknown] = True
+    return Ranking(
+        items=[ids[position] for position in order.tolist()],
         scores=scores,
         positions=order,
-        unknown=np.zeros(len(order), bool),
-        catalogue_version=native.catalogue.version,
-        absent={name: 1 for name in names if name not in columns},
+        unknown=is_unknown,
+        catalogue_version=None if native.catalogue is None else native.catalogue.version,
+        absent=absent,
+        rank_by=None if formula is None else formula.formula.text,
+        terms={name: values[order] for name, values in terms.items()},
     )
+
+
+def _formula_numbers(
+    native: NativeVersion, ids: list[Any], items: dict[str, list[Any]] | None, name: str
+) -> NDArray[float64]:
+    """Return the numbers of a request's items that its formula reads."""
+    if items is not None or native.catalogue is None:
+        return inline_numbers(items or {}, name)
+    return np.append(native.numbers[name], np.nan)[native.catalogue.find(ids)[0]]  # -1: unknown
+
+
+def _ranked(
+    native: NativeVersion, request: RankRequest, request_id: str, ranking: Ranking, time_us: int
+) -> Ranked:
     return Ranked(
         request_id=request_id,
         model=native.model,
         version=native.version.name,
         user=request.user,
         context=request.context,
-        candidates=candidates,
+        candidates=request.items if request.candidates is None else request.candidates,
         ranking=ranking,
         ranker=native.ranker,
         time_us=time_us,
@@ -360,7 +438,7 @@ class NativeConnections:
             before: NativeVersion | None = version.native[1]
             return before
         route, native = new_route(version.ranker, version.name, self._service.impressions), None
-        if route is not None and catalogue is not None:
+        if route is not None:
             native = NativeVersion(route=route, model=model, version=version, catalogue=catalogue)
         version.native = (catalogue, native)
         return native
