@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import http.client
 import io
 import json
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,86 @@ def table(name: str, found: dict[str, list[LoadReport]]) -> str:
     return "\n".join(lines)
 
 
+KEY = "a key of this benchmark"
+
+
+def kinds_of_requests(bench: bench_rank.Bench, n: int) -> dict[str, list[bytes]]:
+    """The plain requests, and the same with what else a request may hold."""
+    plain = [json.loads(body) for body in bodies(bench, n)["/v1/rank"]]
+    unknown = [
+        {**each, "candidates": [*each["candidates"][:-10], *(f"new{i}" for i in range(10))]}
+        for each in plain
+    ]
+    rows = {row["item"]: row for row in bench.table.to_pylist()}
+    items = [
+        {
+            "user": each["user"],
+            "items": {
+                name: [rows[id_][name] for id_ in each["candidates"]]
+                for name in bench.table.column_names
+            },
+        }
+        for each in plain
+    ]
+    kinds = {"plain": plain, "with an API key": plain, "10 unknown ids": unknown, "items": items}
+    return {
+        kind: [json.dumps(each, separators=(",", ":")).encode() for each in requests]
+        for kind, requests in kinds.items()
+    }
+
+
+def by_kind(folder: Path, bench: bench_rank.Bench) -> str:
+    """Requests of each kind, by native threads and by Python; all take turns."""
+    kinds = kinds_of_requests(bench, 200)
+    keys = folder / "keys.toml"
+    keys.write_text(f'[keys.caller]\nsha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\n')
+    found: dict[tuple[str, str], list[LoadReport]] = {}
+    with contextlib.ExitStack() as stack:
+        servers = {}
+        for by, more in (("native", ()), ("Python", ("--no-native",))):
+            open_one = stack.enter_context(started(serve_words("S", folder, *more)))
+            keyed = started(serve_words("S", folder, "--keys", str(keys), *more))
+            servers[by] = (
+                open_one,
+                replace(stack.enter_context(keyed), headers=(("x-api-key", KEY),)),
+            )
+        for _ in range(ROUNDS):
+            for by, (open_one, keyed_one) in servers.items():
+                for kind, requests in kinds.items():
+                    target = keyed_one if "key" in kind else open_one
+                    report = run_load(
+                        target, requests, connections=CONNECTIONS, seconds=SECONDS / 2
+                    )
+                    if report.failures:
+                        raise SystemExit(f"{kind}: {report.failures}")
+                    found.setdefault((by, kind), []).append(report)
+    lines = [
+        "| S, 200 candidates | requests/s, native | of plain ones | CPU, of plain ones |"
+        " requests/s, native to Python | CPU ms/request, native | Python |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind in kinds:
+        plain, own, python = (
+            found[key] for key in (("native", "plain"), ("native", kind), ("Python", kind))
+        )
+
+        def ratio(ones: Sequence[LoadReport], others: Sequence[LoadReport], field: str) -> float:
+            pairs = zip(ones, others, strict=True)
+            return statistics.median(getattr(a, field) / getattr(b, field) for a, b in pairs)
+
+        rate, cpu = "requests_per_s", "cpu_ms"
+        cells = [
+            f"{statistics.median(each.requests_per_s for each in own):,.0f}",
+            f"{ratio(own, plain, rate):.2f}",
+            f"{ratio(own, plain, cpu):.2f}",
+            f"{ratio(own, python, rate):.1f}",
+            f"{statistics.median(each.cpu_ms for each in own):.3f}",
+            f"{statistics.median(each.cpu_ms for each in python):.3f}",
+        ]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def two_workers(folder: Path, asked: list[bytes]) -> str:
     """Requests for each CPU second of two processes against one's, over 16 connections."""
     per_cpu: dict[int, list[float]] = {1: [], 2: []}
@@ -312,10 +394,19 @@ def main() -> None:
     parser.add_argument("--python", type=Path, default=PYTHON)
     parser.add_argument("--bundle", help="measure the start with it, too; Adult's, for one")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--kinds", action="store_true", help="the kinds of requests alone")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
+    if arguments.kinds:
+        with tempfile.TemporaryDirectory(prefix="bench-serve-") as place:
+            about = f"`benchmarks/bench_serve.py --kinds` on {machine()}; load before: {load:.1f}."
+            told = by_kind(Path(place) / "S", prepare("S", Path(place) / "S"))
+            print(f"{about}\n\n{told}")
+            if arguments.write:
+                write_section("serving kinds", f"## Kinds of requests\n\n{about}\n\n{told}")
+        return
     parts = ["## Serving"]
     about = f"`benchmarks/bench_serve.py` on {machine()}; load of the machine before: {load:.1f}."
     parts.append(f"{about} 200 candidates by id, 26 + 13 features, 8 crosses; one process each.")

@@ -108,10 +108,10 @@ def _formula(ranker: Ranker, heads: list[str]) -> tuple[FormulaProgram, NDArray[
     program = None if formula is None else formula.program(heads)
     if program is None:
         return FormulaProgram([], [], []), np.zeros((n_rows, 0))
-    known = {} if prepared is None else prepared.numbers
+    columns = {} if prepared is None else prepared.numbers
     numbers = np.empty((n_rows, len(program.numbers)))
     for index, values_of in enumerate(program.numbers):
-        numbers[:, index] = values_of(lambda name, _: np.append(known.get(name, ()), np.nan))
+        numbers[:, index] = values_of(lambda name, _: np.append(columns.get(name, ()), np.nan))
     return program, numbers
 
 
@@ -159,7 +159,9 @@ class NativeVersion:
     version: LoadedVersion
     catalogue: Catalogue | None  # The catalogue that the route was made with
     ranker: Ranker = field(init=False)
-    numbers: Mapping[str, NDArray[float64]] = field(init=False)  # Of the catalogue's items
+    numbers: Mapping[str, NDArray[float64]] = field(
+        init=False
+    )  # The catalogue's columns that a formula reads
     last_seen: ScoreCounts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -347,8 +349,8 @@ def _ranking(
 ) -> Ranking:
     """Return the ranking of a natively answered request, as the ranker would."""
     ranker, items = native.ranker, request.items
-    given = request.user.keys() | request.context.keys()
-    absent = {name: 1 for name in ranker.scorer.query_columns if name not in given}
+    query = request.user.keys() | request.context.keys()
+    absent = {name: 1 for name in ranker.scorer.query_columns if name not in query}
     ids = request.candidates or []
     if items is not None:
         ids, _ = inline_items(items, ranker.item_id)
