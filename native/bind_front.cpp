@@ -236,11 +236,12 @@ class BoundServer {
       for (const nb::object& each : held_) {
         if (nb::cast<const BoundRoute&>(each).route() == record.route) route = each;
       }
-      found.append(nb::make_tuple(route, record.path, record.request_id, record.caller,
-                                  nb::bytes(record.body.data(), record.body.size()), record.time_us,
-                                  record.seconds, record.status, record.sampled, record.in_log,
-                                  to_numpy(std::move(record.order)),
-                                  to_numpy(std::move(record.scores))));
+      found.append(
+          nb::make_tuple(route, record.path, record.request_id, record.caller,
+                         nb::bytes(record.body.data(), record.body.size()), record.time_us,
+                         record.seconds, record.status, record.sampled, record.in_log,
+                         to_numpy(std::move(record.order)), to_numpy(std::move(record.scores)),
+                         to_numpy(std::move(record.unknown)), to_numpy(std::move(record.logits))));
     }
     let_go();
     return found;
