@@ -100,6 +100,21 @@ def locked(path: str | os.PathLike[str], mode: int = 0o600) -> Iterator[None]:
         os.close(lock)
 
 
+@contextlib.contextmanager
+def try_locked(path: str | os.PathLike[str]) -> Iterator[bool]:
+    """Hold an exclusive lock on a file for this alone, or tell that another process has it."""
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        is_free = True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_free = False
+        yield is_free
+    finally:
+        os.close(lock)
+
+
 def _put_in_place(temporary: Path, final: Path) -> None:
     """Rename ``temporary`` to ``final``; what was at ``final`` gets the temporary name."""
     if not final.exists():

@@ -169,3 +169,131 @@ def test_nothing_there_is_deleted_before_a_run_begins(store: Store) -> None:
     write(store.remote.folder, "config.toml", "x = 22")
     store.remote.upload()
     assert RemoteRun(store.remote.url).listing().keys() == {"config.toml"}
+
+
+def test_files_of_others_stay(store: Store) -> None:
+    """A run that is sent, and --force too, delete a run's files alone."""
+    fs, path = store.remote._fs, store.remote._path
+    for name in ("notes.txt", "other/config.toml", "other/bundle/manifest.json"):
+        fs.pipe_file(f"{path}/{name}", b"another's")
+    store.remote.begin(resume=False, force=False)
+    for text in ("x = 1", "x = 22"):
+        write(store.remote.folder, "config.toml", text)
+        write(store.remote.folder, "candidate.verdict.json", "{}")
+        store.remote.upload()
+        present = RemoteRun(store.remote.url).listing().keys()
+        assert {"notes.txt", "other/config.toml", "other/bundle/manifest.json"} < present
+        assert "candidate.verdict.json" in present
+        store.remote.begin(resume=False, force=True)
+    write(store.remote.folder, "config.toml", "x = 333")
+    store.remote.upload()
+    assert "candidate.verdict.json" not in RemoteRun(store.remote.url).listing()
+
+
+def test_a_folder_with_some_of_a_run_is_not_written_over(store: Store) -> None:
+    store.remote._fs.pipe_file(f"{store.remote._path}/checkpoints/mine.ckpt", b"another's")
+    with pytest.raises(ConfigError, match="holds a run"):
+        store.remote.begin(resume=False, force=False)
+
+
+def test_nothing_is_asked_of_the_store_where_nothing_changed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(store.remote.folder, "config.toml", "x = 1")
+    store.remote.upload()
+    for name in ("find", "put_file", "cat_file", "info"):
+        monkeypatch.setattr(store.remote._fs, name, None, raising=False)
+    store.remote.upload()
+
+
+def elsewhere(store: Store, monkeypatch: pytest.MonkeyPatch, folder: Path) -> RemoteRun:
+    """Take the run up on another machine."""
+    another_machine(monkeypatch, folder)
+    other = RemoteRun(store.remote.url, writes=True)
+    other.begin(resume=True, force=False)
+    return other
+
+
+def test_of_two_that_write_the_first_stops(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url, mine = store.remote.url, store.remote.folder
+    stops = pytest.raises(DataError, match=r"another run writes there by now \(process \d+ on ")
+    with stops, store.remote.followed() as folder:
+        write(folder, "config.toml", "x = 1")
+        store.remote.upload()
+        other = elsewhere(store, monkeypatch, tmp_path / "other")
+        assert other.folder != mine
+        write(other.folder, "metrics.json", "theirs")
+        other.upload()
+        write(folder, "metrics.json", "mine")
+        with pytest.raises(DataError, match="nothing more of this one is sent"):
+            store.remote.upload()
+    assert f"what is written is kept in {mine}" in store.lines[-1]
+    assert "sent later" not in store.lines[-1]
+    assert contents(RemoteRun(url).fetch())["metrics.json"] == b"theirs"
+    # Taken up here again, it is what the other wrote that goes on.
+    store.remote.begin(resume=True, force=False)
+    assert contents(mine)["metrics.json"] == b"theirs"
+    assert "another machine wrote there; going on from that" in store.lines[-1]
+
+
+def test_what_was_not_sent_goes_on_where_nobody_else_wrote(store: Store) -> None:
+    """After a lost connection and a killed process, in the middle of sending."""
+    step = "checkpoints/step-0000000008"
+    write(store.remote.folder, "config.toml", "x = 1")
+    store.remote.upload()
+    for name in ("schema.safetensors", "state.json", "tensors.safetensors"):
+        write(store.remote.folder, f"{step}/{name}", name)
+    before = (store.remote.folder / remote_runs._KNOWN).read_bytes()
+    store.remote._fs.put_file(
+        str(store.remote.folder / step / "schema.safetensors"),
+        f"{store.remote._path}/{step}/schema.safetensors",
+    )
+    (store.remote.folder / remote_runs._KNOWN).write_bytes(before)
+    again = RemoteRun(store.remote.url, writes=True)
+    again.begin(resume=True, force=False)
+    assert f"{step}/state.json" in contents(again.folder)
+    again.upload()
+    assert contents(RemoteRun(again.url).fetch()) == contents(again.folder)
+
+
+def test_what_was_deleted_there_is_sent_again(store: Store) -> None:
+    write(store.remote.folder, "config.toml", "x = 1")
+    store.remote.upload()
+    store.remote._fs.rm(store.remote._path, recursive=True)
+    again = RemoteRun(store.remote.url, writes=True)
+    again.begin(resume=True, force=False)
+    again.upload()
+    assert again.listing().keys() == {"config.toml"}
+
+
+def test_a_run_is_trained_by_one_command_on_a_machine(store: Store) -> None:
+    other = RemoteRun(store.remote.url, writes=True)
+    refused = pytest.raises(ConfigError, match="another process trains this run here")
+    with store.remote.alone(), refused, other.alone():
+        pass
+    with other.alone():
+        pass
+
+
+def test_the_error_of_a_run_is_told_and_not_that_of_the_connection(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_runs, "_GIVE_UP_S", 0.05)
+    with pytest.raises(ConfigError, match="of the run"), store.remote.followed() as folder:
+        write(folder, "config.toml", "x = 1")
+        store.failures = 1 << 20
+        raise ConfigError("of the run")
+    assert any("connection was reset" in line for line in store.lines)
+
+
+def test_what_lies_beside_a_run_that_is_read_stays(store: Store) -> None:
+    write(store.remote.folder, "config.toml", "x = 1")
+    write(store.remote.folder, "bundle/manifest.json", "{}")
+    store.remote.upload()
+    reader = RemoteRun(store.remote.url)
+    write(reader.fetch(), "bundle.verdict.json", "{}")
+    (store.remote.folder / "bundle/manifest.json").unlink()
+    store.remote.upload()
+    assert contents(reader.fetch()).keys() == {"config.toml", "bundle.verdict.json"}

@@ -8,16 +8,18 @@ import json
 import os
 import re
 import shutil
+import socket
 import threading
 import time
-from collections.abc import Container, Iterable, Iterator
+import uuid
+from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.cli.output import say
 from widedeep.errors import ConfigError, DataError
-from widedeep.files import locked, write_text_whole
+from widedeep.files import locked, try_locked, write_text_whole
 from widedeep.remote import (
     RemoteFile,
     RemoteUnavailable,
@@ -29,13 +31,21 @@ from widedeep.remote import (
 from widedeep.serving.loading import default_cache
 
 _KNOWN = ".remote.json"  # What each file was, here and there, when they were the same
+_WRITER = ".writer"  # Behind the URL: who wrote there last; here: the same, if that was this folder
 _LAST = ("state.json", MANIFEST)  # Without it a checkpoint's or a bundle's folder is not whole
-_STEP = re.compile(r"(checkpoints|stream)/step-(\d+)/state\.json")
+_OF_RUN = re.compile(
+    r"(checkpoints|stream|bundle|candidate)/.+|candidate\.[^/]+|config\.toml|schema\.safetensors|"
+    r"(inputs|history|metrics|warm_start|attributions)\.json"
+)
 _STATE = ("checkpoints", "stream")
 _NOT_SENT = ("encoded",)  # Rows as ids: they are made again from the data
 _PERIOD_S = 2.0
 _PAUSE_S = (1.0, 60.0)  # First and longest pause between tries at the end
 _GIVE_UP_S = 600.0
+
+
+class Superseded(DataError):
+    """Another run began to write behind the URL."""
 
 
 class RemoteRun:
@@ -54,6 +64,7 @@ class RemoteRun:
         kind = "runs" if writes else "copies"
         self.folder = default_cache().parent / kind / f"{name}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._writes, self._writer = writes, ""
         self._ending = threading.Event()
         self._is_away = False
 
@@ -63,31 +74,46 @@ class RemoteRun:
         """Return the files behind the URL by their path in the run."""
         with remote_errors(self.url):
             infos = self._fs.find(self._path, detail=True)
-        return {
+        files = {
             str(path)[len(self._path) :].strip("/"): RemoteFile.of(self._fs, self.url, info)
             for path, info in infos.items()
         }
+        return {name: file for name, file in files.items() if name != _WRITER}
 
     def begin(self, *, resume: bool, force: bool) -> None:
         """Bring a run that goes on, and refuse one that would be overwritten.
+
+        A run that goes on is brought unless what is there is what this folder sent: then the folder
+        is as new, or newer.
 
         Raises:
             ConfigError: If a run is there, and it is neither to go on nor to be replaced.
         """
         files = self.listing()
+        there = {name: [file.size, file.tag] for name, file in files.items()}
         if resume:
-            if _progress(files) > _progress(self._local()):
+            known = self._known()
+            is_ours = self._writer_there() == self._read(_WRITER) != ""
+            is_new = any(known.get(name, {}).get("there") != there[name] for name in there)
+            if is_new and not is_ours:
+                if known:
+                    say(f"widedeep: {self.url}: another machine wrote there; going on from that")
                 self.fetch(files)
-            return
-        holds_run = any(name == "config.toml" or _STEP.fullmatch(name) for name in files)
-        if holds_run and not force:
+        elif not force and any(map(_OF_RUN.fullmatch, files)):
             raise ConfigError(
                 f"{self.url}: holds a run; --resume trains it on, --force replaces it, --out URL "
                 "writes elsewhere"
             )
-        if force:
+        elif force:
             shutil.rmtree(self.folder)
             self.folder.mkdir(mode=0o700)
+        # What is there and not here is deleted when this run is sent: a run's files, no others.
+        known = self._known()
+        known = {name: known[name] for name in known.keys() & there.keys()}
+        for name, tag in there.items():
+            if known.get(name, {}).get("there") != tag and (name in known or _OF_RUN.match(name)):
+                known[name] = {"here": None, "there": tag}
+        self._keep(known)
 
     def fetch(
         self, files: dict[str, RemoteFile] | None = None, *, checkpoints: bool = True
@@ -106,11 +132,15 @@ class RemoteRun:
                 for name in sorted(files, key=_order)
                 if _is_whole(name, files) and (checkpoints or name.split("/")[0] not in _STATE)
             ]
-            for name in self._local().keys() - set(wanted):
+            # Where a run is only read, what a verb wrote beside it (a verdict) stays.
+            gone = self._local().keys() - set(wanted) if self._writes else known.keys() - files
+            for name in gone:
                 (self.folder / name).unlink(missing_ok=True)
+                known.pop(name, None)
             for name in wanted:
                 file, local = files[name], self.folder / name
-                if known.get(name, {}).get("there") == [file.size, file.tag] and local.exists():
+                same = {"here": _stamp(local), "there": [file.size, file.tag]}
+                if same["here"] is not None and known.get(name) == same:
                     continue
                 local.parent.mkdir(parents=True, exist_ok=True)
                 partial = local.with_name(f".{local.name}.fetched")
@@ -124,20 +154,38 @@ class RemoteRun:
     # ---- what is written ------------------------------------------------------------------------
 
     @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Exclude other processes of this user that would train in the folder here."""
+        with try_locked(self.folder.with_name(f"{self.folder.name}.lock")) as is_alone:
+            if not is_alone:
+                raise ConfigError(
+                    f"{self.url}: another process trains this run here, in {self.folder}; wait for "
+                    "it or end it, or write elsewhere (--out URL)"
+                )
+            yield
+
+    @contextlib.contextmanager
     def followed(self) -> Iterator[Path]:
         """Give the folder here, and copy what is written to it; at the end all of it is there."""
         thread = threading.Thread(target=self._follow, name="widedeep-upload", daemon=True)
         thread.start()
         try:
             yield self.folder
-        finally:
-            self._ending.set()
-            thread.join()
-            self._finish()
+        except BaseException:
+            self._end(thread)
+            with contextlib.suppress(DataError):  # told of; what the run says counts
+                self._finish()
+            raise
+        self._end(thread)
+        self._finish()
+
+    def _end(self, thread: threading.Thread) -> None:
+        self._ending.set()
+        thread.join()
 
     def _follow(self) -> None:
         while not self._ending.wait(_PERIOD_S):
-            with contextlib.suppress(DataError):
+            with contextlib.suppress(DataError, OSError):
                 self._try_upload()
 
     def _finish(self) -> None:
@@ -160,9 +208,10 @@ class RemoteRun:
     def _try_upload(self) -> None:
         try:
             self.upload()
-        except DataError as error:
+        except (DataError, OSError) as error:
             if not self._is_away:
-                say(f"widedeep: {error}; what is written is kept in {self.folder} and sent later")
+                sent = "" if isinstance(error, Superseded) else " and sent later"
+                say(f"widedeep: {error}; what is written is kept in {self.folder}{sent}")
             self._is_away = True
             raise
         if self._is_away:
@@ -170,23 +219,49 @@ class RemoteRun:
         self._is_away = False
 
     def upload(self) -> None:
-        """Copy what changed: a folder's last file after its others, the run's own files last."""
+        """Copy what changed: a folder's last file after its others, the run's own files last.
+
+        Raises:
+            Superseded: If another run has begun to write there since this one did.
+        """
         with locked(self.folder / ".lock"):
             known, local = self._known(), self._local()
+            changed = {n for n, stamp in local.items() if known.get(n, {}).get("here") != stamp}
+            # Before there is a configuration, it has not begun, and nothing is replaced.
+            gone = known.keys() - local.keys() if "config.toml" in local else set()
+            if not changed and not gone:
+                return
+            self._claim()
+            for folder in sorted({_folder(name) for name in changed}, key=_folder_order):
+                names = [name for name in local if _folder(name) == folder]
+                self._send(folder, names, [n for n in names if n in changed], local, known)
+            for name in sorted(gone, key=_order, reverse=True):
+                with remote_errors(f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
+                    self._fs.rm_file(f"{self._path}/{name}")
+                self._know(known, name, None)
+
+    def _claim(self) -> None:
+        """Say that this run writes behind the URL; of two, the one that began first stops."""
+        if not self._writer:
+            writer = f"{uuid.uuid4().hex} {socket.gethostname()} {os.getpid()}"
+            write_text_whole(self.folder / _WRITER, writer)
+            with remote_errors(f"{self.url}/{_WRITER}"):
+                self._fs.pipe_file(f"{self._path}/{_WRITER}", writer.encode())
+            self._writer = writer
+        elif (writer := self._writer_there()) != self._writer:
+            _, host, process = (*writer.split(), "", "", "")[:3]
+            raise Superseded(
+                f"{self.url}: another run writes there by now (process {process or '?'} on "
+                f"{host or 'another machine'}), and nothing more of this one is sent; end one of "
+                "them, and train with --resume to go on from what is there"
+            )
+
+    def _writer_there(self) -> str:
+        with remote_errors(f"{self.url}/{_WRITER}"):
             try:
-                for folder in sorted({_folder(name) for name in local}, key=_folder_order):
-                    names = [name for name in local if _folder(name) == folder]
-                    changed = [n for n in names if known.get(n, {}).get("here") != local[n]]
-                    if changed:
-                        self._send(folder, sorted(names, key=_order), changed, local, known)
-                if "config.toml" in local:  # else it has not begun, and nothing is replaced
-                    gone = sorted(self.listing().keys() - local.keys(), key=_order, reverse=True)
-                    for name in (n for n in gone if n.split("/")[0] not in _NOT_SENT):
-                        with remote_errors(f"{self.url}/{name}"):
-                            self._fs.rm_file(f"{self._path}/{name}")
-                        known.pop(name, None)
-            finally:
-                self._keep(known)
+                return str(self._fs.cat_file(f"{self._path}/{_WRITER}"), "utf-8", "replace")
+            except FileNotFoundError:
+                return ""
 
     def _send(
         self,
@@ -200,8 +275,9 @@ class RemoteRun:
         last = names[-1] if folder and PurePosixPath(names[-1]).name in _LAST else None
         with remote_errors(f"{self.url}/{folder}"):
             if last in known and known[last]["here"] != local[last]:
-                self._fs.rm_file(f"{self._path}/{last}")
-                known.pop(last)
+                with contextlib.suppress(FileNotFoundError):
+                    self._fs.rm_file(f"{self._path}/{last}")
+                self._know(known, last, None)
             for name in changed:
                 path = self.folder / name
                 try:
@@ -211,37 +287,55 @@ class RemoteRun:
                         raise
                     return  # pruned since it was listed
                 file = RemoteFile.of(self._fs, self.url, self._fs.info(f"{self._path}/{name}"))
-                if not path.exists() or _stamp(path) != local[name]:
+                is_same = _stamp(path) == local[name]
+                here = local[name] if is_same else None
+                self._know(known, name, {"here": here, "there": [file.size, file.tag]})
+                if not is_same:
                     return  # written anew: the next time
-                known[name] = {"here": local[name], "there": [file.size, file.tag]}
 
     # ---- the folder here ------------------------------------------------------------------------
 
     def _local(self) -> dict[str, list[int]]:
-        """Return size and time of change of the files here, by their path in the run."""
+        """Return what tells versions of a file apart, by the files' path in the run."""
         files = {}
         for parent, folders, names in os.walk(self.folder):
             folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_SENT]
             for name in names:
                 path = Path(parent) / name
-                with contextlib.suppress(FileNotFoundError):  # pruned since
-                    if name[0] != ".":
-                        files[path.relative_to(self.folder).as_posix()] = _stamp(path)
+                stamp = None if name[0] == "." else _stamp(path)
+                if stamp is not None:  # else it was pruned since
+                    files[path.relative_to(self.folder).as_posix()] = stamp
         return {name: files[name] for name in sorted(files, key=_order)}
 
     def _known(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            known: dict[str, Any] = json.loads((self.folder / _KNOWN).read_text(encoding="utf-8"))
+        with contextlib.suppress(ValueError):
+            known: dict[str, Any] = json.loads(self._read(_KNOWN))
             return known
         return {}
 
     def _keep(self, known: dict[str, Any]) -> None:
         write_text_whole(self.folder / _KNOWN, json.dumps(known))
 
+    def _know(self, known: dict[str, Any], name: str, entry: dict[str, Any] | None) -> None:
+        """Keep what a file is at once, for the process may be killed."""
+        known.pop(name, None)
+        known |= {} if entry is None else {name: entry}
+        self._keep(known)
 
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    def _read(self, name: str) -> str:
+        """Return the text of one of the mirror's own files; "" if there is none."""
+        with contextlib.suppress(OSError, ValueError):
+            return (self.folder / name).read_text(encoding="utf-8")
+        return ""
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Return what changes when a file is written again; None if it is not there."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def _folder(name: str) -> str:
@@ -268,15 +362,6 @@ def _is_whole(name: str, files: Container[str]) -> bool:
     return f"{folder}/{_LAST[0] if is_state else MANIFEST}" in files
 
 
-def _progress(names: Iterable[str]) -> tuple[int, int, bool]:
-    """Return the newest steps of a run and of its stream, and whether the run is finished."""
-    names = set(names)
-    steps = {kind: 0 for kind in _STATE}
-    for match in filter(None, map(_STEP.fullmatch, names)):
-        steps[match[1]] = max(steps[match[1]], int(match[2]))
-    return steps["stream"], steps["checkpoints"], "metrics.json" in names
-
-
 @contextlib.contextmanager
 def run_folder(out: str | None, *, resume: bool, force: bool) -> Iterator[str | None]:
     """Give the folder that a run is trained in: ``out``, or one here that is copied to that URL."""
@@ -284,9 +369,10 @@ def run_folder(out: str | None, *, resume: bool, force: bool) -> Iterator[str | 
         yield out
         return
     remote = RemoteRun(out, writes=True)
-    remote.begin(resume=resume, force=force)
-    with remote.followed() as folder:
-        yield str(folder)
+    with remote.alone():
+        remote.begin(resume=resume, force=force)
+        with remote.followed() as folder:
+            yield str(folder)
 
 
 def fetched_run(path: str, *, checkpoints: bool = False) -> Path | None:

@@ -334,6 +334,13 @@ def local_model(path: str) -> Path:
     return remote.fetch(name)
 
 
+def model_to_start_from(path: str) -> Path:
+    """Return a run, a checkpoint or a bundle, whole; of a URL what is fetched from there."""
+    run = fetched_run(path, checkpoints=True) if is_url(path) else None
+    model = local_model(path) if run is None else run
+    return _whole(model) if (model / MANIFEST).exists() else model
+
+
 def holds_bundle(url: str) -> bool:
     """Tell whether a URL is that of a bundle, or of a run's folder with one."""
     remote = RemoteModels(url)

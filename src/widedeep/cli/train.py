@@ -28,7 +28,7 @@ from widedeep.cli.parser import (
     without_option,
 )
 from widedeep.cli.remote_runs import run_folder
-from widedeep.cli.runs import RunDirectory, pin_tables
+from widedeep.cli.runs import RunDirectory, model_to_start_from, pin_tables
 from widedeep.config import load_config, load_follow_config
 from widedeep.errors import ConfigError
 from widedeep.gate.config import load_gate_config
@@ -80,7 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--warm-start",
         metavar="MODEL",
-        help="start from the parameters of a run, a checkpoint or a bundle",
+        help="start from the parameters of a run, a checkpoint or a bundle, or of its URL",
     )
     parser.add_argument(
         "--carry",
@@ -229,7 +229,7 @@ def _warm_from(arguments: argparse.Namespace) -> WarmStartConfig | None:
             )
         return None
     return WarmStartConfig(
-        path=arguments.warm_start,
+        path=str(model_to_start_from(arguments.warm_start)),
         transfer=tuple(arguments.carry or ("*",)),
         widths="project" if arguments.project else "fresh",
     )
