@@ -127,6 +127,24 @@ def test_the_sdk_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         traces.switch_on()
 
 
+def test_an_environment_for_all_programs_stops_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the SDK is not installed, or traces are turned off in one of its ways."""
+    import sys
+
+    lines: list[str] = []
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    for name, value in (("OTEL_TRACES_EXPORTER", "none"), ("OTEL_SDK_DISABLED", "TRUE")):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            traces.follow_environment(lines.append)
+    assert lines == []
+    traces.follow_environment(lines.append)
+    assert not traces.is_on()
+    (line,) = lines
+    assert "pip install 'widedeep[otel]'" in line and line.endswith("no traces are made")
+
+
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[Any]]]:
     """A collector on loopback: its address, and the requests that it got."""

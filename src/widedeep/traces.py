@@ -27,8 +27,9 @@ _Result = TypeVar("_Result")
 
 
 def wanted() -> bool:
-    """Tell whether the environment names a collector."""
-    is_off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    """Tell whether the environment names a collector, and does not turn traces off."""
+    is_off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    is_off |= os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none"
     return not is_off and any(os.environ.get(name) for name in _ENDPOINTS)
 
 
@@ -62,6 +63,19 @@ def switch_on(provider: Any = None) -> None:
             f"traces: {error}; run: pip install 'widedeep[otel]', or unset {_ENDPOINTS[1]}"
         ) from error
     _tracer = provider.get_tracer("widedeep")
+
+
+def follow_environment(tell: Callable[[str], None]) -> None:
+    """Make spans if the environment names a collector.
+
+    It may name one for every program of a machine: where the SDK is not installed, ``tell`` is
+    called with a line that says so, and no spans are made.
+    """
+    if wanted():
+        try:
+            switch_on()
+        except MissingPackageError as error:
+            tell(f"widedeep: {error}; no traces are made")
 
 
 def switch_off() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -20,6 +21,7 @@ from tests.serving.versions import eventually
 from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import PATCH
 from widedeep.cli.runs import bundle_path_of, served_bundle
+from widedeep.errors import ConfigError
 from widedeep.publish import bundle_in_service, publish, read_lineage
 from widedeep.serving.loading import PrivateCopies
 from widedeep.serving.registry import Registry
@@ -82,6 +84,26 @@ def test_patches_behind_a_url(tmp_path: Path) -> None:
     with bundle_in_service(url) as path:
         assert path is not None
         assert contents(path) == contents(bundles[2].path)
+    assert contents(bundle_path_of(f"{url}/2")) == contents(bundles[1].path)
+
+
+def test_after_a_damaged_version_comes_a_whole_one(tmp_path: Path) -> None:
+    """No server could make what stands on it."""
+    models, bundles = versions(tmp_path, 1)
+    bundles.append(next_bundle(bundles[0], tmp_path / "2", seed=2))
+    file = models / "1" / "weights.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    record = publish(bundles[1].path, models, force=True, reason="a test", full_every=5)
+    assert record.patches == 0
+    assert contents(models / "2") == contents(bundles[1].path)
+
+
+@pytest.mark.parametrize("full_every", [0, -1, 201, 2.5, "3"])
+def test_how_often_a_version_is_whole_is_checked(tmp_path: Path, full_every: Any) -> None:
+    with pytest.raises(ConfigError, match=r"got full_every=.*, expected a whole number .* to 200"):
+        publish(tmp_path, tmp_path, full_every=full_every)
 
 
 PUBLISHER = """

@@ -21,8 +21,7 @@ from widedeep.cli.output import (
     shown_path,
 )
 from widedeep.cli.parser import EXIT_OK
-from widedeep.cli.remote_runs import fetched_run
-from widedeep.cli.runs import load_bundle, run_of, training_data
+from widedeep.cli.runs import load_bundle, model_to_start_from, run_of, training_data
 from widedeep.cli.validate import print_validate
 from widedeep.config import config_from_tables
 from widedeep.errors import BundleError, CheckpointError, ConfigError
@@ -83,11 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format == "onnx":
         return _run_onnx(arguments)
     with output_folder(arguments.out, last=MANIFEST, overwrite=arguments.force) as out:
-        if (Path(arguments.model) / MANIFEST).is_file():
-            bundle, source = _round(arguments, out), Path(arguments.model)
+        named = arguments.model
+        model = model_to_start_from(named) if is_url(named) else Path(named)
+        if (model / MANIFEST).is_file():
+            bundle, source = _round(arguments, model, out), model
         else:
             bundle, source = export_checkpoint(
-                arguments.model,
+                model,
                 out,
                 posterior=arguments.posterior,
                 items=arguments.items,
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _round(arguments: argparse.Namespace, out: str | os.PathLike[str]) -> Bundle:
+def _round(arguments: argparse.Namespace, model: Path, out: Path) -> Bundle:
     """Write a bundle again with its tables in other numbers."""
     for option in ("posterior", "items"):
         if getattr(arguments, option) is not None:
@@ -118,7 +119,7 @@ def _round(arguments: argparse.Namespace, out: str | os.PathLike[str]) -> Bundle
             f"{arguments.model}: got a bundle, which is exported already; add --tables int8 (or "
             "bf16, int4) to write it smaller, --format onnx for ONNX, or name its run"
         )
-    bundle = load_bundle(arguments.model)
+    bundle = load_bundle(model)
     return round_bundle(bundle, out, arguments.tables, overwrite=arguments.force)
 
 
@@ -165,8 +166,6 @@ def export_checkpoint(
     _check_free(out, overwrite=overwrite)
     from widedeep.cli.run_training import make_trainer
 
-    if is_url(path):
-        path = fetched_run(os.fspath(path), checkpoints=True) or path
     folder = find_checkpoint(path)
     checkpoint = read_checkpoint(folder)
     config = config_from_tables(checkpoint.state["config"], origin=str(folder))

@@ -100,8 +100,7 @@ def _run(argv: Sequence[str]) -> int:
                 f"got the argument {word!r}, which is no text in UTF-8; rename the file, or write "
                 "the value in UTF-8"
             )
-    if traces.wanted():
-        traces.switch_on()
+    traces.follow_environment(say)
     parser = make_parser(argv[:1])
     if not argv:
         parser.print_help()

@@ -24,6 +24,7 @@ from widedeep.gate.validation import validate
 from widedeep.gate.verdict import bundle_identity, verdict_path
 from widedeep.publish.publishing import (
     PublishRecord,
+    check_full_every,
     next_depth,
     publish,
     round_changes,
@@ -131,6 +132,7 @@ class ContinuousPublisher:
             raise ConfigError(
                 "ContinuousPublisher: got no interval; give every_rows or every_minutes"
             )
+        check_full_every(full_every)
         self.gate = gate or GateConfig()
         if judge_rows < self.gate.min_rows:
             raise ConfigError(

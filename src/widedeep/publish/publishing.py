@@ -16,7 +16,7 @@ import numpy as np
 
 from widedeep._version import __version__
 from widedeep.bundle import Bundle
-from widedeep.bundle.manifest import PATCH
+from widedeep.bundle.manifest import PATCH, check_files, read_manifest
 from widedeep.bundle.patch import read_patch, write_patch
 from widedeep.bundle.plain_json import plain
 from widedeep.bundle.write import rewrite_bundle
@@ -27,6 +27,7 @@ from widedeep.kernels.score import from_bfloat16, to_bfloat16
 from widedeep.publish.storage import RECORDS, ModelStore, open_store
 from widedeep.serving.versions import version_key
 from widedeep.traces import traced
+from widedeep.training.config import MOST_PATCHES
 
 __all__ = ["PublishRecord", "publish"]
 
@@ -228,8 +229,8 @@ def publish(
     Raises:
         BundleError: If the bundle is damaged, has not passed, was compared with another model than
             the serving one or with none, was published before, or cannot be written.
-        ConfigError: If the version exists or would not be the newest, or ``force`` comes without a
-            reason.
+        ConfigError: If the version exists or would not be the newest, ``force`` comes without a
+            reason, or ``full_every`` is out of its range (1 to 200).
 
     Example:
         >>> import widedeep as wd
@@ -239,6 +240,7 @@ def publish(
         >>> publish("candidate", "models", force=True, reason="the first one").version
         '1'
     """
+    check_full_every(full_every)
     path = Path(bundle)
     gate_verdict = verdict if verdict is None or isinstance(verdict, Verdict) else Path(verdict)
     loaded = Bundle.load(path)
@@ -290,6 +292,15 @@ def _put(
     )
 
 
+def check_full_every(full_every: int) -> None:
+    """Raise a :class:`ConfigError` unless every so many-th version can be whole."""
+    if not isinstance(full_every, int) or not 1 <= full_every <= MOST_PATCHES:
+        raise ConfigError(
+            f"got full_every={full_every!r}, expected a whole number of versions from 1 (all are "
+            f"whole) to {MOST_PATCHES}"
+        )
+
+
 def next_depth(store: ModelStore, parent: str | None, full_every: int) -> int:
     """Return the number of patches with which a version comes next; 0 for a whole one."""
     text = None if parent is None else store.records().get(parent)
@@ -326,15 +337,25 @@ def round_changes(base: Path, bundle: Path) -> None:
 def _patch_or_whole(
     store: ModelStore, bundle: Path, parent: str | None, full_every: int
 ) -> Iterator[Path]:
-    """Give a folder with what is to be published."""
+    """Give a folder with what is to be published.
+
+    From a version that is damaged or gone no server could make what comes after it: that is whole.
+    """
     depth = next_depth(store, parent, full_every)
     if depth == 0 or parent is None:
         yield bundle
         return
     with tempfile.TemporaryDirectory(prefix="widedeep-") as temporary:
-        folder = Path(temporary)
-        with store.bundle(parent) as base:
-            write_patch(base, bundle, folder, version=parent, depth=depth)
+        folder, is_patch = Path(temporary), True
+        try:
+            with store.bundle(parent) as base:
+                check_files(base, read_manifest(base), verify=True)
+                write_patch(base, bundle, folder, version=parent, depth=depth)
+        except BundleError:
+            is_patch = False
+        if not is_patch:
+            yield bundle
+            return
         whole = sum(file.stat().st_size for file in bundle.iterdir())
         yield folder if 2 * (folder / PATCH).stat().st_size < whole else bundle
 

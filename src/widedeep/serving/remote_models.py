@@ -41,6 +41,7 @@ class RemoteModels:
         name = self.url.rpartition("/")[2]
         digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
         folder = default_cache() if cache is None else Path(cache)
+        self._cache = folder
         self.root = folder / "remote" / f"{name}-{digest}"
         try:
             (self.root / _FETCHED).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -154,6 +155,9 @@ class RemoteModels:
                         check_files(temporary, read_manifest(temporary), verify=True)
                 write_text_whole(marker, json.dumps(signature))
         patch = read_patch(folder)
+        if patch is not None and self.is_bundle:  # what it applies to lies beside it
+            parent, _, name = self.url.rpartition("/")
+            return RemoteModels(parent, self._cache).fetch(name)
         if patch is not None and patch.version in (self._listing or {}):
             self.fetch(patch.version)
         return folder

@@ -70,8 +70,7 @@ def run_worker(
 ) -> None:
     """Serve until SIGTERM; every process of a server runs this."""
     settings, shared = _within_descriptors(config.settings), worker.count > 1
-    if traces.wanted():
-        traces.switch_on()
+    traces.follow_environment(lambda line: None)  # the command that started it told
     monitor = ThreadMonitor()
     several = len(config.models) > 1
     registries = {
