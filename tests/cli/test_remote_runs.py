@@ -32,14 +32,14 @@ def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def test_a_run_goes_on_elsewhere(
-    ads: Path,
+    ads_run: Path,
     run: Run,
     bucket: str,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     """The bundle is that of a run which was never interrupted."""
-    url, words = f"{bucket}/run", ("train", ads / "ads.toml", "--set", "train.early_stopping=false")
+    url, words = f"{bucket}/run", ("train", ads_run / "ads.toml")
     another_machine(monkeypatch, tmp_path / "one")
     first = run(*words, "--out", url, "--set", "train.epochs=1")
     assert first.code == 0, first.err
@@ -48,24 +48,42 @@ def test_a_run_goes_on_elsewhere(
     assert refused.code == 2
     assert f"{url}: holds a run; --resume trains it on, --force replaces it" in refused.err
     another_machine(monkeypatch, tmp_path / "two")
-    assert run(*words, "--out", url, "--set", "train.epochs=2", "--resume").code == 0
-    assert run(*words, "--out", tmp_path / "here", "--set", "train.epochs=2").code == 0
+    assert run(*words, "--out", url, "--resume").code == 0
     another_machine(monkeypatch, tmp_path / "three")
     fetched = RemoteRun(url).fetch()
     # The schema's counts of the first call and of the second one are the same; times differ.
-    bundle = contents(fetched / "bundle")
-    assert bundle == contents(tmp_path / "here" / "bundle")
-    one = sorted(name for name in contents(fetched) if name.startswith("checkpoints/"))
-    other = contents(tmp_path / "here")
-    assert one == sorted(name for name in other if name.startswith("checkpoints/"))
-    evaluated, here = (run("evaluate", where, "--json") for where in (url, tmp_path / "here"))
-    assert json.loads(evaluated.out)["metrics"] == json.loads(here.out)["metrics"]
-    assert run("report", url, "-o", tmp_path / "report.html").code == 0
-    assert run("export", url, "-o", tmp_path / "exported").code == 0
+    assert contents(fetched / "bundle") == contents(ads_run / "run" / "bundle")
+    one, other = contents(fetched / "checkpoints"), contents(ads_run / "run" / "checkpoints")
+    assert one.keys() == other.keys()
+
+
+def test_verbs_take_the_url_of_a_run(
+    ads_run: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    another_machine(monkeypatch, tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    url, here = f"memory://{tmp_path.name}/run", ads_run / "run"
+    remote = RemoteRun(url, writes=True)
+    shutil.copytree(here, remote.folder, dirs_exist_ok=True)
+    remote.upload()
+    evaluated, same = (run("evaluate", where, "--json") for where in (url, here))
+    assert json.loads(evaluated.out)["metrics"] == json.loads(same.out)["metrics"]
+    assert run("export", url, "-o", "exported", "--tables", "int8").code == 0
     assert (tmp_path / "exported" / MANIFEST).is_file()
-    again = run(*words, "--out", url, "--set", "train.epochs=1", "--force")
+    small = ("--set", "gate.min_rows=100", "--set", "gate.max_latency_ms=1e4")
+    judged = run("validate", url, *small)
+    assert judged.code == 0, judged.out + judged.err
+    published = run("publish", url, "models")
+    assert published.code == 0, published.err
+    warm = ("train", ads_run / "ads.toml", "--set", "train.epochs=1", "--out", "warm", "--json")
+    started = run(*warm, "--warm-start", url)
+    assert started.code == 0, started.err
+    moved = {row["name"]: row for row in json.loads(started.out)["warm_start"]["moved"]}
+    assert moved["table/job"]["optimizer"] == "carried"  # of its checkpoint, not of its bundle
+    again = run(
+        "export", f"memory://{tmp_path.name}/run/bundle", "-o", "packed", "--tables", "bf16"
+    )
     assert again.code == 0, again.err
-    assert {name for name in RemoteRun(url).listing() if name.startswith("checkpoints/")} < set(one)
 
 
 class Store:
