@@ -227,8 +227,8 @@ class BoundServer {
     return found;
   }
 
-  // (route or None, path, request id, caller, body, microseconds, seconds, status, sampled, in log,
-  // order, scores)
+  // (route or None, path, request id, caller, body, microseconds, seconds, status, sampled,
+  // unlogged, order, scores)
   nb::list take_records() {
     nb::list found;
     for (FrontRecord& record : front_.take_records()) {
@@ -239,7 +239,7 @@ class BoundServer {
       found.append(
           nb::make_tuple(route, record.path, record.request_id, record.caller,
                          nb::bytes(record.body.data(), record.body.size()), record.time_us,
-                         record.seconds, record.status, record.sampled, record.in_log,
+                         record.seconds, record.status, record.sampled, record.is_unlogged,
                          to_numpy(std::move(record.order)), to_numpy(std::move(record.scores)),
                          to_numpy(std::move(record.unknown)), to_numpy(std::move(record.logits))));
     }

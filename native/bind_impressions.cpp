@@ -97,6 +97,7 @@ void bind_file(nb::module_& m) {
           },
           "chunk"_a)
       .def_prop_ro("rows", &ImpressionFile::rows)
+      .def_prop_ro("is_full", &ImpressionFile::is_full)
       .def(
           "column_chunk",
           [](ImpressionFile& self, std::size_t column, std::int64_t offset) {
@@ -134,8 +135,6 @@ BoundShape::BoundShape(const std::string& user_column, nb::sequence query, nb::s
   for (std::size_t kind = 0; kind < 2; ++kind) {
     auto stream = std::make_shared<LogStream>();
     stream->header = as_string(headers[kind]);
-    stream->chunk_of_item.resize(static_cast<std::size_t>(shape_->n_items));
-    stream->number_of_item.resize(static_cast<std::size_t>(shape_->n_items));
     shape_->streams[kind] = std::move(stream);
   }
 }

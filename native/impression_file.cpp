@@ -173,6 +173,9 @@ void ImpressionFile::read_cell(Reader& record, std::size_t c) {
 }
 
 void ImpressionFile::add_request(Reader& record) {
+  const auto elements = [](const Cell& cell) {
+    return cell.length == kNull ? std::int64_t{1} : std::int64_t{cell.length};
+  };
   const auto each = [&](LogSource source, std::string_view plain) {
     for (const std::size_t c : of_source_[static_cast<std::size_t>(source)]) {
       stores_[c].cells.push_back({stores_[c].dictionary.code(plain), 0});
@@ -190,6 +193,13 @@ void ImpressionFile::add_request(Reader& record) {
   scores_ += record.take(std::size_t{8} * n);
   for (const std::size_t c : of_source_[static_cast<std::size_t>(LogSource::query)]) {
     read_cell(record, c);
+    if (columns_[c].column.is_list) list_values_ += n * elements(stores_[c].cells.back());
+  }
+  for (const std::size_t c : of_source_[static_cast<std::size_t>(LogSource::item)]) {
+    if (!columns_[c].column.is_list) continue;
+    for (std::size_t row = item_of_row_.size() - n; row < item_of_row_.size(); ++row) {
+      list_values_ += elements(stores_[c].cells[item_of_row_[row]]);
+    }
   }
   request_rows_.push_back(n);
 }
@@ -264,6 +274,7 @@ void ImpressionFile::end_group() {
   item_of_row_.clear();
   request_rows_.clear();
   scores_.clear();
+  list_values_ = 0;
   bytes_.clear();
 }
 

@@ -39,6 +39,9 @@ class ImpressionFile {
   // Adds a chunk's rows to the open group of rows. False, and nothing is added, if it is no chunk.
   bool add(std::string chunk);
   std::int64_t rows() const noexcept { return static_cast<std::int64_t>(item_of_row_.size()); }
+  // Whether the open group should be written before another chunk is added to it. Lists stand in
+  // each of their request's rows, so that few requests may have many values.
+  bool is_full() const noexcept { return rows() >= kGroupRows || list_values_ >= kGroupListValues; }
   // The open group's values of a column, which stand at an offset of the file.
   std::string column_chunk(std::size_t column, std::int64_t offset);
   // Begins a new group when all columns of this one are written.
@@ -46,6 +49,8 @@ class ImpressionFile {
   std::string footer() const;
 
  private:
+  static constexpr std::int64_t kGroupRows = 1 << 18, kGroupListValues = 1 << 23;
+
   // A value, or a list of values, of one request or item.
   struct Cell {
     std::uint32_t begin = 0;   // a value's code; a list's first
@@ -79,6 +84,7 @@ class ImpressionFile {
   std::vector<std::uint32_t> item_of_row_;   // the group's number
   std::vector<std::uint32_t> request_rows_;  // of each request
   std::string scores_;
+  std::int64_t list_values_ = 0;
 };
 
 }  // namespace widedeep

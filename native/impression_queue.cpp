@@ -163,6 +163,10 @@ void begin_record(char tag, std::size_t length, std::string& out) {
 // The item's number in the chunk, which holds it from now on.
 std::uint32_t number_of(const LogShape& shape, LogStream& stream, std::int64_t row) {
   const std::size_t at = as_size(row);
+  if (stream.chunk_of_item.empty()) {  // most logs have one kind of users alone
+    stream.chunk_of_item.resize(as_size(shape.n_items));
+    stream.number_of_item.resize(as_size(shape.n_items));
+  }
   if (stream.chunk_of_item[at] == stream.chunk) return stream.number_of_item[at];
   stream.chunk_of_item[at] = stream.chunk;
   stream.number_of_item[at] = stream.items;
@@ -211,13 +215,15 @@ bool ImpressionQueue::offer(const LogShape& shape, const LoggedAnswer& answer,
   thread_local Draft draft;
   const bool sampled = is_sampled(answer.id);
   const std::vector<Column>& cells = answer.reader.columns();
-  const auto& user = *static_cast<const Variant*>(cells[as_size(shape.user_cell)].values.data);
-  const bool has_user = cells[as_size(shape.user_cell)].list == ListLayer::none &&
+  const Column& user_cell = cells[as_size(shape.user_cell)];
+  if (sampled && user_cell.list != ListLayer::none) return false;  // it may be empty
+  const auto& user = *static_cast<const Variant*>(user_cell.values.data);
+  const bool has_user = sampled &&
                         (user.tag == Variant::Tag::integer || user.tag == Variant::Tag::text) &&
                         answer.reader.is_of_user(shape.user_column);
   int kind = 0;
-  if (sampled && has_user) {
-    // An integer beyond 64 bits, which has another tag, and a list: Python says what it thinks.
+  if (has_user) {
+    // An integer beyond 64 bits, which has another tag: Python says what it thinks.
     draft.head.clear();
     append_plain(answer.time_us, draft.head);
     append_text(answer.id, draft.head);
@@ -238,9 +244,13 @@ bool ImpressionQueue::offer(const LogShape& shape, const LoggedAnswer& answer,
   ++counts_.offered;
   counts_.left_out += sampled ? 0 : 1;
   counts_.without_user += sampled && !has_user ? 1 : 0;
-  if (!sampled || !has_user) return true;
+  if (!has_user) return true;
   const auto has_room = [&] { return closed_ || bytes_ < options_.most_bytes; };
-  if (options_.waits && !has_room()) room_.wait_until(lock, latest, has_room);
+  if (options_.waits && !is_stuck_ && !has_room()) {
+    const Clock::time_point start = Clock::now();
+    const bool is_in_vain = !room_.wait_until(lock, latest, has_room);
+    is_stuck_ = is_stuck_ || (is_in_vain && Clock::now() - start >= options_.stuck);
+  }
   if (closed_ || bytes_ >= options_.most_bytes) {
     ++counts_.dropped;
     counts_.dropped_rows += static_cast<std::int64_t>(answer.order.size());
@@ -251,21 +261,30 @@ bool ImpressionQueue::offer(const LogShape& shape, const LoggedAnswer& answer,
   const std::size_t before = stream->bytes.size();
   append_request(shape, answer, draft, *stream);
   bytes_ += stream->bytes.size() - before;
+  if (stream->bytes.size() >= options_.chunk_bytes) {
+    close_chunk(*stream);
+    std::erase(waiting_, stream);
+  }
   return true;
+}
+
+// With the lock held.
+void ImpressionQueue::close_chunk(LogStream& stream) {
+  closed_chunks_.push_back({stream.header, std::exchange(stream.bytes, {}),
+                            std::exchange(stream.requests, 0), std::exchange(stream.rows, 0)});
+  stream.items = 0;
+  ++stream.chunk;
 }
 
 std::vector<ImpressionQueue::Chunk> ImpressionQueue::take() {
   std::vector<Chunk> chunks;
   {
     const std::lock_guard lock(mutex_);
-    for (const std::shared_ptr<LogStream>& stream : waiting_) {
-      chunks.push_back({stream->header, std::exchange(stream->bytes, {}),
-                        std::exchange(stream->requests, 0), std::exchange(stream->rows, 0)});
-      stream->items = 0;
-      ++stream->chunk;
-    }
+    for (const std::shared_ptr<LogStream>& stream : waiting_) close_chunk(*stream);
     waiting_.clear();
+    chunks.swap(closed_chunks_);
     bytes_ = 0;
+    is_stuck_ = false;
   }
   room_.notify_all();
   return chunks;

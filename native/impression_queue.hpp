@@ -66,7 +66,10 @@ struct LogOptions {
   double sample = 1;     // share of the requests, by their ids
   std::string hash_key;  // of the users' ids; empty: as they are
   std::size_t most_bytes = 32u << 20;
-  bool waits = false;  // for room, instead of dropping
+  std::size_t chunk_bytes = 1u << 20;  // a chunk is closed when it has them
+  bool waits = false;                  // for room, instead of dropping
+  // Who has waited for so long in vain is not alone: until the queue is taken, no other waits.
+  std::chrono::steady_clock::duration stuck = std::chrono::seconds(1);
 };
 
 struct LogCounts {
@@ -112,12 +115,15 @@ class ImpressionQueue {
 
  private:
   bool is_sampled(std::string_view id) const;
+  void close_chunk(LogStream& stream);
 
   const LogOptions options_;
   mutable std::mutex mutex_;
   std::condition_variable room_;
   bool closed_ = false;
+  bool is_stuck_ = false;
   std::size_t bytes_ = 0;
+  std::vector<Chunk> closed_chunks_;
   std::vector<std::shared_ptr<LogStream>> waiting_;  // streams that hold bytes
   LogCounts counts_;
 };

@@ -160,20 +160,19 @@ bool RankFront::try_answer(Thread& own, const FrontRequest& request, std::string
   own.body.clear();
   route->write_body(own.room, id, own.body);
   write(200, own.body, id, request, out);
-  account(kOk, seconds);
   const bool sampled = is_drawn(options_.sampled);
   const RankRoom& room = own.room;
   const auto latest = request.arrived + std::chrono::duration_cast<FrontClock::duration>(
                                             std::chrono::duration<double>(wait_s));
-  const bool in_log = found->second.is_logged && log(*route, room, id, latest);
-  const bool needs_record = found->second.records_all || (found->second.is_logged && !in_log);
-  const bool waits = needs_record && options_.log != nullptr && options_.log->waits();
-  if (sampled || options_.records_all || needs_record) {
+  const bool is_unlogged = found->second.is_logged && !log(*route, room, id, latest);
+  const bool waits = is_unlogged && options_.log != nullptr && options_.log->waits();
+  if (sampled || options_.records_all || found->second.records_all || is_unlogged) {
     keep({route, std::string(request.head.path), std::string(id), caller_of(request),
-          std::string(request.body), now_us(), seconds, 200, sampled, in_log, room.order,
+          std::string(request.body), now_us(), seconds, 200, sampled, is_unlogged, room.order,
           room.scores, room.unknown, route->by_formula(room) ? room.logits : std::vector<float>()},
          waits ? latest : FrontClock::time_point{});
   }
+  account(kOk, since(request.arrived));  // with the wait for the log
   return true;
 }
 
@@ -263,7 +262,7 @@ void RankFront::keep(FrontRecord record, FrontClock::time_point latest) {
   const auto has_room = [&] { return records_.size() < options_.queued_records; };
   if (!has_room()) records_taken_.wait_until(lock, latest, has_room);
   if (!has_room()) {
-    dropped_.fetch_add(1, kAnyOrder);
+    dropped_.fetch_add(record.is_unlogged ? 1 : 0, kAnyOrder);
   } else {
     records_.push_back(std::move(record));
   }

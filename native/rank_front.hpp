@@ -54,7 +54,7 @@ struct FrontRecord {
   double seconds = 0;
   int status = 200;
   bool sampled = false;
-  bool in_log = false;  // it went to the log itself
+  bool is_unlogged = false;  // Python must log it
   std::vector<std::int64_t> order;
   std::vector<double> scores;
   std::vector<std::int64_t> unknown;
@@ -82,6 +82,7 @@ class RankFront final : public FrontHandler {
   void refuse(const FrontRequest& request, std::string& out) override;
 
   std::vector<FrontRecord> take_records();
+  // Records that were to be logged.
   std::int64_t dropped() const noexcept { return dropped_.load(); }
   const RankFrontOptions& options() const noexcept { return options_; }
   static constexpr int kStatuses[] = {200, 503, 504};

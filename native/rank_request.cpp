@@ -351,6 +351,7 @@ bool RankRequestReader::read_items() {
   if (take('}')) return false;  // the full server says how many there are
   int guess = 0;
   bool is_first = true;
+  std::size_t n_rows = 0;
   do {
     std::string_view name;
     if (!read_text(name) || !take(':') || !take('[')) return false;
@@ -362,12 +363,13 @@ bool RankRequestReader::read_items() {
     if (cell.given) return false;
     cell.given = true;
     if (!read_item_column(place, cell)) return false;
-    const std::size_t rows = ends_.size() - cell.rows - 1;
-    if (is_first) candidates_.resize(rows);
-    if (candidates_.size() != rows) return false;
+    const std::size_t n = ends_.size() - cell.rows - 1;
+    if (!is_first && n != n_rows) return false;
     is_first = false;
+    n_rows = n;
     guess = place + 1;
   } while (take(','));
+  candidates_.resize(n_rows);
   return take('}');
 }
 

@@ -20,7 +20,7 @@ using Clock = ImpressionQueue::Clock;
 struct Log {
   std::vector<std::int64_t> ids{100, 101};
   std::vector<Column> items;
-  QueryNames names{{"age"}, {}, "user_id"};
+  RequestNames names{{{"age"}, {}, "user_id"}, {{}, {}}};
   RankRequestReader reader;
   std::string body;
   LogShape shape;
@@ -37,12 +37,8 @@ struct Log {
     shape.query_columns = {{LogKind::real, false}};
     shape.items = &items;
     shape.n_items = 2;
-    for (auto& stream : shape.streams) {
-      stream = std::make_shared<LogStream>();
-      stream->chunk_of_item.resize(2);
-      stream->number_of_item.resize(2);
-    }
-    shape.place(names);
+    for (auto& stream : shape.streams) stream = std::make_shared<LogStream>();
+    shape.place(names.query);
   }
 
   bool offer(ImpressionQueue& queue, const std::string& user, Clock::time_point latest = {}) {
@@ -104,15 +100,58 @@ TEST(who_waits_is_let_in_when_the_queue_is_taken) {
   CHECK(queue.counts().dropped == 2);
 }
 
+TEST(who_comes_after_one_that_waited_in_vain_does_not_wait) {
+  Log log;
+  LogOptions options = limited(1, true);
+  options.stuck = std::chrono::milliseconds(10);
+  ImpressionQueue queue(options);
+  const auto in = [](int ms) { return Clock::now() + std::chrono::milliseconds(ms); };
+  CHECK(log.offer(queue, kUser, in(0)));
+  const auto start = Clock::now();
+  CHECK(log.offer(queue, kUser, in(1)));   // too short to tell
+  CHECK(log.offer(queue, kUser, in(20)));  // in vain
+  CHECK(log.offer(queue, kUser, in(60'000)));
+  CHECK(Clock::now() - start < std::chrono::seconds(30) && queue.counts().dropped == 3);
+  CHECK(queue.take().size() == 1 && log.offer(queue, kUser, in(0)));
+  std::thread taker([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    queue.take();
+  });
+  CHECK(log.offer(queue, kUser, in(60'000)));
+  taker.join();
+  CHECK(queue.counts().dropped == 3);
+}
+
 TEST(what_needs_a_conversion_is_left_to_python) {
   Log log;
   ImpressionQueue queue(limited(1 << 20));
   CHECK(!log.offer(queue, "{\"user_id\":3,\"age\":\"2\"}"));
   CHECK(!log.offer(queue, "{\"user_id\":1.5}"));
+  CHECK(!log.offer(queue, "{\"user_id\":[3]}") && !log.offer(queue, "{\"user_id\":[]}"));
   CHECK(queue.counts().offered == 0);
   CHECK(log.offer(queue, "{\"user_id\":true}"));
   CHECK(log.offer(queue, "{\"age\":2}"));
   CHECK(queue.counts().without_user == 2 && queue.take().empty());
+}
+
+TEST(a_chunk_is_closed_when_it_is_large) {
+  Log log;
+  LogOptions options = limited(1 << 20);
+  options.chunk_bytes = 100;
+  ImpressionQueue queue(options);
+  for (int i = 0; i < 5; ++i) CHECK(log.offer(queue, kUser));
+  const auto chunks = queue.take();
+  std::int64_t rows = 0;
+  for (const auto& chunk : chunks) {
+    ImpressionFile file({{{"r"}, LogSource::request_id, {}},
+                         {{"u", parquet::Physical::int64}, LogSource::user_id, {}},
+                         {{"i", parquet::Physical::int64}, LogSource::item_id, {}},
+                         {{"age", parquet::Physical::real}, LogSource::query, {}}},
+                        "");
+    CHECK(chunk.rows == 2 * chunk.requests && file.add(chunk.bytes) && file.rows() == chunk.rows);
+    rows += chunk.rows;
+  }
+  CHECK(chunks.size() > 1 && rows == 10 && queue.take().empty());
 }
 
 TEST(chunks_are_read_alone) {

@@ -12,6 +12,7 @@
 #include "blake2b.hpp"
 #include "check.hpp"
 #include "http_head.hpp"
+#include "rank_front.hpp"
 #include "rank_request.hpp"
 #include "score_curve.hpp"
 #include "sha256.hpp"
@@ -328,6 +329,8 @@ TEST(inline_items_are_columns_of_one_length) {
   CHECK(reader.item_columns()[1].length == 3 && reader.item_columns()[1].list == ListLayer::none);
   for (const char* body :
        {R"({"items":{}})", R"({"items":{"price":[1],"shop":[1,2]}})", R"({"items":{"age":[1]}})",
+        R"({"items":{"price":[1],"id":[1,2]}})", R"({"items":{"price":[[1],[2]],"id":[1,2,3]}})",
+        R"({"items":{"x":[],"id":[1]}})", R"({"items":{"price":[1,2],"id":[1]}})",
         R"({"items":{"price":[1]},"candidates":[1]})", R"({"items":{"price":1}})",
         R"({"items":{"id":[1.5]}})", R"({"items":{"id":[["a"]]}})", R"({"items":{"id":[null]}})",
         R"({"items":{"price":[1],"price":[2]}})", R"({"items":{"price":[1],"shp":[2]}})",
@@ -336,6 +339,16 @@ TEST(inline_items_are_columns_of_one_length) {
   }
   CHECK(reads(reader, R"({"items":{"price":[]},"head":"buy"})", kept));
   CHECK(reader.candidates().empty() && reader.names_head() && reader.head() == "buy");
+}
+
+TEST(records_of_refusals_are_no_lost_rows) {
+  RankFrontOptions options;
+  options.queued_records = 1;
+  RankFront front(options);
+  const FrontRequest request;
+  std::string out;
+  for (int i = 0; i < 3; ++i) front.refuse(request, out);
+  CHECK(front.take_records().size() == 1 && front.dropped() == 0);
 }
 
 TEST(a_formula_is_computed_step_by_step) {

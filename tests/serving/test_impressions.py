@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -315,6 +316,21 @@ def test_rows_wait_for_a_disk_that_fails_and_what_is_beyond_their_bound_is_count
     assert (counts.rows, counts.waiting) == (2 * len(ITEMS), 0)
     events = [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines()]
     assert events == ["impression_log_fails", "impression_log_goes_on"]
+
+
+def test_where_requests_wait_no_row_is_lost_for_want_of_room(
+    ranker: Ranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(impressions, "_RETRY_S", (0.01, 0.05))
+    monkeypatch.setattr(impressions, "_MAX_PENDING_BYTES", 1)
+    with ImpressionLog(tmp_path, when_full="wait") as log:
+        monkeypatch.setattr(log._files, "write", Mock(side_effect=OSError(28, "No space left")))
+        assert log.offer(ranked(ranker))
+        eventually(lambda: log.counts().waiting == len(ITEMS))
+        assert all(log.offer(ranked(ranker, f"r{n}")) for n in range(2, 5))
+        monkeypatch.undo()
+    counts = log.counts()
+    assert (counts.rows, counts.lost_rows) == (4 * len(ITEMS), 0)
 
 
 HUGE = 10**30

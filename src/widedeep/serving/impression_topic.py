@@ -42,6 +42,7 @@ class LogTopic:
             import confluent_kafka
         if "?" in url:
             raise ConfigError(f"got {url!r}, expected no options: kafka://HOST:PORT/TOPIC")
+        self._refusal_type = confluent_kafka.KafkaException
         topic = Topic.of_url(url)
         self._name, self._brokers = topic.name, topic.brokers
         self._produced = self._delivered = self._failed = self._unfit = 0
@@ -101,6 +102,10 @@ class LogTopic:
                 if time.monotonic() >= end:
                     raise self._failure(f"{self._brokers}: no room for more messages") from None
                 self._producer.poll(0.05)
+            except self._refusal_type as error:  # this message alone: it is too large
+                self._unfit += 1
+                self._refusal = error.args[0].str()
+                return
             else:
                 self._produced += 1
                 return

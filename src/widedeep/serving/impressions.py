@@ -108,7 +108,7 @@ class ImpressionLog:
             answers, 32 MiB may.
         when_full: What a request does that finds the queue full: ``"drop"``, or ``"wait"`` for up
             to 1 s (the native server: until the request's deadline), which slows the server down to
-            what the log can take; then it is dropped.
+            what the log can take; then it is dropped, as are those after it until there is room.
         kafka: Settings of librdkafka for a topic.
         monitor: Monitor of the thread; None: its errors go to standard error alone.
 
@@ -306,7 +306,8 @@ class ImpressionLog:
             self._convert_queue()
         if ending:
             self.native.close()
-        if ending or self._pending_bytes < _MAX_PENDING_BYTES:
+        # What waits is lost only where a request would be dropped.
+        if ending or self._pending_bytes + _MAX_QUEUED_BYTES <= _MAX_PENDING_BYTES:
             for header, data, requests, rows in self.native.take():
                 self._add(_Pending(Chunk(header, data, rows), requests, rows))
 
@@ -365,7 +366,8 @@ class ImpressionLog:
         self._add(_Pending(table, len(answered), table.num_rows))
 
     def _add(self, pending: _Pending) -> None:
-        if self._pending_bytes + pending.nbytes > _MAX_PENDING_BYTES:
+        # Where requests wait for room, no more is taken than there is room for.
+        if self._pending_bytes + pending.nbytes > _MAX_PENDING_BYTES and not self.waits:
             self._count(failed=pending.requests, lost_rows=pending.rows)
             return
         self._pending.append(pending)

@@ -25,7 +25,6 @@ from widedeep.serving.ranker import Ranker
 MAGIC = b"widedeep impressions 1\n"
 """Lead of a spool of chunks."""
 _LENGTH, _FRAME = struct.Struct("<I"), struct.Struct("<II")
-_GROUP_ROWS = 1 << 18
 _KINDS = {
     pa.large_string(): "text",
     pa.string(): "text",
@@ -223,7 +222,7 @@ def write_parquet_of(spool: IO[bytes], target: IO[bytes], while_writing: Callabl
     for chunk in _chunks(spool):
         if not file.add(chunk):
             break
-        if file.rows >= _GROUP_ROWS:
+        if file.is_full:
             end_group()
     if file.rows:
         end_group()

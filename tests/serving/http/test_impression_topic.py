@@ -141,6 +141,20 @@ def test_a_full_buffer_holds_up_rows_and_sends_none_twice(
     assert len(distinct) == len(rows) == 20 * len(ITEMS)
 
 
+def test_a_message_that_is_too_large_is_lost_alone(ranker: Ranker, broker: tuple[str, int]) -> None:
+    address, _ = broker
+    create(address, "large")
+    users = [{**USER, "user_id": n, "user": "bo" * (2_000 if n == 1 else 1)} for n in range(3)]
+    small = {"message.max.bytes": "1000"}
+    with ImpressionLog(f"kafka://{address}/large", kafka=small) as log:
+        for n, user in enumerate(users):
+            assert log.offer(ranked(ranker, f"r{n}", user=user))
+    assert log.counts().lost_rows == len(ITEMS)
+    assert "large" in str(log.counts().error)
+    rows = rows_of(address, "large", ["request_id"])
+    assert Counter(row["request_id"] for row in rows) == {"r0": len(ITEMS), "r2": len(ITEMS)}
+
+
 @pytest.mark.parametrize(
     ("url", "settings", "message"),
     [

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import duckdb
 import numpy as np
@@ -21,6 +23,8 @@ from tests.serving.http.calls import Running, running
 from tests.serving.versions import ITEMS, eventually
 from widedeep.kernels.impressions import ImpressionFile
 from widedeep.kernels.native_server import has_native_server
+from widedeep.serving.http import native_server
+from widedeep.serving.http.native_server import NativeStats, NativeVersion
 from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.native_rows import Header
 
@@ -30,10 +34,11 @@ pytestmark = pytest.mark.skipif(not has_native_server(), reason="no native serve
 def random_bodies(count: int) -> list[dict[str, Any]]:
     """Requests with values of every kind, of which most, but not all, the native server logs."""
     rng = np.random.default_rng(5)
-    users: list[Any] = [7, 12, "anna", "Ἀριάδνη", 2**40, "", 2**64, None, True, 1.5, [1]]
+    users: list[Any] = [7, 12, "anna", "Ἀριάδνη", 2**40, "", 2**64, None, True, 1.5, [1], []]
     ages: list[Any] = [31, 30.5, None, 0, -4.0, 2**60, True]
     lists: list[Any] = [["x"], [], None, ["y", None, "日本"], ["mail", "x", "x"], "x", 5]
-    bodies = []
+    # The first of all has no value whatever, and a thread no memory for one yet.
+    bodies = [{"request_id": "first", "user": {"user_id": []}, "candidates": ITEMS[:2]}]
     for number in range(count):
         user = {"user_id": users[rng.integers(len(users))], "age": ages[rng.integers(len(ages))]}
         user |= {name: lists[rng.integers(len(lists))] for name in ("tags", "seen")}
@@ -265,3 +270,93 @@ def test_files_hold_the_rows_of_their_chunks(
     assert found == [
         tuple(row[n] for n in header.schema.names if n != "event_time") for row in rows
     ]
+
+
+def test_few_rows_with_long_lists_fill_a_group() -> None:
+    columns = [("query", "integer", True)]
+    header = header_of(columns)
+    file = ImpressionFile(header.columns(), header.arrow_text)
+    for values, is_full in ((8_000, False), (400, True)):
+        item = record(b"i", plain("text", "a"))
+        assert file.add(item + request_record(columns, 1, [0] * 1000, (list(range(values)),)))
+        assert file.is_full == is_full
+    file.end_group()
+    assert not file.is_full
+
+
+# ---- versions that come and go ------------------------------------------------------------------
+
+
+class Route:
+    in_use = False
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    def figures(self) -> tuple[Any, ...]:
+        return self.requests, 0, 0.0, [0], 0, 0
+
+
+class Native:
+    """A native server without threads."""
+
+    in_flight = dropped = 0
+
+    def __init__(self) -> None:
+        self.records: list[tuple[Any, ...]] = []
+
+    def take_records(self) -> list[tuple[Any, ...]]:
+        records, self.records = self.records, []
+        return records
+
+    answers = endings = dict
+
+
+@pytest.fixture
+def stats() -> NativeStats:
+    """Counts of a server that answers nothing; the thread is the test."""
+    service = Mock(models=Mock(registries={"apps": None}), log=Mock(min_status=1000))
+    return NativeStats(service, Native())
+
+
+def version_of(route: Route) -> NativeVersion:
+    loaded = SimpleNamespace(name="1", native_requests=0, ranker=SimpleNamespace(prepared=None))
+    return NativeVersion(route=route, model="apps", version=loaded, catalogue=None)
+
+
+def test_a_version_is_counted_from_its_first_request_on(stats: NativeStats) -> None:
+    version = version_of(route := Route())
+    publishing = threading.Thread(target=stats.publish)
+
+    def set_routes() -> None:
+        publishing.start()
+        publishing.join(0.1)  # meanwhile no thread has the route yet
+        route.in_use, route.requests = True, 3
+
+    stats.follow([version], set_routes)
+    publishing.join()
+    stats.publish()
+    assert version.version.native_requests == 3
+
+
+def test_records_of_a_version_that_goes_are_logged(
+    stats: NativeStats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_server, "_ranking", lambda *_: None)
+    monkeypatch.setattr(native_server, "_ranked", lambda _, __, request_id, *___: request_id)
+    version = version_of(route := Route())
+    stats.follow([version], lambda: None)
+    none = np.array([], np.int64)
+    stats._native.records = [
+        (route, "/v1/rank", f"r{n}", "", b'{"user":{}}', 0, 0.1, 200, False, True, *[none] * 4)
+        for n in range(3)
+    ]
+    offered: list[str] = []
+
+    def offer(request_id: str) -> None:
+        offered.append(request_id)
+        stats.publish()  # as GET /metrics does: the version is forgotten
+
+    stats._service.on_ranked = offer
+    stats._take_records()
+    assert offered == ["r0", "r1", "r2"]

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -188,7 +188,7 @@ def inline_columns(draw: st.DrawFn) -> dict[str, list[Any]]:
     length = st.sampled_from([n] * 20 + [n + 1])
     return {
         name: draw(st.lists(cells[name], min_size=m, max_size=m))
-        for name in sorted(names)
+        for name in draw(st.permutations(sorted(names)))
         for m in [draw(length)]
     }
 
@@ -205,8 +205,14 @@ def bodies(draw: st.DrawFn) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def of_items(columns: dict[str, list[Any]]) -> bytes:
+    return json.dumps({"request_id": "r", "user": USER, "items": columns}).encode()
+
+
 @settings(max_examples=250, deadline=None)
 @given(body=bodies())
+@example(body=of_items({"note": [1], "app": ITEMS[:3]}))
+@example(body=of_items({"price": [[1.0], [2.0]], "app": ITEMS}))
 def test_answers_equal_those_of_python(server: Running, local: Local, body: bytes) -> None:
     want, got = local.post("/v1/rank", body), server.call("POST", "/v1/rank", body)
     assert (got.status, got.body) == (want.status, want.body)

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -196,10 +196,11 @@ class NativeStats:
         self._closing = threading.Event()
         self._thread = service.monitor.start("accounts", self._turn)
 
-    def follow(self, native: NativeVersion) -> None:
-        """Count the requests of this version."""
-        with self._lock:
-            self._versions.setdefault(native.route, native)
+    def follow(self, versions: Iterable[NativeVersion], set_routes: Callable[[], None]) -> None:
+        """Set routes to these versions, and count their requests."""
+        with self._lock:  # in between they would pass for versions that are no longer in use
+            self._versions |= {native.route: native for native in versions}
+            set_routes()
 
     def set_shadow(self, model: str, shadow: ShadowScoring | None) -> None:
         """Set the shadow that scores a model's answers again; None: there is none."""
@@ -263,15 +264,18 @@ class NativeStats:
 
     def _take_records(self) -> None:
         self._sampled = 0
-        for record in self._native.take_records():
-            self._safely(partial(self._take_record, *record))
+        with self._lock:  # a version is forgotten when no record that waits there is of it
+            records, versions = self._native.take_records(), dict(self._versions)
+        for record in records:
+            native = None if record[0] is None else versions.get(record[0])
+            self._safely(partial(self._take_record, native, *record[1:]))
         dropped, self._dropped = self._dropped, self._native.dropped
         if self._dropped > dropped and self._service.on_dropped is not None:
             self._service.on_dropped(self._dropped - dropped)
 
     def _take_record(
         self,
-        route: RankRoute | None,
+        native: NativeVersion | None,
         path: str,
         request_id: str,
         caller: str,
@@ -280,13 +284,12 @@ class NativeStats:
         seconds: float,
         status: int,
         sampled: bool,
-        in_log: bool,
+        is_unlogged: bool,
         order: NDArray[int64],
         scores: NDArray[float64],
         unknown: NDArray[int64],
         logits: NDArray[float32],
     ) -> None:
-        native = None if route is None else self._versions.get(route)
         self._sampled += sampled
         if sampled:
             attributes = {
@@ -300,7 +303,7 @@ class NativeStats:
             }
             traces.past_request(seconds, time_us, attributes)
         counts_unseen = sampled and self._sampled <= _MAX_SAMPLED
-        is_offered = self._service.on_ranked is not None and not in_log
+        is_offered = self._service.on_ranked is not None and is_unlogged
         if native is not None and (
             is_offered or counts_unseen or self._shadows.get(native.model) is not None
         ):
@@ -454,12 +457,10 @@ class NativeConnections:
             canary = self._native_version(model, routes.canary)
         if stable is None or (has_canary and canary is None):
             stable = canary = None  # Python answers for both
-        for native in (stable, canary):
-            if native is not None:
-                self._stats.follow(native)
         self._stats.set_shadow(model, routes.shadow)
         is_only = len(self._service.models.registries) == 1
-        self._native.set_routes(
+        set_routes = partial(
+            self._native.set_routes,
             "/v1/rank" if is_only else f"/v1/models/{model}:rank",
             None if stable is None else stable.route,
             None if canary is None else canary.route,
@@ -467,6 +468,7 @@ class NativeConnections:
             routes.shadow is not None,
             self._service.on_ranked is not None,
         )
+        self._stats.follow([each for each in (stable, canary) if each is not None], set_routes)
 
     # ---- connections ----------------------------------------------------------------------------
 
