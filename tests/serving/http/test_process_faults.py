@@ -508,6 +508,8 @@ def test_workers_that_are_killed_come_back_and_what_they_logged_is_there(models:
             assert not requests.wrong and requests.broken <= 50
             assert requests.answered + requests.broken == 500
             times |= requests.times
+        # The worker in the place of the last one takes up its spool.
+        eventually(lambda: events(models).count("started") == 5)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(30) == 0
     counts = Counter(row["request_id"] for row in logged(log))
