@@ -195,7 +195,7 @@ class BoundProgram {
                 const std::optional<Input>& weight_B, std::int64_t batch_rows,
                 const Input& factors_S3, const std::optional<Input>& keys_S, bool frozen_rates,
                 const Output& logits_B, const Output& losses_B, const Output& grads_B,
-                const Output& totals_S, const Output& weights_S, int threads) {
+                const Output& totals_S, const Output& weights_S, double most_seconds, int threads) {
     const std::int64_t n = batch.csr.n_examples;
     if (batch_rows < 1 || (rows_ > 0 && batch_rows > rows_)) {
       refuse("batch_rows: got " + std::to_string(batch_rows) + ", expected 1 to " +
@@ -220,7 +220,8 @@ class BoundProgram {
                         batch_rows,
                         vector_data<double>("factors_S3", factors_S3),
                         vector_data<std::uint64_t>("keys_S", keys_S, steps),
-                        frozen_rates};
+                        frozen_rates,
+                        most_seconds};
     StepResults results{
         vector_data<float>("logits_B", logits_B, n), vector_data<float>("losses_B", losses_B, n),
         vector_data<float>("grads_B", grads_B, n), vector_data<float>("totals_S", totals_S, steps),
@@ -315,7 +316,8 @@ void bind_step(nb::module_& m) {
            "highest_rate"_a, "row_scale"_a, "mean_loss"_a)
       .def("run", &BoundProgram::run, "batch"_a, nb::kw_only(), "dense_BK"_a, "labels_B"_a,
            "weight_B"_a.none(), "batch_rows"_a, "factors_S3"_a, "keys_S"_a.none(), "frozen_rates"_a,
-           "logits_B"_a, "losses_B"_a, "grads_B"_a, "totals_S"_a, "weights_S"_a, "threads"_a);
+           "logits_B"_a, "losses_B"_a, "grads_B"_a, "totals_S"_a, "weights_S"_a, "most_seconds"_a,
+           "threads"_a);
 }
 
 }  // namespace widedeep

@@ -1,6 +1,7 @@
 #include "step_program.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <deque>
 #include <optional>
@@ -23,6 +24,11 @@ template <class T>
 T* at_least(std::vector<T>& buffer, int64_t n) {
   if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(static_cast<std::size_t>(n));
   return buffer.data();
+}
+
+// Wraps where it does not fit: an offset may be anything.
+int64_t difference(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b));
 }
 
 // The rows that one table's part of a batch touches. Neighbouring logical tables share their
@@ -172,8 +178,10 @@ class StepProgram::Buffers {
       for (int64_t b = first; b < first + n; ++b) {
         const int64_t* ids = rows_.batch.ids + b * n_features;
         for (int64_t s = 0; s < slots.n; ++s) {
-          const auto row = static_cast<uintptr_t>(slots.bases[s] + ids[slots.features[s]]);
-          const uintptr_t bytes = row * static_cast<uintptr_t>(weights.stride) * sizeof(float);
+          const auto base = static_cast<uintptr_t>(slots.bases[s]);
+          const auto id = static_cast<uintptr_t>(ids[slots.features[s]]);
+          const uintptr_t bytes =
+              (base + id) * static_cast<uintptr_t>(weights.stride) * sizeof(float);
           // An id is not checked yet, and an address that is none does no harm.
           __builtin_prefetch(
               reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(weights.data) + bytes));
@@ -188,7 +196,9 @@ class StepProgram::Buffers {
     const int used = batch.n_ids < kFewIds ? 1 : threads;
     float* const logits = results.logits + first;
     float* const grads = results.grads + first;
-    if (!group(batch, used) || !forward(batch, step, first, logits, used, threads)) return false;
+    if (batch.n_ids < 0 || !group(batch, used) ||
+        !forward(batch, step, first, logits, used, threads))
+      return false;
     if (!lose(step, first, n, results)) return false;
     const double* factors = rows_.factors + 3 * step;
     const double mean = 1.0 / static_cast<double>(n);
@@ -232,17 +242,22 @@ class StepProgram::Buffers {
     std::vector<float> sums{}, scales{};
   };
 
+  // The examples [first, first + n); of no ids, n_ids below 0, where these lie elsewhere.
   CsrBatch part(int64_t first, int64_t n) {
     const CsrBatch& all = rows_.batch;
     const int64_t cells = n * all.n_features;
     const int64_t* offsets = all.offsets + first * all.n_features;
     const int64_t begin = single_ ? first * all.n_features : offsets[0];
-    const float* values = all.values == nullptr ? nullptr : all.values + begin;
     if (single_) {  // each of its offsets is its own number
+      const float* values = all.values == nullptr ? nullptr : all.values + begin;
       return {all.ids + begin, all.offsets, values, cells, n, all.n_features, true};
     }
+    if (begin < 0 || offsets[cells] < begin || offsets[cells] > all.n_ids) {
+      return {nullptr, offsets, nullptr, -1, n, all.n_features};  // spans of no ids that there are
+    }
     int64_t* own = at_least(offsets_, cells + 1);
-    for (int64_t i = 0; i <= cells; ++i) own[i] = offsets[i] - begin;
+    for (int64_t i = 0; i <= cells; ++i) own[i] = difference(offsets[i], begin);
+    const float* values = all.values == nullptr ? nullptr : all.values + begin;
     return {all.ids + begin, own, values, own[cells], n, all.n_features};
   }
 
@@ -432,6 +447,8 @@ StepProgram::StepProgram(StepPlan plan)
 StepProgram::~StepProgram() = default;
 
 int64_t StepProgram::run(const StepRows& rows, StepResults& results, int threads) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point start = Clock::now();
   buffers_->begin(rows, threads);
   int64_t step = 0;
   for (int64_t first = 0; first < rows.batch.n_examples; first += rows.batch_rows, ++step) {
@@ -439,6 +456,9 @@ int64_t StepProgram::run(const StepRows& rows, StepResults& results, int threads
     const int64_t n = std::min(rows.batch_rows, left);
     buffers_->prefetch(first + n, std::min(rows.batch_rows, left - n));
     if (!buffers_->learn(step, first, n, results, threads)) break;
+    if (std::chrono::duration<double>(Clock::now() - start).count() >= rows.most_seconds) {
+      return step + 1;
+    }
   }
   return step;
 }

@@ -83,6 +83,7 @@ struct StepRows {
   const double* factors;  // of the rates of wide, tables and dense, three a step
   const uint64_t* keys;   // of what is dropped in each step; or null
   bool frozen_rates;
+  double most_seconds;  // after which no other step begins
 };
 
 struct StepResults {
@@ -100,7 +101,7 @@ class StepProgram {
   ~StepProgram();
 
   // Returns the number of steps done. It stops before a batch with an id, label, loss or gradient
-  // that is none, of which nothing moves.
+  // that is none, of which nothing moves, and when the time is over.
   int64_t run(const StepRows& rows, StepResults& results, int threads);
 
  private:

@@ -747,13 +747,14 @@ class StepProgram:
         grads_B: _Floats,
         totals_S: _Floats,
         weights_S: _Floats,
+        most_seconds: float,
         threads: int,
     ) -> tuple[int, int]:
         """Learn batches of ``batch_rows`` examples, one after the other.
 
         Fills the results of each example and step. Returns the steps done, and the change of the
         wide part's non-zero count. It stops before a batch with an id, label, loss or gradient out
-        of range, of which nothing moves.
+        of range, of which nothing moves, and after ``most_seconds``.
         """
 
 # The transform. Call it through widedeep.data.transform.

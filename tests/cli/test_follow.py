@@ -142,6 +142,21 @@ def test_it_publishes_by_itself(run: Run, copy: Path) -> None:
     assert not any(name.startswith("candidate") or name == "stream" for name in left)
 
 
+def test_shards_learned_in_runs_of_steps_have_the_bits_of_their_steps(
+    run: Run, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for at_once in (4096, 1):  # batches of 64: as many steps as fit into so many rows, or one
+        place = tmp_path / f"{at_once}"
+        shutil.copytree(base, place)
+        monkeypatch.chdir(place)
+        monkeypatch.setattr("widedeep.training.run.BLOCK_ROWS", at_once)
+        assert run("train", "ads.toml", "--resume", *WORDS).code == 0
+        newest = place / "models/2"
+        found.append((newest / "weights.safetensors").read_bytes())
+    assert found[0] == found[1]
+
+
 def test_where_and_when(run: Run, copy: Path) -> None:
     words = ("train", "ads.toml", "--resume", *WORDS)
     late = ("--publish", "elsewhere", "--export-rows", "2000", "--judge-rows", "1000")

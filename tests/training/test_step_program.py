@@ -34,6 +34,11 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("widedeep.training.step_program.MOST_SECONDS", np.inf)
+
+
 SINGLE = [wd.categorical("a", embedding_dim=4), wd.categorical("b"), wd.crossed("a", "b")]
 BAGS = [*SINGLE, wd.categorical("c", combiner="mean"), *wd.numeric("x")]
 
@@ -238,10 +243,45 @@ def test_one_example_at_a_time_is_online_learning() -> None:
     assert float(step.model.bias.detach()) == pytest.approx(bias, rel=1e-3)
 
 
+def test_embeddings_and_layers_learn_online_as_float64_does() -> None:
+    step = make_step(SINGLE, wide=[], optimizers={"deep": wd.Adagrad()}, hidden_units=[6, 3])
+    rows, model = encoded(step, 200), step.model
+    assert rows.labels_BL is not None
+    tables = {}
+    for table in model.deep_tables.values():
+        tables |= {n: t.double().requires_grad_() for n, t in table.named_weights().items()}
+    dense = {n: p.detach().double().requires_grad_() for n, p in model.named_parameters()}
+    names = [slot.table for slot in model.schema.slots]
+    layers = [f"towers.mlp.layers.{i}" for i in range(2)]
+    sums = {id(p): torch.full_like(p, 1e-6) for p in (*tables.values(), *dense.values())}
+    for row in range(200):
+        ids = rows.ids_N[row * len(names) :].tolist()
+        h = torch.cat([tables[name][id] for name, id in zip(names, ids, strict=False)])
+        for name in layers:
+            h = torch.relu(dense[f"{name}.weight"] @ h + dense[f"{name}.bias"])
+        logit = dense["outputs.mlp.weight"][0] @ h + dense["bias"][0]
+        label = torch.tensor(float(rows.labels_BL[row, 0]), dtype=torch.float64)
+        torch.nn.functional.binary_cross_entropy_with_logits(logit, label).backward()
+        with torch.no_grad():
+            for parameter in (*tables.values(), *dense.values()):
+                assert parameter.grad is not None
+                sums[id(parameter)] += parameter.grad**2
+                parameter -= 0.02 * parameter.grad / (sums[id(parameter)].sqrt() + 1e-7)
+                parameter.grad = None
+    result = step.run(rows, 1, rates_S3=np.ones((200, 3)))
+    assert result.steps == 200
+    for table in model.deep_tables.values():
+        for name, found in table.named_weights().items():
+            np.testing.assert_allclose(found, tables[name].detach(), rtol=1e-3, atol=1e-4)
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(parameter.detach(), dense[name].detach(), rtol=1e-3, atol=1e-4)
+
+
 def test_training_in_runs_is_training_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, found = make_rows(500), []
-    for at_once in (4096, 1):
+    for at_once, seconds in ((4096, np.inf), (4096, 0.0), (1, np.inf)):
         monkeypatch.setattr("widedeep.training.run.BLOCK_ROWS", at_once)
+        monkeypatch.setattr("widedeep.training.step_program.MOST_SECONDS", seconds)
         spec = wd.FeatureSpec(label="y", features=BAGS)
         model = wd.WideDeep(wd.fit_schema(spec, rows), hidden_units=[6])
         seen: list[tuple[int, float]] = []
@@ -252,7 +292,22 @@ def test_training_in_runs_is_training_step_by_step(monkeypatch: pytest.MonkeyPat
         history = trainer.fit(rows, valid=rows[:100], epochs=2, eval_every=50)
         figures = [{k: v for k, v in row.items() if k != "rows_per_s"} for row in history]
         found.append((figures, seen, state_of(trainer.step), trainer.position))
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_run_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = make_step()
+    monkeypatch.setattr("widedeep.training.step_program.MOST_SECONDS", 0.0)
+    result = step.run(encoded(step, 40), 8, rates_S3=rates_of(5))
+    assert result.steps == 1 and len(result.logits_BC) == 8
+
+
+def test_numbers_alone_are_learned() -> None:
+    rows = make_rows(200)
+    schema = wd.fit_schema(wd.FeatureSpec(label="y", features=wd.numeric("x")), rows)
+    trainer = wd.Trainer(wd.WideDeep(schema, hidden_units=[4]), batch_size=8, progress=False)
+    trainer.fit(rows)
+    assert not trainer.step.program.fits and trainer.position.step == 25
 
 
 def test_the_row_that_cannot_be_learned_is_named(tmp_path: Any) -> None:

@@ -26,6 +26,9 @@ from widedeep.training.exchange import Exchange
 from widedeep.training.feature_rates import RANGE, FeatureRates
 from widedeep.training.rollback_log import RollbackLog
 
+MOST_SECONDS = 0.1
+"""A run ends after so long, however many steps are left: signals and clocks wait for it."""
+
 _KERNELS = {FTRL: "ftrl_rows", Adagrad: "adagrad_rows", SGD: "sgd_rows"}
 
 
@@ -78,6 +81,7 @@ class StepProgram:
         tables += [(table, step.deep) for table in model.deep_tables.values()]
         return (
             model.device.type == "cpu"
+            and bool(model.schema.slots)
             and step.exchange is None
             and step.wide_bias is None
             and model.n_logits == 1
@@ -98,7 +102,7 @@ class StepProgram:
         """Learn batches of ``batch_rows`` examples, the last one of what is left.
 
         It stops before a batch with an id, label, loss or gradient out of range, of which nothing
-        moves.
+        moves, and after :data:`MOST_SECONDS`.
 
         Args:
             batch: The examples.
@@ -135,6 +139,7 @@ class StepProgram:
             keys_S=keys,
             frozen_rates=owner.feature_rates is None or owner.feature_rates.frozen,
             threads=owner.threads,
+            most_seconds=MOST_SECONDS,
             **{name: tensor.numpy() for name, tensor in results.items()},
         )
         if model.wide_table is not None:
