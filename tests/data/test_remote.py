@@ -17,11 +17,12 @@ import pytest
 
 import widedeep as wd
 from tests.object_store import bucket, s3_endpoint  # noqa: F401
+from widedeep.data import parquet_input
 from widedeep.data.paths import follow_folder, input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, MissingPackageError
 from widedeep.join import ActionLog, ImpressionLog, JoinConfig, Label
-from widedeep.remote import output_folder
+from widedeep.remote import RemoteFile, output_folder
 
 _NUMBERS = itertools.count()
 ROWS = pa.table(
@@ -84,6 +85,30 @@ def test_parquet_behind_a_url_is_read_by_the_columns_that_are_asked_for(
         (record,) = source.describe()
     assert record["bytes"] == size
     assert record["checksum"]
+
+
+def test_row_groups_are_fetched_ahead_as_far_as_there_is_room(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, start_ranges = [], RemoteFile.start_ranges
+
+    def counted(self: RemoteFile, ranges: Any) -> Any:
+        begun.append(ranges)
+        return start_ranges(self, ranges)
+
+    monkeypatch.setattr(RemoteFile, "start_ranges", counted)
+    with open_source(upload(f"{memory}/rows.parquet")) as source:
+        assert len(source.fragments) > 2
+        for most, expected in ((1 << 30, len(source.fragments)), (1, 1)):
+            monkeypatch.setattr(parquet_input, "AHEAD_BYTES", most)
+            begun.clear()
+            for _ in range(2):
+                for fragment in source.fragments:
+                    source.start(fragment)
+            assert len(begun) == expected
+            rows = [row for part in source.fragments for row in source.read(part).to_pylist()]
+            assert rows == ROWS.to_pylist()
+            assert len(begun) == len(source.fragments)
 
 
 def test_a_long_footer_is_fetched_whole(memory: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +22,8 @@ MAX_ROW_GROUP_ROWS = 1 << 20
 MAX_ROW_GROUP_BYTES = 1 << 30
 STREAMED_ROWS = 16_384
 _FOOTER_BYTES = 64 << 10  # Fetched at once from the end of a remote file
+AHEAD_BYTES = 512 << 20
+"""Bytes of row groups that may be on their way, or wait to be read, in all of a process."""
 _GAP_BYTES = 256 << 10  # Columns of a remote file this close are fetched as one range
 
 
@@ -103,6 +107,37 @@ def _spans(
     return merged
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class _Fetch:
+    """A row group on its way."""
+
+    wait: Callable[[], object]
+    n_bytes: int
+
+
+class _Ahead:
+    """The row groups on their way; those that were read, or given up, count no more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._fetches: weakref.WeakSet[_Fetch] = weakref.WeakSet()
+
+    def start(self, group: RowGroup, columns: Collection[str]) -> _Fetch | None:
+        """Begin to fetch columns of a row group, unless too much is on its way."""
+        spans = _spans(_metadata(group.version), group.row_group, columns)
+        n_bytes = sum(stop - start for start, stop in spans)
+        with self._lock:
+            waiting = sum(fetch.n_bytes for fetch in self._fetches)
+            if waiting and waiting + n_bytes > AHEAD_BYTES:
+                return None
+            fetch = _Fetch(group.version.start(group.row_group, columns), n_bytes)
+            self._fetches.add(fetch)
+        return fetch
+
+
+_ahead = _Ahead()
+
+
 @dataclass(frozen=True, slots=True)
 class RowGroup:
     """A row group of a Parquet file."""
@@ -111,24 +146,25 @@ class RowGroup:
     row_group: int
     num_rows: int
     # What was begun to be fetched, by columns
-    started: dict[frozenset[str], Callable[[], object]] = field(
-        default_factory=dict, compare=False, repr=False
-    )
+    started: dict[frozenset[str], _Fetch] = field(default_factory=dict, compare=False, repr=False)
 
     def start(self, columns: Sequence[str]) -> None:
-        """Begin to fetch these columns, where they are far away."""
-        if isinstance(self.version.path, RemoteFile) and not self.started:
-            names = frozenset(columns)
-            self.started[names] = self.version.start(self.row_group, names)
+        """Begin to fetch these columns, where they are far away and there is room for them."""
+        names = frozenset(columns)
+        if isinstance(self.version.path, RemoteFile) and names not in self.started:
+            fetch = _ahead.start(self, names)
+            if fetch is not None:
+                self.started[names] = fetch
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns, decoded in the calling thread."""
         path, names = self.version.path, frozenset(columns)
         try:
-            fetch = self.started.pop(names, None) or self.version.start(self.row_group, names)
+            fetch = self.started.pop(names, None)
+            wait = fetch.wait if fetch else self.version.start(self.row_group, names)
             metadata = _metadata(self.version)
             dictionaries = _dictionary_paths(metadata, self.row_group, columns)
-            source = fetch()
+            source = wait()
             with pq.ParquetFile(source, metadata=metadata, read_dictionary=dictionaries) as file:
                 table = file.read_row_group(
                     self.row_group, columns=list(columns), use_threads=False
