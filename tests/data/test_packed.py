@@ -5,13 +5,16 @@ from __future__ import annotations
 from random import Random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from widedeep.data.batch import Batch
 from widedeep.data.packed import PackedExamples
-from widedeep.errors import DataError
+from widedeep.data.reader import BatchReader, EpochPlan
+from widedeep.data.sources import open_source
+from widedeep.errors import DataError, RowError
 
 SIZES = (3, 255, 256, 60_000, 65_535, 70_000, 1 << 24, 1 << 31, 1 << 40)
 
@@ -85,6 +88,19 @@ def test_damaged_bytes_are_refused_or_read_within_their_example(
 
 def test_an_id_that_its_slot_cannot_have_is_refused() -> None:
     batch = Batch(np.array([5, 255]), np.array([0, 1, 2]), np.zeros((2, 0), np.float32))
-    with pytest.raises(ValueError, match="example 1, slot 0: ids or offsets out of range"):
+    with pytest.raises(RowError, match=r"slot 0 .*got id 255, expected 0 <= id < 10") as caught:
         PackedExamples.pack(batch, [10])
+    assert caught.value.row == 1
     assert PackedExamples.pack(batch, [300]).unpack().ids_N.tolist() == [5, 255]
+
+
+def test_a_reader_names_the_row_whose_id_its_slot_cannot_have() -> None:
+    with open_source(pa.table({"id": [1, 2, 300, 3]})) as source:
+        plan = EpochPlan(source, batch_size=2, seed=0, epoch=0, shuffle=True, pool_rows=4)
+
+        def encode(table: pa.Table) -> Batch:
+            ids = table["id"].to_numpy()
+            return Batch(ids, np.arange(len(ids) + 1), np.zeros((len(ids), 0), np.float32))
+
+        with pytest.raises(RowError, match=r"row 2 of .*got id 300, expected 0 <= id < 200"):
+            list(BatchReader(source, encode, plan, sizes=[200]))

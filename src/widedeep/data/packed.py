@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from widedeep import kernels
 from widedeep.data.batch import Batch
-from widedeep.errors import DataError
+from widedeep.errors import DataError, RowError
 from widedeep.kernels import ExampleLayout
 
 _WIDTHS = (1, 2, 3, 4, 8)
@@ -45,9 +45,16 @@ class PackedExamples:
 
     @classmethod
     def pack(cls, batch: Batch, sizes: Sequence[int] | None) -> PackedExamples:
-        """Pack a batch whose ids of each slot are below a size; any ids without sizes."""
+        """Pack a batch whose ids of each slot are below a size; any ids without sizes.
+
+        Raises:
+            RowError: For an id that is not.
+        """
         layout = ExampleLayout(**layout_fields(batch, sizes))
-        return cls.within(layout, *pack_batch(batch, layout))
+        try:
+            return cls.within(layout, *pack_batch(batch, layout))
+        except ValueError as error:
+            raise _wrong_id(batch, sizes) or error from None
 
     @classmethod
     def within(
@@ -101,6 +108,24 @@ def layout_fields(batch: Batch, sizes: Sequence[int] | None) -> LayoutFields:
         "has_weight": batch.weight_B is not None,
         "has_group": batch.group_B is not None,
     }
+
+
+def _wrong_id(batch: Batch, sizes: Sequence[int] | None) -> RowError | None:
+    """Return what is said of the first id that its slot has no place for."""
+    cell_N = np.repeat(np.arange(len(batch.offsets_BF) - 1), np.diff(batch.offsets_BF))
+    if sizes is None or len(cell_N) != len(batch.ids_N):
+        return None
+    size_N = np.array(sizes)[cell_N % batch.n_slots]
+    wrong_N = np.flatnonzero((batch.ids_N < 0) | (batch.ids_N >= size_N))
+    if not len(wrong_N):
+        return None
+    first = int(wrong_N[0])
+    row, slot = divmod(int(cell_N[first]), batch.n_slots)
+    return RowError(
+        f"feature slot {slot}", row,
+        f"got id {batch.ids_N[first]}, expected 0 <= id < {size_N[first]}; encode the rows with "
+        "the schema that the model was made with",
+    )  # fmt: skip
 
 
 def pack_batch(batch: Batch, layout: ExampleLayout) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

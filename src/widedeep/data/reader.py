@@ -20,7 +20,7 @@ from widedeep.data.batch import Batch
 from widedeep.data.fragments import Fragment, Source
 from widedeep.data.packed import PackedExamples
 from widedeep.data.requests import RequestBatch, RequestSource
-from widedeep.errors import ConfigError
+from widedeep.errors import ConfigError, RowError
 
 ORDER_VERSION = 2
 """Changes with the order itself; a position within an epoch means nothing in another one."""
@@ -543,7 +543,11 @@ class _BatchCutter:
         if not isinstance(batch, RequestBatch):
             packed = batch
             if isinstance(batch, Batch):
-                packed = PackedExamples.pack(batch, self.sizes)
+                try:
+                    packed = PackedExamples.pack(batch, self.sizes)
+                except RowError as error:
+                    where = f"row {fragment.first_row + error.row:,} of {fragment.origin}"
+                    raise error.at(where) from None
             rows = packed.take(order)
             return deque(rows.slice(segment.start, segment.stop) for segment in segments)
         parts: deque[Any] = deque()
