@@ -120,7 +120,7 @@ class SharedWeights:
         table, kind = packed_table(rows), self._rounded_to(name)
         if table is not None:
             yield table.bytes_RB
-        elif kind is None:
-            yield rows
+        elif kind is None:  # of bfloat16 the rows that are read become float32
+            yield from row_blocks(rows) if rows.ndim == 2 else (rows,)
         else:
             yield from (PackedTable.pack(block, kind).bytes_RB for block in row_blocks(rows))

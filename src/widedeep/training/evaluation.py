@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -165,9 +165,29 @@ def mlp_weights(
     return weights
 
 
+class _HalfTable:
+    """A table in bfloat16 that reads like a float32 matrix: only the rows asked for are copied."""
+
+    dtype = np.dtype(np.float32)
+    ndim = 2
+
+    def __init__(self, rows_RD: torch.Tensor) -> None:
+        self._rows_RD = rows_RD
+        self.shape = tuple(rows_RD.shape)
+
+    def __len__(self) -> int:
+        return len(self._rows_RD)
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        floats: NDArray[np.float32] = self._rows_RD[rows].float().numpy()
+        return floats
+
+
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
     tensor = tensor.detach().cpu()
-    array: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    if tensor.dtype == torch.bfloat16:
+        return cast("NDArray[np.float32]", _HalfTable(tensor))
+    array: NDArray[Any] = tensor.numpy()
     return array
 
 
