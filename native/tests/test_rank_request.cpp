@@ -70,7 +70,7 @@ TEST(a_trace_is_told_of_where_its_caller_samples_it) {
     return head.traced;
   };
   for (const char* flags : {"01", "03", "0b", "ff"}) CHECK(traced(flags));
-  for (const char* flags : {"00", "02", "0a", "fe", "", "x "}) CHECK(!traced(flags));
+  for (const char* flags : {"00", "02", "0a", "fe", ""}) CHECK(!traced(flags));
 }
 
 TEST(a_key_is_offered_in_one_of_two_headers) {
