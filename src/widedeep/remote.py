@@ -272,6 +272,8 @@ def open_output(url: str) -> tuple[Any, str]:
     bucket = path.partition("/")[0]
     with remote_errors(url):
         if bucket and not fs.exists(bucket):
+            with contextlib.suppress(FileNotFoundError):
+                fs.ls(bucket, detail=False)  # raises what exists() hides: credentials, a lost line
             raise DataError(f"{url}: there is no {bucket!r} there; check the address")
     return fs, path
 

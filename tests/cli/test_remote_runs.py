@@ -12,6 +12,7 @@ import pytest
 
 from tests.command_line import Run
 from tests.object_store import bucket, s3_endpoint  # noqa: F401
+from widedeep import remote
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.cli import remote_runs
 from widedeep.cli.remote_runs import RemoteRun
@@ -63,9 +64,9 @@ def test_verbs_take_the_url_of_a_run(
     another_machine(monkeypatch, tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     url, here = f"memory://{tmp_path.name}/run", ads_run / "run"
-    remote = RemoteRun(url, writes=True)
-    shutil.copytree(here, remote.folder, dirs_exist_ok=True)
-    remote.upload()
+    written = RemoteRun(url, writes=True)
+    shutil.copytree(here, written.folder, dirs_exist_ok=True)
+    written.upload()
     evaluated, same = (run("evaluate", where, "--json") for where in (url, here))
     assert json.loads(evaluated.out)["metrics"] == json.loads(same.out)["metrics"]
     assert run("export", url, "-o", "exported", "--tables", "int8").code == 0
@@ -304,6 +305,32 @@ def test_the_error_of_a_run_is_told_and_not_that_of_the_connection(
         store.failures = 1 << 20
         raise ConfigError("of the run")
     assert any("connection was reset" in line for line in store.lines)
+
+
+def test_an_address_that_cannot_be_reached_is_no_missing_bucket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Bucket:
+        """A file system that hides errors where it is asked whether something is there."""
+
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def exists(self, path: str) -> bool:
+            return False
+
+        def ls(self, path: str, detail: bool) -> list[str]:
+            raise self.error
+
+    for error, message in (
+        (PermissionError("Unable to locate credentials"), "give credentials: AWS_ACCESS_KEY_ID"),
+        (ConnectionError("no route"), r"cannot be read \(no route\)"),
+        (FileNotFoundError(), "there is no 'bucket' there"),
+    ):
+        fs = Bucket(error)
+        monkeypatch.setattr(remote, "open_filesystem", lambda url, fs=fs: (fs, "bucket/run"))
+        with pytest.raises(DataError, match=message):
+            remote.open_output("s3://bucket/run")
 
 
 def test_what_lies_beside_a_run_that_is_read_stays(store: Store) -> None:

@@ -21,8 +21,11 @@ from tests.serving.versions import eventually
 from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import PATCH
 from widedeep.cli.runs import bundle_path_of, served_bundle
-from widedeep.errors import ConfigError
+from widedeep.errors import ConfigError, DataError
+from widedeep.gate.verdict import bundle_identity
 from widedeep.publish import bundle_in_service, publish, read_lineage
+from widedeep.publish.publishing import _again
+from widedeep.publish.storage import open_store
 from widedeep.serving.loading import PrivateCopies
 from widedeep.serving.registry import Registry
 
@@ -104,6 +107,29 @@ def test_after_a_damaged_version_comes_a_whole_one(tmp_path: Path) -> None:
 def test_how_often_a_version_is_whole_is_checked(tmp_path: Path, full_every: Any) -> None:
     with pytest.raises(ConfigError, match=r"got full_every=.*, expected a whole number .* to 200"):
         publish(tmp_path, tmp_path, full_every=full_every)
+
+
+def test_a_cut_upload_leaves_the_versions_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://{tmp_path.name}/cut"
+    first = first_bundle(tmp_path / "1")
+    publish(first.path, url, force=True, reason="a test", full_every=5)
+    second = next_bundle(first, tmp_path / "2", seed=2)
+
+    def cut(fs: object, local: str, path: str) -> None:
+        raise ConnectionError("the connection was reset")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(fsspec.filesystem("memory")), "put_file", cut)
+        with pytest.raises(DataError, match="the connection was reset"):
+            publish(second.path, url, force=True, reason="a test", full_every=5)
+    with bundle_in_service(url) as path:
+        assert path is not None and contents(path) == contents(first.path)
+    refused = _again(open_store(url), ["1"], bundle_identity(second.path))
+    assert refused is not None and "was to be version 2, which is not there" in refused
+    record = publish(second.path, url, force=True, reason="a test", full_every=5)
+    assert (record.version, record.parent, record.patches) == ("3", "1", 1)
 
 
 PUBLISHER = """
