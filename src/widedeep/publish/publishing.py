@@ -388,9 +388,9 @@ def _again(store: ModelStore, versions: Collection[str], identity: str) -> str |
             stored = store.identity(name) or ""
         if stored == identity and name not in versions:
             return (
-                f"{store.name}: this very bundle ({identity[:12]}) was to be version {name}, which "
-                "is not there: its upload was cut, or it was deleted since; publish it again by "
-                "force (--force --reason TEXT)"
+                f"{store.name}: this very bundle ({identity[:12]}) was published as version "
+                f"{name}, which is not there: its upload was cut, or it was deleted since; publish "
+                "it again by force (--force --reason TEXT)"
             )
         if stored == identity:
             return (
