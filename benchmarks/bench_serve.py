@@ -217,6 +217,7 @@ def table(name: str, found: dict[str, list[LoadReport]]) -> str:
 
 
 KEY = "a key of this benchmark"
+JSON_BYTES = 1 << 13  # of a request with tensors as bytes: spaces fill it up
 
 
 def kinds_of_requests(bench: bench_rank.Bench, n: int) -> dict[str, list[bytes]]:
@@ -238,10 +239,43 @@ def kinds_of_requests(bench: bench_rank.Bench, n: int) -> dict[str, list[bytes]]
         for each in plain
     ]
     kinds = {"plain": plain, "with an API key": plain, "10 unknown ids": unknown, "items": items}
-    return {
+    found = {
         kind: [json.dumps(each, separators=(",", ":")).encode() for each in requests]
         for kind, requests in kinds.items()
     }
+    for kind, is_binary in (("tensors in JSON", False), ("tensors as bytes", True)):
+        found[kind] = [tensors_of(each["user"], each["items"], is_binary) for each in items]
+    return found
+
+
+def tensors_of(user: dict[str, Any], items: dict[str, list[Any]], is_binary: bool) -> bytes:
+    """The same rows in the words of Open Inference: each with the user's columns, too."""
+    inputs, blobs = [], []
+    n = len(items["item"])
+    for name, values in ({name: [value] * n for name, value in user.items()} | items).items():
+        if name == "item":  # the model does not read it
+            continue
+        dtype = "<i8" if isinstance(values[0], int) else "<f8"
+        about = {"name": name, "shape": [n], "datatype": "INT64" if dtype == "<i8" else "FP64"}
+        if is_binary:
+            blobs.append(np.array(values, dtype).tobytes())
+            about["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            about["data"] = values
+        inputs.append(about)
+    body: dict[str, Any] = {"inputs": inputs, "parameters": {"binary_data_output": is_binary}}
+    text = json.dumps(body, separators=(",", ":")).encode()
+    return b"".join([text.ljust(JSON_BYTES), *blobs]) if is_binary else text
+
+
+def target_of(kind: str, plain: Target, keyed: Target) -> Target:
+    """Where requests of a kind go."""
+    if kind.startswith("tensors"):
+        length = ("inference-header-content-length", str(JSON_BYTES))
+        headers = (length, ("content-type", "application/octet-stream"))
+        is_binary = kind.endswith("bytes")
+        return replace(plain, path="/v2/models/S/infer", headers=headers if is_binary else ())
+    return keyed if "key" in kind else plain
 
 
 def by_kind(folder: Path, bench: bench_rank.Bench) -> str:
@@ -262,7 +296,7 @@ def by_kind(folder: Path, bench: bench_rank.Bench) -> str:
         for _ in range(ROUNDS):
             for by, (open_one, keyed_one) in servers.items():
                 for kind, requests in kinds.items():
-                    target = keyed_one if "key" in kind else open_one
+                    target = target_of(kind, open_one, keyed_one)
                     report = run_load(
                         target, requests, connections=CONNECTIONS, seconds=SECONDS / 2
                     )
@@ -270,7 +304,7 @@ def by_kind(folder: Path, bench: bench_rank.Bench) -> str:
                         raise SystemExit(f"{kind}: {report.failures}")
                     found.setdefault((by, kind), []).append(report)
     lines = [
-        "| S, 200 candidates | requests/s, native | of plain ones | CPU, of plain ones |"
+        "| S, 200 candidates or rows | requests/s, native | of plain ones | CPU, of plain ones |"
         " requests/s, native to Python | CPU ms/request, native | Python |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -13,6 +13,7 @@
 
 #include "api_keys.hpp"
 #include "bind_impressions.hpp"
+#include "bind_plan.hpp"
 #include "bind_ranker.hpp"
 #include "bind_score.hpp"
 #include "front_loop.hpp"
@@ -73,7 +74,14 @@ class BoundRoute {
       owners_.push_back(options["log"]);
       plain.log = nb::cast<const BoundShape&>(options["log"]).shape();
     }
-    route_ = std::make_shared<RankRoute>(model, std::move(plain));
+    InferOptions infer;
+    infer.curves = plain.curves;
+    infer.version = plain.version;
+    infer.threads = plain.threads;
+    auto route = std::make_shared<RankRoute>(model, std::move(plain));
+    const nb::object infers = options["infer"];
+    if (!infers.is_none()) set_infer(nb::cast<nb::dict>(infers), std::move(infer), *route);
+    route_ = std::move(route);
   }
 
   const std::shared_ptr<const RankRoute>& route() const { return route_; }
@@ -89,7 +97,30 @@ class BoundRoute {
                           bins, figures.undefined.load(), figures.unknown.load());
   }
 
+  // Requests for scores of rows, their rows, and seconds.
+  nb::tuple inferred() const {
+    const RouteFigures& figures = route_->figures();
+    return nb::make_tuple(figures.inferred.load(), figures.inferred_rows.load(),
+                          figures.inferred_seconds.load());
+  }
+
  private:
+  void set_infer(const nb::dict& options, InferOptions infer, RankRoute& route) {
+    owners_.insert(owners_.end(), {options["program"], options["scorer"]});
+    infer.program = &lent_program(options["program"]);
+    infer.scorer = &lent_scorer(options["scorer"]);
+    infer.bias = bias_.data();
+    infer.columns = infer.program->columns();
+    infer.is_nested = nb::cast<std::vector<bool>>(options["is_nested"]);
+    infer.outputs = nb::cast<std::vector<std::string>>(options["outputs"]);
+    infer.model = nb::cast<std::string>(options["model"]);
+    expect(infer.is_nested.size() == infer.columns.size() &&
+               infer.outputs.size() == infer.curves.size() &&
+               infer.scorer->n_classes() == route.n_classes(),
+           "expected an output a head, and the columns of this model");
+    route.set_infer(std::make_unique<InferRoute>(std::move(infer)));
+  }
+
   static ScoreCurve to_curve(const nb::dict& options, std::int64_t n_classes) {
     ScoreCurve curve;
     curve.head = nb::cast<std::string>(options["head"]);
@@ -180,7 +211,10 @@ void bind_routes(nb::module_& m) {
            "sides"_a, "scorer"_a, "items"_a.none(), "bias_C"_a, "ids"_a.none(), "numbers"_a,
            "options"_a)
       .def_prop_ro("in_use", &BoundRoute::in_use)
-      .def("figures", &BoundRoute::figures);
+      .def_prop_ro("infers",
+                   [](const BoundRoute& self) { return self.route()->infer() != nullptr; })
+      .def("figures", &BoundRoute::figures)
+      .def("inferred", &BoundRoute::inferred);
 }
 
 #ifdef __linux__
@@ -228,7 +262,7 @@ class BoundServer {
   }
 
   // (route or None, path, request id, caller, body, microseconds, seconds, status, sampled,
-  // unlogged, order, scores)
+  // unlogged, rows, whether for scores of rows, length of the JSON, order, scores, unknown, logits)
   nb::list take_records() {
     nb::list found;
     for (FrontRecord& record : front_.take_records()) {
@@ -236,26 +270,29 @@ class BoundServer {
       for (const nb::object& each : held_) {
         if (nb::cast<const BoundRoute&>(each).route() == record.route) route = each;
       }
-      found.append(
-          nb::make_tuple(route, record.path, record.request_id, record.caller,
-                         nb::bytes(record.body.data(), record.body.size()), record.time_us,
-                         record.seconds, record.status, record.sampled, record.is_unlogged,
-                         to_numpy(std::move(record.order)), to_numpy(std::move(record.scores)),
-                         to_numpy(std::move(record.unknown)), to_numpy(std::move(record.logits))));
+      found.append(nb::make_tuple(
+          route, record.path, record.request_id, record.caller,
+          nb::bytes(record.body.data(), record.body.size()), record.time_us, record.seconds,
+          record.status, record.sampled, record.is_unlogged, record.n_rows, record.infers,
+          record.json_length, to_numpy(std::move(record.order)), to_numpy(std::move(record.scores)),
+          to_numpy(std::move(record.unknown)), to_numpy(std::move(record.logits))));
     }
     let_go();
     return found;
   }
 
-  // For each status: how many answers, their seconds, answers in each range of seconds.
+  // For rankings or scores of rows, and each status: how many answers, their seconds, answers in
+  // each range of seconds.
   nb::dict answers() const {
     nb::dict found;
-    for (std::size_t at = 0; at < std::size(RankFront::kStatuses); ++at) {
-      const AnswerFigures& figures = front_.figures(at);
-      std::vector<std::int64_t> bins;
-      for (const auto& bin : figures.bins) bins.push_back(bin.load());
-      found[nb::int_(RankFront::kStatuses[at])] =
-          nb::make_tuple(figures.n.load(), figures.seconds.load(), bins);
+    for (const bool infers : {false, true}) {
+      for (std::size_t at = 0; at < std::size(RankFront::kStatuses); ++at) {
+        const AnswerFigures& figures = front_.figures(infers, at);
+        std::vector<std::int64_t> bins;
+        for (const auto& bin : figures.bins) bins.push_back(bin.load());
+        found[nb::make_tuple(infers, RankFront::kStatuses[at])] =
+            nb::make_tuple(figures.n.load(), figures.seconds.load(), bins);
+      }
     }
     return found;
   }

@@ -34,4 +34,7 @@ struct PlanColumns {
   std::string reader_of(int column, const Origin& origin) const;
 };
 
+// Of a TransformProgram, which must outlive it.
+const transform::Program& lent_program(nanobind::handle program);
+
 }  // namespace widedeep

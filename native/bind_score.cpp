@@ -76,6 +76,12 @@ class BoundScorer {
     program_ = std::move(program);
   }
 
+  const widedeep::Scorer& scorer() const {
+    expect(!scorer_.has_layers() || scorer_.layer_inputs() == scorer_.n_classes(),
+           "expected one last unit a class");
+    return scorer_;
+  }
+
   std::pair<Result, std::optional<Result>> forward(const Ids& ids, const Ids& offsets,
                                                    const Values& values,
                                                    const Array<float, 2>& dense,
@@ -136,6 +142,10 @@ class BoundScorer {
 }  // namespace
 
 namespace widedeep {
+
+const Scorer& lent_scorer(nb::handle scorer) {
+  return nb::cast<const BoundScorer&>(scorer).scorer();
+}
 
 void bind_score(nb::module_& m) {
   nb::class_<BoundScorer>(m, "Scorer")

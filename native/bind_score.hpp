@@ -95,6 +95,9 @@ class HeldTables {
   std::vector<Array<std::uint8_t, 2>> bytes_;
 };
 
+// Of a Scorer, which must outlive it.
+const Scorer& lent_scorer(nanobind::handle scorer);
+
 inline void check_places(const SlotTable& table, std::int64_t places) {
   constexpr std::int64_t kMost = std::int64_t{1} << 26;  // numbers of a padded sequence
   expect(places >= 1 && places <= kMost / (table.rows.width + 2),

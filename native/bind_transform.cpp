@@ -450,6 +450,10 @@ void raise_input_error(const std::exception_ptr& error, void*) {
 
 }  // namespace
 
+const transform::Program& lent_program(nb::handle program) {
+  return nb::cast<const OwnedProgram&>(program).program;
+}
+
 void bind_transform(nb::module_& m) {
   nb::register_exception_translator(raise_input_error);
   m.def("fingerprint64", &fingerprint64_of, "text"_a);

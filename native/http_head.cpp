@@ -53,6 +53,10 @@ bool is_json(std::string_view type) {
   return same(type, "application/json") || same(type, "application/x-www-form-urlencoded");
 }
 
+bool is_octets(std::string_view type) {
+  return same(trimmed(type.substr(0, type.find(';'))), "application/octet-stream");
+}
+
 bool is_request_id(std::string_view text) {
   return !text.empty() && text.size() <= 128 &&
          std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7f; });
@@ -104,7 +108,8 @@ struct Reader {
     }
     if (same(name, "content-type")) {
       if (has_type) return false;
-      return has_type = is_json(value);
+      head.is_binary = is_octets(value);
+      return has_type = head.is_binary || is_json(value);
     }
     if (same(name, "connection")) return read_connection(value, head.close);
     if (same(name, "host")) return !std::exchange(has_host, true);
@@ -112,6 +117,9 @@ struct Reader {
       if (!head.request_id.empty() || !is_request_id(value)) return false;
       head.request_id = value;
       return true;
+    }
+    if (same(name, "inference-header-content-length")) {
+      return head.json_length < 0 && value.size() < 12 && read_length(value, head.json_length);
     }
     if (same(name, "authorization")) return take_credentials(value, head.authorization);
     if (same(name, "x-api-key")) return take_credentials(value, head.api_key);

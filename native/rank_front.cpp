@@ -56,6 +56,9 @@ const std::string& date_now() {
   return text;
 }
 
+// Whether the path is one for scores of rows, not for a ranking.
+bool infers(std::string_view path) { return path.ends_with("/infer"); }
+
 std::string caller_of(const FrontRequest& request) {
   return request.caller == nullptr ? std::string() : request.caller->name;
 }
@@ -69,6 +72,19 @@ std::string_view status_line(int status) {
     default:
       return "HTTP/1.1 504 Gateway Timeout\r\n";
   }
+}
+
+FrontRecord record_of(const FrontRequest& request, std::string_view id, double seconds) {
+  FrontRecord record;
+  record.path = request.head.path;
+  record.request_id = id;
+  record.caller = caller_of(request);
+  record.body = request.body;
+  record.time_us = now_us();
+  record.seconds = seconds;
+  record.json_length = request.head.json_length;
+  record.infers = infers(request.head.path);
+  return record;
 }
 
 }  // namespace
@@ -90,7 +106,7 @@ RankFront::RankFront(RankFrontOptions options) : options_(std::move(options)) {
   for (int i = 0; i < std::max(options_.threads, 1); ++i) {
     threads_.push_back(std::make_unique<Thread>());
   }
-  for (std::size_t status = 0; status < std::size(kStatuses); ++status) {
+  for (std::size_t i = 0; i < 2 * std::size(kStatuses); ++i) {
     figures_.push_back(std::make_unique<AnswerFigures>(options_.second_edges.size() + 1));
   }
 }
@@ -114,6 +130,7 @@ std::shared_ptr<const RankFront::Table> RankFront::table() const {
 bool RankFront::knows(FrontRequest& request) {
   request.caller = nullptr;
   if (table()->count(std::string(request.head.path)) == 0) return false;
+  if (request.head.is_binary && !infers(request.head.path)) return false;
   if (options_.keys == nullptr) return true;
   request.caller = options_.keys->find(offered_key(request.head));
   return request.caller != nullptr && !request.caller->is_admin;
@@ -137,20 +154,20 @@ bool RankFront::try_answer(Thread& own, const FrontRequest& request, std::string
   const std::shared_ptr<const Table> all = table();
   const auto found = all->find(std::string(request.head.path));
   if (found == all->end()) return false;
+  if (infers(request.head.path)) return try_infer(own, found->second, request, out);
   std::shared_ptr<const RankRoute> route = found->second.stable;
   RankRequestReader& reader = own.room.reader;
   if (!reader.read(request.body, route->names())) return false;
-  const std::string_view id = request_id(own, request);
+  const std::string_view id = request_id(own, reader.request_id(), request);
   if (choose(found->second, id) != route) {
     route = found->second.canary;
     if (!reader.read(request.body, route->names())) return false;
   }
   const auto rows = static_cast<std::int64_t>(reader.candidates().size());
   const bool is_large = rows > options_.most_candidates;
-  if (is_large || route->is_long(own.room, options_.inline_s)) return false;
-  const double asked_s = request.head.timeout_ms / 1e3;
-  const double wait_s =
-      asked_s > 0 ? std::min(asked_s, options_.longest_deadline_s) : options_.deadline_s;
+  const RowSource source = reader.are_inline() ? RowSource::brought : RowSource::by_id;
+  if (is_large || route->is_long(source, rows, options_.inline_s)) return false;
+  const double wait_s = patience_s(request);
   if (since(request.arrived) <= wait_s && !route->rank(own.room)) return false;
   const double seconds = since(request.arrived);
   if (seconds > wait_s) {
@@ -159,7 +176,7 @@ bool RankFront::try_answer(Thread& own, const FrontRequest& request, std::string
   }
   own.body.clear();
   route->write_body(own.room, id, own.body);
-  write(200, own.body, id, request, out);
+  write(200, own.body, {}, id, request, out);
   const bool sampled = is_drawn(options_.sampled);
   const RankRoom& room = own.room;
   const auto latest = request.arrived + std::chrono::duration_cast<FrontClock::duration>(
@@ -167,12 +184,18 @@ bool RankFront::try_answer(Thread& own, const FrontRequest& request, std::string
   const bool is_unlogged = found->second.is_logged && !log(*route, room, id, latest);
   const bool waits = is_unlogged && options_.log != nullptr && options_.log->waits();
   if (sampled || options_.records_all || found->second.records_all || is_unlogged) {
-    keep({route, std::string(request.head.path), std::string(id), caller_of(request),
-          std::string(request.body), now_us(), seconds, 200, sampled, is_unlogged, room.order,
-          room.scores, room.unknown, route->by_formula(room) ? room.logits : std::vector<float>()},
-         waits ? latest : FrontClock::time_point{});
+    FrontRecord record = record_of(request, id, seconds);
+    record.route = route;
+    record.sampled = sampled;
+    record.is_unlogged = is_unlogged;
+    record.n_rows = rows;
+    record.order = room.order;
+    record.scores = room.scores;
+    record.unknown = room.unknown;
+    if (route->by_formula(room)) record.logits = room.logits;
+    keep(std::move(record), waits ? latest : FrontClock::time_point{});
   }
-  account(kOk, since(request.arrived));  // with the wait for the log
+  account(false, kOk, since(request.arrived));  // with the wait for the log
   return true;
 }
 
@@ -185,6 +208,53 @@ bool RankFront::log(const RankRoute& route, const RankRoom& room, std::string_vi
   return options_.log->offer(*shape, answer, latest);
 }
 
+bool RankFront::try_infer(Thread& own, const PathRoutes& routes, const FrontRequest& request,
+                          std::string& out) {
+  InferRequestReader& reader = own.infer.reader;
+  const std::int64_t told = request.head.json_length;
+  const std::size_t json_length = told < 0 ? request.body.size() : static_cast<std::size_t>(told);
+  std::shared_ptr<const RankRoute> route = routes.stable;
+  if (!reader.read(request.body, json_length, route->infer()->names())) return false;
+  const std::string_view id = request_id(own, reader.id(), request);
+  if (choose(routes, id) != route) {
+    route = routes.canary;
+    if (!reader.read(request.body, json_length, route->infer()->names())) return false;
+  }
+  const double wait_s = patience_s(request);
+  const std::int64_t rows = reader.n_rows();
+  const bool is_large = rows > options_.most_candidates;
+  if (is_large || route->is_long(RowSource::tensor, rows, options_.inline_s)) return false;
+  if (since(request.arrived) <= wait_s && !route->score_rows(own.infer)) return false;
+  const double seconds = since(request.arrived);
+  if (seconds > wait_s) {
+    write_refusal(kLate, options_.late, id, request, out);
+    return true;
+  }
+  own.body.clear();
+  own.bytes.clear();
+  route->infer()->write(own.infer, own.body, own.bytes);
+  const std::size_t length = own.body.size();
+  own.body += own.bytes;
+  write(200, own.body, own.bytes.empty() ? std::string() : std::to_string(length), id, request,
+        out);
+  account(true, kOk, seconds);
+  const bool sampled = is_drawn(options_.sampled);
+  if (sampled || options_.records_all) {
+    FrontRecord record = record_of(request, id, seconds);
+    record.route = route;
+    record.sampled = sampled;
+    record.n_rows = rows;
+    keep(std::move(record));
+  }
+  return true;
+}
+
+// How long the caller waits.
+double RankFront::patience_s(const FrontRequest& request) const {
+  const double asked_s = request.head.timeout_ms / 1e3;
+  return asked_s > 0 ? std::min(asked_s, options_.longest_deadline_s) : options_.deadline_s;
+}
+
 void RankFront::refuse(const FrontRequest& request, std::string& out) {
   std::string id(request.head.request_id);
   if (id.empty()) make_id(id);
@@ -193,24 +263,14 @@ void RankFront::refuse(const FrontRequest& request, std::string& out) {
 
 void RankFront::write_refusal(std::size_t status, const std::string& body, std::string_view id,
                               const FrontRequest& request, std::string& out) {
-  write(kStatuses[status], body, id, request, out);
+  write(kStatuses[status], body, {}, id, request, out);
   const double seconds = since(request.arrived);
-  account(status, seconds);
+  account(infers(request.head.path), status, seconds);
   if (options_.records_errors) {
-    keep({nullptr,
-          std::string(request.head.path),
-          std::string(id),
-          caller_of(request),
-          {},
-          now_us(),
-          seconds,
-          kStatuses[status],
-          false,
-          false,
-          {},
-          {},
-          {},
-          {}});
+    FrontRecord record = record_of(request, id, seconds);
+    record.body.clear();
+    record.status = kStatuses[status];
+    keep(std::move(record));
   }
 }
 
@@ -224,32 +284,38 @@ std::shared_ptr<const RankRoute> RankFront::choose(const PathRoutes& routes,
 }
 
 // The body's, the header's, or one made up.
-std::string_view RankFront::request_id(Thread& own, const FrontRequest& request) const {
-  const std::string_view given = own.room.reader.request_id();
+std::string_view RankFront::request_id(Thread& own, std::string_view given,
+                                       const FrontRequest& request) {
   if (!given.empty()) return given;
   if (!request.head.request_id.empty()) return request.head.request_id;
   make_id(own.made_id);
   return own.made_id;
 }
 
-void RankFront::write(int status, std::string_view body, std::string_view id,
-                      const FrontRequest& request, std::string& out) const {
+// `json_length` is empty unless bytes follow that many of JSON.
+void RankFront::write(int status, std::string_view body, const std::string& json_length,
+                      std::string_view id, const FrontRequest& request, std::string& out) const {
   out.reserve(out.size() + body.size() + 320);
   out += status_line(status);
   out += "date: ";
   out += date_now();
-  out += "\r\ncontent-type: application/json\r\ncontent-length: ";
+  out += json_length.empty() ? "\r\ncontent-type: application/json\r\ncontent-length: "
+                             : "\r\ncontent-type: application/octet-stream\r\ncontent-length: ";
   out += std::to_string(body.size());
   out += "\r\nx-request-id: ";
   out += id;
+  if (!json_length.empty()) {
+    out += "\r\ninference-header-content-length: ";
+    out += json_length;
+  }
   if (status == 503) out += "\r\nretry-after: 1";
   if (request.last) out += "\r\nconnection: close";
   out += "\r\n\r\n";
   out += body;
 }
 
-void RankFront::account(std::size_t status, double seconds) {
-  AnswerFigures& figures = *figures_[status];
+void RankFront::account(bool inferred, std::size_t status, double seconds) {
+  AnswerFigures& figures = *figures_[(inferred ? std::size(kStatuses) : 0) + status];
   const auto& edges = options_.second_edges;
   const auto bin = std::lower_bound(edges.begin(), edges.end(), seconds) - edges.begin();
   figures.n.fetch_add(1, kAnyOrder);

@@ -54,7 +54,10 @@ struct FrontRecord {
   double seconds = 0;
   int status = 200;
   bool sampled = false;
-  bool is_unlogged = false;  // Python must log it
+  bool is_unlogged = false;       // Python must log it
+  std::int64_t n_rows = 0;        // candidates, or rows
+  bool infers = false;            // a request for scores of rows
+  std::int64_t json_length = -1;  // of the body; -1: all of it
   std::vector<std::int64_t> order;
   std::vector<double> scores;
   std::vector<std::int64_t> unknown;
@@ -86,28 +89,37 @@ class RankFront final : public FrontHandler {
   std::int64_t dropped() const noexcept { return dropped_.load(); }
   const RankFrontOptions& options() const noexcept { return options_; }
   static constexpr int kStatuses[] = {200, 503, 504};
-  const AnswerFigures& figures(std::size_t status) const { return *figures_[status]; }
+  // Of requests for rankings, then of those for scores of rows.
+  const AnswerFigures& figures(bool infers, std::size_t status) const {
+    return *figures_[(infers ? std::size(kStatuses) : 0) + status];
+  }
 
  private:
   using Table = std::unordered_map<std::string, PathRoutes>;
 
   struct Thread {
     RankRoom room;
+    InferRoom infer;
     std::string body;
+    std::string bytes;
     std::string made_id;
   };
 
   bool try_answer(Thread& own, const FrontRequest& request, std::string& out);
+  bool try_infer(Thread& own, const PathRoutes& routes, const FrontRequest& request,
+                 std::string& out);
   std::shared_ptr<const Table> table() const;
   std::shared_ptr<const RankRoute> choose(const PathRoutes& routes, std::string_view id) const;
-  std::string_view request_id(Thread& own, const FrontRequest& request) const;
-  void write(int status, std::string_view body, std::string_view request_id,
-             const FrontRequest& request, std::string& out) const;
+  static std::string_view request_id(Thread& own, std::string_view given,
+                                     const FrontRequest& request);
+  double patience_s(const FrontRequest& request) const;
+  void write(int status, std::string_view body, const std::string& json_length,
+             std::string_view request_id, const FrontRequest& request, std::string& out) const;
   void write_refusal(std::size_t status, const std::string& body, std::string_view request_id,
                      const FrontRequest& request, std::string& out);
   bool log(const RankRoute& route, const RankRoom& room, std::string_view id,
            FrontClock::time_point latest);
-  void account(std::size_t status, double seconds);
+  void account(bool inferred, std::size_t status, double seconds);
   // Waits for room until `latest`, unless that is past.
   void keep(FrontRecord record, FrontClock::time_point latest = {});
 

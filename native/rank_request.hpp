@@ -4,13 +4,13 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "column.hpp"
+#include "json_reader.hpp"
 
 namespace widedeep {
 
@@ -55,7 +55,7 @@ struct CandidateId {
 bool is_misspelt(std::string_view key, std::string_view column);
 
 // A request, ready to be encoded; used again and again by one thread.
-class RankRequestReader {
+class RankRequestReader : private JsonReader {
  public:
   // False if the body must be read by the full server. Both must outlive what is read.
   bool read(std::string_view body, const RequestNames& names);
@@ -108,33 +108,22 @@ class RankRequestReader {
   bool read_items();
   bool read_item_column(int place, Cell& cell);
   bool read_cell(Cell& cell);
-  bool read_value(Variant& value);
-  bool read_number(Variant& value);
-  bool read_text(std::string_view& text);
-  bool unescape(const char* begin, std::string_view& text);
-  bool read_escape(const char*& from, std::string& out);
   bool read_candidates();
   bool read_id(CandidateId& id);
   bool take_id(const char* begin, const Variant& value, CandidateId& id);
   bool read_count();
   bool read_head();
   bool read_request_id();
-  bool take(char c);
-  bool take_word(std::string_view word);
-  void skip_space();
   void finish(Side& side, std::size_t n_rows);
   static std::int64_t n_values(const Side& side, std::size_t n_columns, std::size_t n_rows);
 
   const RequestNames* names_ = nullptr;
-  const char* at_ = nullptr;
-  const char* end_ = nullptr;
   std::vector<Variant> values_;
   Side query_;
   Side items_;
-  std::vector<std::int64_t> ends_;     // of each row's values, from its column's begin; 0 before
-  std::vector<std::uint8_t> valid_;    // a byte a row, where ends_ has one
-  std::vector<Variant> nulls_;         // a row each, of columns that are absent
-  std::deque<std::string> unescaped_;  // texts that were written with escapes; they stay in place
+  std::vector<std::int64_t> ends_;   // of each row's values, from its column's begin; 0 before
+  std::vector<std::uint8_t> valid_;  // a byte a row, where ends_ has one
+  std::vector<Variant> nulls_;       // a row each, of columns that are absent
   std::vector<std::string_view> of_user_;
   std::vector<std::string_view> of_context_;
   std::vector<std::string_view> unknown_;
@@ -145,10 +134,5 @@ class RankRequestReader {
   bool names_head_ = false;
   unsigned seen_ = 0;
 };
-
-bool is_utf8(std::string_view text);
-
-// Text as JSON, with its quotes.
-void append_json(std::string_view text, std::string& out);
 
 }  // namespace widedeep

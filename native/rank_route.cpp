@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "bfloat16.hpp"
+#include "json_number.hpp"
 #include "sort_scores.hpp"
 
 namespace widedeep {
@@ -96,39 +97,6 @@ double thread_seconds() {
   return static_cast<double>(at.tv_sec) + static_cast<double>(at.tv_nsec) * 1e-9;
 }
 
-// As the full server writes it: 0.00001 and 1e16 are the first on either side.
-void append_number(double value, std::string& out) {
-  char text[32];
-  const char* const end =
-      std::to_chars(text, text + sizeof text, value, std::chars_format::scientific).ptr;
-  const char* const e = std::find(text, const_cast<char*>(end), 'e');
-  const char* first = text;
-  if (*first == '-') out += *first++;
-  int exponent = 0;
-  std::from_chars(e[1] == '+' ? e + 2 : e + 1, end, exponent);
-  char digits[24];
-  std::size_t n = 0;
-  for (const char* at = first; at != e; ++at) {
-    if (*at != '.') digits[n++] = *at;
-  }
-  const std::string_view all(digits, n);
-  if (exponent < -5 || exponent > 15) {
-    out.append(first, e);
-    out += 'e';
-    out += std::to_string(exponent);
-  } else if (exponent < 0) {
-    out += "0.";
-    out.append(as_size(-exponent - 1), '0');
-    out += all;
-  } else {
-    const auto whole = as_size(exponent) + 1;
-    out += all.substr(0, std::min(n, whole));
-    if (n < whole) out.append(whole - n, '0');
-    out += '.';
-    out += n > whole ? all.substr(whole) : "0";
-  }
-}
-
 }  // namespace
 
 RankRoute::RankRoute(const RankModel& model, RouteOptions options)
@@ -177,21 +145,32 @@ bool RankRoute::rank(RankRoom& room) const {
   sort_scores(room);
   find_unknown(room);
   count(room);
-  const auto rows = static_cast<std::int64_t>(room.all_scores.size());
-  if (rows >= kTellingRows) {
-    std::atomic<double>& mean = figures_.seconds_a_row[room.reader.are_inline() ? 1 : 0];
-    const double took = (thread_seconds() - start) / static_cast<double>(rows);
-    const double before = mean.load(std::memory_order_relaxed);
-    mean.store(before + kRecent * (took - before), std::memory_order_relaxed);
-  }
+  learn(room.reader.are_inline() ? RowSource::brought : RowSource::by_id,
+        static_cast<std::int64_t>(room.all_scores.size()), thread_seconds() - start);
   return true;
 }
 
-bool RankRoute::is_long(const RankRoom& room, double limit_s) const {
-  std::atomic<double>& mean = figures_.seconds_a_row[room.reader.are_inline() ? 1 : 0];
-  const auto rows = static_cast<double>(room.reader.candidates().size());
+bool RankRoute::score_rows(InferRoom& room) const {
+  const double start = thread_seconds();
+  if (!infer_->score(room)) return false;
+  const double seconds = thread_seconds() - start;
+  learn(RowSource::tensor, room.reader.n_rows(), seconds);
+  count_scored(room.scores[0], seconds);
+  return true;
+}
+
+void RankRoute::learn(RowSource source, std::int64_t n_rows, double seconds) const {
+  if (n_rows < kTellingRows) return;
+  std::atomic<double>& mean = figures_.seconds_a_row[static_cast<std::size_t>(source)];
+  const double before = mean.load(std::memory_order_relaxed);
+  const double took = seconds / static_cast<double>(n_rows);
+  mean.store(before + kRecent * (took - before), std::memory_order_relaxed);
+}
+
+bool RankRoute::is_long(RowSource source, std::int64_t n_rows, double limit_s) const {
+  std::atomic<double>& mean = figures_.seconds_a_row[static_cast<std::size_t>(source)];
   const double a_row = mean.load(std::memory_order_relaxed);
-  if (rows * a_row <= limit_s) return false;
+  if (static_cast<double>(n_rows) * a_row <= limit_s) return false;
   mean.store(a_row * kDoubt, std::memory_order_relaxed);
   return true;
 }
@@ -511,6 +490,23 @@ void RankRoute::count(const RankRoom& room) const {
     ++run;
   }
   if (run != 0) figures_.bins[bin].fetch_add(run, kAnyOrder);
+}
+
+void RankRoute::count_scored(const std::vector<double>& scores, double seconds) const {
+  const auto& edges = options_.score_edges;
+  double sum = 0;
+  for (const double score : scores) {
+    sum += score;
+    const auto bin = std::lower_bound(edges.begin(), edges.end(), score) - edges.begin();
+    figures_.bins[as_size(bin)].fetch_add(1, std::memory_order_relaxed);
+  }
+  const auto n = static_cast<std::int64_t>(scores.size());
+  figures_.scores.fetch_add(n, std::memory_order_relaxed);
+  figures_.score_sum.fetch_add(sum, std::memory_order_relaxed);
+  figures_.inferred_rows.fetch_add(n, std::memory_order_relaxed);
+  figures_.inferred_seconds.fetch_add(seconds, std::memory_order_relaxed);
+  figures_.inferred.fetch_add(1, std::memory_order_relaxed);
+  figures_.requests.fetch_add(1, std::memory_order_relaxed);
 }
 
 void RankRoute::write_body(const RankRoom& room, std::string_view request_id,

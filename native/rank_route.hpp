@@ -9,9 +9,11 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "impression_queue.hpp"
+#include "infer_route.hpp"
 #include "rank_request.hpp"
 #include "ranker.hpp"
 #include "score_curve.hpp"
@@ -71,6 +73,9 @@ struct RouteOptions {
   std::shared_ptr<LogShape> log;  // null: Python logs what is logged
 };
 
+// A candidate by id, one that the request brings, a row of tensors.
+enum class RowSource : std::uint8_t { by_id, brought, tensor };
+
 // What a route has counted; anyone may read it at any time.
 struct RouteFigures {
   std::atomic<std::int64_t> requests{0};
@@ -79,8 +84,12 @@ struct RouteFigures {
   std::vector<std::atomic<std::int64_t>> bins;
   std::atomic<std::int64_t> undefined{0};
   std::atomic<std::int64_t> unknown{0};
-  // A running mean of the seconds that a candidate takes: one by id, and an inline one.
-  std::array<std::atomic<double>, 2> seconds_a_row{1e-6, 1e-6};
+  // Of the requests, those for scores of rows.
+  std::atomic<std::int64_t> inferred{0};
+  std::atomic<std::int64_t> inferred_rows{0};
+  std::atomic<double> inferred_seconds{0};
+  // A running mean of the seconds that a row of each source takes.
+  std::array<std::atomic<double>, 3> seconds_a_row{1e-6, 1e-6, 1e-6};
 };
 
 // Items that a request brings, or of which it brings the id alone.
@@ -128,10 +137,15 @@ class RankRoute {
   const RequestNames& names() const noexcept { return names_; }
   const RouteOptions& options() const noexcept { return options_; }
   RouteFigures& figures() const noexcept { return figures_; }
+  // Null if requests for scores of rows are answered elsewhere.
+  const InferRoute* infer() const noexcept { return infer_.get(); }
+  void set_infer(std::unique_ptr<const InferRoute> infer) { infer_ = std::move(infer); }
+  // Scores the rows that `room.reader` holds, as InferRoute does, and counts them.
+  bool score_rows(InferRoom& room) const;
   std::int64_t n_classes() const noexcept { return model_.scorer->n_classes(); }
 
-  // Whether ranking what `room.reader` holds is expected to take longer than this.
-  bool is_long(const RankRoom& room, double limit_s) const;
+  // Whether so many rows are expected to take longer than this.
+  bool is_long(RowSource source, std::int64_t n_rows, double limit_s) const;
   // Ranks what `room.reader` holds. False if the full server must: this is not its kind of request,
   // or a value does not fit.
   bool rank(RankRoom& room) const;
@@ -148,6 +162,8 @@ class RankRoute {
   }
 
  private:
+  void learn(RowSource source, std::int64_t n_rows, double seconds) const;
+  void count_scored(const std::vector<double>& scores, double seconds) const;
   const ScoreCurve* curve_of(const RankRoom& room) const;
   bool find_items(RankRoom& room) const;
   void find_by_text(RankRoom& room) const;
@@ -178,6 +194,7 @@ class RankRoute {
   std::string rank_by_;
   std::string after_id_;
   mutable RouteFigures figures_;
+  std::unique_ptr<const InferRoute> infer_;
 };
 
 }  // namespace widedeep

@@ -1251,7 +1251,10 @@ class RankRoute:
     ) -> None: ...
     @property
     def in_use(self) -> bool: ...
+    @property
+    def infers(self) -> bool: ...
     def figures(self) -> tuple[int, int, float, list[int], int, int]: ...
+    def inferred(self) -> tuple[int, int, float]: ...
 
 _Record: TypeAlias = tuple[
     RankRoute | None,
@@ -1264,13 +1267,17 @@ _Record: TypeAlias = tuple[
     int,
     bool,
     bool,
+    int,
+    bool,
+    int,
     NDArray[np.int64],
     NDArray[np.float64],
     NDArray[np.int64],
     NDArray[np.float32],
 ]
-"""(route, path, request id, caller, body, microseconds, seconds, status, sampled, unlogged, order,
-scores, places of unknown items, logits of all candidates where they were ranked by a formula)"""
+"""(route, path, request id, caller, body, microseconds, seconds, status, sampled, unlogged, rows,
+whether for scores of rows, length of the JSON, order, scores, places of unknown items, logits of
+all candidates where they were ranked by a formula)"""
 
 class LogShape:
     """What is logged of a route's requests."""
@@ -1332,7 +1339,7 @@ class NativeServer:
     def accept_handoff(self, socket: int) -> None: ...
     def closed_elsewhere(self) -> None: ...
     def take_records(self) -> list[_Record]: ...
-    def answers(self) -> dict[int, tuple[int, float, list[int]]]: ...
+    def answers(self) -> dict[tuple[bool, int], tuple[int, float, list[int]]]: ...
     @property
     def dropped(self) -> int: ...
     @property

@@ -32,6 +32,7 @@ from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, DataError, WideDeepError, nearest
 from widedeep.features.spec import item_columns
+from widedeep.kernels.score import Scorer
 from widedeep.schema import ColumnType
 
 __all__ = ["Bundle", "Scores"]
@@ -457,6 +458,11 @@ class Bundle:
     def encoder(self) -> Transform:
         """Turns rows into batches, as :meth:`score` does."""
         return self._encoder
+
+    @property
+    def native_scorer(self) -> Scorer:
+        """What computes the logits, for the native server; without towers of ONNX Runtime."""
+        return self._forward.scorer
 
     @property
     def absent(self) -> dict[str, int]:

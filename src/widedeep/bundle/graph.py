@@ -187,7 +187,7 @@ class Forward:
         tables = {slot.name: weights.get(f"table/{slot.table}") for slot in schema.slots}
         # Each sequence with its slot and its table
         self._sequences = [(s, slots.index(s.name), tables[s.name]) for s in model.sequences]
-        self._scorer = scorer = new_scorer(len(slots), schema.n_dense, model.n_logits)
+        self.scorer = scorer = new_scorer(len(slots), schema.n_dense, model.n_logits)
         for name in _query_first(schema, sorted(model.wide, key=slots.index)):
             is_item = feature_side(schema.spec, name) != "query"
             slot = slots.index(name)
@@ -225,7 +225,7 @@ class Forward:
         """Return the wide and the deep part of the logits, each (B, C)."""
         arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
         try:
-            wide_BC, deep_BC = self._scorer.forward(*arrays, threads=threads)
+            wide_BC, deep_BC = self.scorer.forward(*arrays, threads=threads)
             if self._graph is not None:
                 deep_BC = self._run_graph(self._graph, batch, threads)
         except ValueError as error:
@@ -238,7 +238,7 @@ class Forward:
         """Return what explains the towers' part of the logits of a few rows."""
         if self._program is not None:
             arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
-            return _tower_parts(self._program.shares(self._scorer.concat(*arrays, threads=1)))
+            return _tower_parts(self._program.shares(self.scorer.concat(*arrays, threads=1)))
         if self._graph is None:
             return TowerParts()
         return self._graph.explain(self._graph_inputs(batch, 1))
@@ -255,7 +255,7 @@ class Forward:
     def _graph_inputs(self, batch: Batch, threads: int) -> dict[str, NDArray[Any]]:
         arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
         inputs: dict[str, NDArray[Any]] = {
-            "concat_BX": self._scorer.concat(*arrays, threads=threads)
+            "concat_BX": self.scorer.concat(*arrays, threads=threads)
         }
         for name, columns in self._extra.items():
             inputs[f"extra/{name}"] = np.ascontiguousarray(batch.dense_BK[:, columns])

@@ -445,6 +445,11 @@ class Transform:
             self._encode(self._part_program(name), table, origin, first_row)[:2] for name in names
         ]
 
+    @property
+    def scoring_program(self) -> TransformProgram:
+        """What encodes rows to be scored, for the native server."""
+        return self._program(False)
+
     def _program(self, targets: bool) -> TransformProgram:
         if self._plan.unlearned:
             raise SchemaError(

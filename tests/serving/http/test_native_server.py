@@ -29,6 +29,7 @@ from tests.serving.http.calls import Local, Running, running
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
 from widedeep.bundle import BundleHead, Isotonic
 from widedeep.kernels.native_server import has_native_server
+from widedeep.serving.http.open_inference import datatype_of
 from widedeep.serving.registry import Registry
 from widedeep.serving.versions import (
     RegistryOptions,
@@ -119,7 +120,10 @@ def keyed(apps: Path, keyed_log: Path) -> Iterator[list[Running]]:
     (folder / "keys.toml").write_text("\n".join(lines))
     words = (apps, "--items", apps.parent / "items.parquet", "--item-id", "app")
     words = (*words, "--keys", folder / "keys.toml", "--log-requests", "all")
-    with running(*words, log=keyed_log) as native, running(*words, "--no-native") as python:
+    with (
+        running(*words, log=keyed_log) as native,
+        running(*words, "--no-native", log=keyed_log.with_name("python")) as python,
+    ):
         native.wait_ready()
         python.wait_ready()
         yield [native, python]
@@ -141,6 +145,31 @@ def test_requests_with_a_key_are_answered_natively_and_logged(
     assert {each.status for each in found} == {200}
     assert sum(is_native(each.headers) for each in found) > 8
     eventually(lambda: keyed_log.read_text().count('"caller":"shop"') >= 16)
+
+
+AGES = {"name": "age", "shape": [3], "datatype": "INT64", "data": [1, None, 3]}
+
+
+@pytest.mark.parametrize(
+    ("path", "ask"),
+    [
+        ("/v1/rank", {"user": USER, "candidates": ITEMS, "k": 2}),
+        ("/v2/models/apps/infer", {"inputs": [AGES]}),
+    ],
+)
+def test_both_servers_log_requests_alike(
+    keyed: list[Running], keyed_log: Path, path: str, ask: dict[str, Any]
+) -> None:
+    told = []
+    for server, log in zip(keyed, (keyed_log, keyed_log.with_name("python")), strict=True):
+        name = path[-5:].strip("/")
+        headers = {"X-API-Key": "shop key", "X-Request-Id": name}
+        assert server.call("POST", path, ask, headers).status == 200
+        eventually(lambda name=name, log=log: f'"request_id":"{name}"' in log.read_text())
+        lines = [line for line in log.read_text().splitlines() if f'"request_id":"{name}"' in line]
+        told.append([re.sub(r'"(time|ms)":[^,}]+', "", line) for line in lines])
+    assert told[0] == told[1]
+    assert f'"rows":{len(ITEMS) if "rank" in path else 3}' in told[0][0]
 
 
 def test_a_rate_counts_the_requests_of_both(keyed: list[Running]) -> None:
@@ -284,6 +313,114 @@ def test_these_are_answered_natively(
     assert grown.get(undefined, 0) == 16 * len(found[0].json.get("undefined", ()))
     n_scores = grown['widedeep_scores_total{model="apps",version="1"}']
     assert n_scores == 16 * sum(score is not None for score in found[0].json["scores"])
+
+
+NUMBERS = {"FP64": "<f8", "FP32": "<f4", "FP16": "<f2", "INT8": "i1", "INT64": "<i8"}
+NUMBERS |= {"UINT8": "u1", "UINT64": "<u8", "BOOL": "?"}
+LISTS = ("tags", "seen")
+LIKELY = st.integers(0, 30)  # 0: the unlikely
+
+
+@st.composite
+def tensors(draw: st.DrawFn, name: str, n: int) -> tuple[dict[str, Any], bytes]:
+    """A column as the Open Inference Protocol has it, now and then wrong, and its bytes."""
+    rows = n if draw(LIKELY) else n + 1
+    width = draw(st.integers(0, 2)) if name in LISTS else 1 if draw(LIKELY) else 2
+    is_number = (name in ("age", "price")) == bool(draw(LIKELY))
+    kind = draw(st.sampled_from(list(NUMBERS))) if is_number else "BYTES"
+    size = rows * width
+    texts = st.one_of(st.sampled_from([*ITEMS, "bo", "x", "7"]), st.text(max_size=4))
+    one = st.integers(0, 1 if kind == "BOOL" else 90) if is_number else texts
+    values: list[Any] = draw(st.lists(one, min_size=size, max_size=size))
+    shape = [rows] if width == 1 and draw(st.booleans()) else [rows, width]
+    about: dict[str, Any] = {"name": name, "shape": shape, "datatype": kind}
+    if draw(st.booleans()):
+        values = [bool(each) if kind == "BOOL" else each for each in values]
+        odd = VALUES if not draw(LIKELY) else st.none()
+        about["data"] = [each if draw(LIKELY) else draw(odd) for each in values]
+        return about, b""
+    if is_number:
+        raw = np.array(values).astype(NUMBERS[kind]).tobytes()
+        raw = raw if draw(LIKELY) else draw(st.binary(min_size=len(raw), max_size=len(raw)))
+    else:
+        encoded = [each.encode() if draw(LIKELY) else draw(st.binary()) for each in values]
+        raw = b"".join(len(each).to_bytes(4, "little") + each for each in encoded)
+    raw += b"\0" * (not draw(LIKELY))
+    about["parameters"] = {"binary_data_size": len(raw)}
+    return about, raw
+
+
+def flags(name: str) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional={name: st.one_of(st.booleans(), st.none())})
+
+
+OUTPUTS = st.fixed_dictionaries(
+    {"name": st.sampled_from(["click", "buy"] * 5 + ["score"])},
+    optional={"parameters": flags("binary_data")},
+)
+MORE: dict[str, st.SearchStrategy[Any]] = {
+    "id": st.sampled_from(["r", "", "é", None]),
+    "outputs": st.lists(OUTPUTS, max_size=3),
+    "parameters": flags("binary_data_output"),
+}
+
+
+@st.composite
+def inferences(draw: st.DrawFn) -> tuple[bytes, dict[str, str]]:
+    """A request of the Open Inference Protocol, now and then wrong, and its headers."""
+    n = draw(st.sampled_from([1, 2, 3, 3, 9, 0]))
+    names = draw(st.sets(st.sampled_from(["age", "price", "user", *LISTS, "app"]), min_size=1))
+    columns = sorted(names) + ["no"] * (not draw(LIKELY)) + ["app"] * (not draw(LIKELY))
+    found = [draw(tensors(name, n)) for name in columns]
+    body = {"inputs": [about for about, _ in found]}
+    body |= draw(st.fixed_dictionaries({}, optional=MORE))
+    text = json.dumps(body, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+    kinds = ["application/json", "application/octet-stream", "Application/Octet-Stream; x=y"]
+    headers = {"Content-Type": draw(st.sampled_from(kinds)), "X-Request-Id": "r1"}
+    blobs = b"".join(raw for _, raw in found)
+    if blobs or draw(st.booleans()):
+        headers["Inference-Header-Content-Length"] = str(len(text) + (not draw(LIKELY)))
+    return text + blobs, headers
+
+
+@settings(max_examples=200, deadline=None)
+@given(asked=inferences())
+def test_tensors_are_scored_as_by_python(
+    several: tuple[Running, Local], asked: tuple[bytes, dict[str, str]]
+) -> None:
+    path = "/v2/models/apps/infer"
+    got, want = (each.call("POST", path, *asked) for each in several)
+    assert (got.status, got.body) == (want.status, want.body)
+    for name in ("content-type", "inference-header-content-length", "x-request-id"):
+        assert got.headers.get(name) == want.headers.get(name)
+
+
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_tensors_are_scored_natively_and_counted(
+    several: tuple[Running, Local], is_binary: bool
+) -> None:
+    server = several[0]
+    prices = np.arange(5, dtype="<f8")
+    about: dict[str, Any] = {"name": "price", "shape": [5], "datatype": "FP64"}
+    about |= {"parameters": {"binary_data_size": 40}} if is_binary else {"data": prices.tolist()}
+    parameters = {"binary_data_output": is_binary}
+    text = json.dumps({"inputs": [about], "parameters": parameters}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text))} if is_binary else {}
+    headers |= {"Content-Type": "application/octet-stream"} if is_binary else {}
+    body, path = text + (prices.tobytes() if is_binary else b""), "/v2/models/apps/infer"
+    before, stats = counted(server), server.call("GET", "/v2/models/apps/stats").json
+    found = [server.call("POST", path, body, headers) for _ in range(16)]
+    assert {each.status for each in found} == {200}, found[0].body
+    assert sum(is_native(each.headers) for each in found) > 8
+    grown = {name: value - before.get(name, 0) for name, value in counted(server).items()}
+    route = 'route="/v2/models/{model}/infer"'
+    assert grown[f'widedeep_requests_total{{{route},status="200"}}'] == 16
+    assert grown['widedeep_scores_total{model="apps",version="1"}'] == 16 * 5
+    now = server.call("GET", "/v2/models/apps/stats").json
+    counts = [
+        sum(each["inference_count"] for each in about["model_stats"]) for about in (stats, now)
+    ]
+    assert counts[1] - counts[0] == 16 * 5
 
 
 LOGGED: tuple[dict[str, Any], ...] = (
@@ -532,6 +669,13 @@ def test_connections_come_back_and_are_let_go(server: Running) -> None:
     eventually(lambda: open_sockets() <= before, 20)
 
 
+def tensor_of(bundle: wd.Bundle, name: str, values: list[Any]) -> dict[str, Any]:
+    kind = bundle.schema.columns[name]
+    shape = [len(values), len(values[0])] if kind.nested else [len(values)]
+    flat = [each for row in values for each in row] if kind.nested else values
+    return {"name": name, "shape": shape, "datatype": datatype_of(kind), "data": flat}
+
+
 @pytest.mark.parametrize("tower", ["deep_fm", "din"])
 def test_models_beside_the_perceptron_are_answered_natively(tmp_path: Path, tower: str) -> None:
     table = history_table(300, 1)
@@ -565,6 +709,11 @@ def test_models_beside_the_perceptron_are_answered_natively(tmp_path: Path, towe
         explained = server.call(
             "POST", "/v1/rank", {"user": user, "candidates": ads, "explain": True}
         )
+        rows = {name: [value] * len(ads) for name, value in user.items()} | {"ad": ads}
+        tensors = {"inputs": [tensor_of(bundle, *column) for column in rows.items()]}
+        inferred = [server.call("POST", "/v2/models/models/infer", tensors) for _ in range(9)]
+    assert sum(is_native(each.headers) for each in inferred) > 3
+    np.testing.assert_array_equal(inferred[0].json["outputs"][0]["data"], scores)
     assert bundle.manifest.engine == "graph"
     assert sum(is_native(each.headers) for each in (answer, *more)) > 3
     assert answer.json["items"] == [ads[at] for at in order]

@@ -30,6 +30,7 @@ from widedeep.kernels.native_server import (
 )
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.formula_scores import inline_numbers
+from widedeep.serving.http import open_inference
 from widedeep.serving.http.protocol import FULL, HEADER_TIMEOUT, final_response
 from widedeep.serving.http.rank import RankRequest
 from widedeep.serving.http.service import (
@@ -50,7 +51,7 @@ from widedeep.serving.versions import LoadedVersion
 
 
 def new_route(
-    ranker: Ranker, version: str, impressions: ImpressionLog | None = None
+    ranker: Ranker, model: str, version: str, impressions: ImpressionLog | None = None
 ) -> RankRoute | None:
     """Return a native route with the ranker's very scores; None if Python must answer."""
     prepared, scorer, bundle = ranker.prepared, ranker.scorer, ranker.bundle
@@ -86,6 +87,7 @@ def new_route(
         "log": None
         if impressions is None or prepared is None or not has_items
         else impressions.shape(ranker, prepared.catalogue, version),
+        "infer": None if len(curves) < len(heads) else _infer(bundle, model),
     }
     return RankRoute(
         scorer.transform,
@@ -96,6 +98,18 @@ def new_route(
         numbers,
         options,
     )
+
+
+def _infer(bundle: Bundle, model: str) -> dict[str, object]:
+    """Return what answers requests for scores of rows."""
+    program, kinds = bundle.encoder.scoring_program, bundle.schema.columns
+    return {
+        "program": program,
+        "scorer": bundle.native_scorer,
+        "is_nested": [name in kinds and kinds[name].nested for name in program.columns],
+        "outputs": [open_inference.output_name(head.name) for head in bundle.model.heads],
+        "model": model,
+    }
 
 
 def _formula(ranker: Ranker, heads: list[str]) -> tuple[FormulaProgram, NDArray[float64]]:
@@ -163,6 +177,7 @@ class NativeVersion:
         init=False
     )  # The catalogue's columns that a formula reads
     last_seen: ScoreCounts = field(init=False)
+    last_inferred: tuple[int, int, float] = (0, 0, 0.0)
 
     def __post_init__(self) -> None:
         self.ranker = self.version.ranker
@@ -179,6 +194,12 @@ class NativeVersion:
         before, self.last_seen = self.last_seen, self._counts()
         return self.last_seen.since(before)
 
+    def new_inferred(self) -> tuple[int, int, float]:
+        """Return requests for scores of rows, rows and seconds since the last call."""
+        before, self.last_inferred = self.last_inferred, self.route.inferred()
+        now = self.last_inferred
+        return now[0] - before[0], now[1] - before[1], now[2] - before[2]
+
 
 class NativeStats:
     """Passes the counts and records of native threads to the metrics, the logs and the shadow."""
@@ -186,11 +207,15 @@ class NativeStats:
     def __init__(self, service: Service, native: NativeServer) -> None:
         self._service, self._native = service, native
         is_only = len(service.models.registries) == 1
-        self._label = "/v1/rank" if is_only else "/v1/models/{model}:rank"
+        # By whether it is for scores of rows, not for a ranking
+        self._labels = {
+            False: "/v1/rank" if is_only else "/v1/models/{model}:rank",
+            True: "/v2/models/{model}/infer",
+        }
         self._lock = threading.Lock()
         self._versions: dict[RankRoute, NativeVersion] = {}
         self._shadows: dict[str, ShadowScoring | None] = {}
-        self._answers: dict[int, tuple[int, float, NDArray[int64]]] = {}
+        self._answers: dict[tuple[bool, int], tuple[int, float, NDArray[int64]]] = {}
         self._endings: dict[str, int] = {}
         self._in_flight = self._dropped = self._sampled = 0
         self._closing = threading.Event()
@@ -232,13 +257,13 @@ class NativeStats:
         """Add the counts since the last call to the server's metrics."""
         metrics = self._service.metrics
         with self._lock:
-            for status, (n, seconds, bins) in self._native.answers().items():
-                before = self._answers.get(status, (0, 0.0, np.zeros(len(bins), np.int64)))
+            for kind, (n, seconds, bins) in self._native.answers().items():
+                before = self._answers.get(kind, (0, 0.0, np.zeros(len(bins), np.int64)))
                 if n > before[0]:
                     counts = np.array(bins, np.int64)
                     new_seconds, new_counts = seconds - before[1], counts - before[2]
-                    metrics.answered_many(self._label, status, new_seconds, new_counts)
-                    self._answers[status] = (n, seconds, counts)
+                    metrics.answered_many(self._labels[kind[0]], kind[1], new_seconds, new_counts)
+                    self._answers[kind] = (n, seconds, counts)
             for native in list(self._versions.values()):
                 self._publish_version(native)
             for why, n in self._native.endings().items():
@@ -257,6 +282,9 @@ class NativeStats:
         if counts.requests:
             native.version.native_requests += counts.requests
             self._service.metrics.scored_many(native.model, native.version.name, counts)
+        inferred = native.new_inferred()
+        if inferred[0]:
+            self._service.statistics.answered_many(native.model, native.version.name, *inferred)
         if is_over:
             del self._versions[native.route]
 
@@ -285,6 +313,9 @@ class NativeStats:
         status: int,
         sampled: bool,
         is_unlogged: bool,
+        n_rows: int,
+        infers: bool,
+        json_length: int,
         order: NDArray[int64],
         scores: NDArray[float64],
         unknown: NDArray[int64],
@@ -299,14 +330,15 @@ class NativeStats:
                 "widedeep.request_id": request_id,
                 "widedeep.model": None if native is None else native.model,
                 "widedeep.version": None if native is None else native.version.name,
-                "widedeep.rows": len(order),
+                "widedeep.rows": n_rows,
             }
             traces.past_request(seconds, time_us, attributes)
         counts_unseen = sampled and self._sampled <= _MAX_SAMPLED
+        if native is not None and infers and counts_unseen:
+            self._safely(partial(self._count_unseen, native, body, json_length))
         is_offered = self._service.on_ranked is not None and is_unlogged
-        if native is not None and (
-            is_offered or counts_unseen or self._shadows.get(native.model) is not None
-        ):
+        is_shadowed = native is not None and self._shadows.get(native.model) is not None
+        if native is not None and not infers and (is_offered or counts_unseen or is_shadowed):
             request: RankRequest = _decoder.decode(body)
             ranking = _ranking(native, request, order, scores, unknown, logits)
             ranked = _ranked(native, request, request_id, ranking, time_us)
@@ -321,9 +353,14 @@ class NativeStats:
                 ms=round(seconds * 1e3, 3),
                 model=None if native is None else native.model,
                 version=None if native is None else native.version.name,
-                rows=len(order) or None,
+                rows=n_rows or None,
                 caller=caller or None,
             )
+
+    def _count_unseen(self, native: NativeVersion, body: bytes, json_length: int) -> None:
+        length = None if json_length < 0 else str(json_length)
+        row = open_inference.first_row(native.ranker.bundle, body, length)
+        self._service.count_unseen_values(native.model, native.ranker, row)
 
     def _pass_on(
         self, ranked: Ranked, head: str | None, is_offered: bool, counts_unseen: bool
@@ -442,7 +479,8 @@ class NativeConnections:
         if isinstance(version.native, tuple) and version.native[0] is catalogue:
             before: NativeVersion | None = version.native[1]
             return before
-        route, native = new_route(version.ranker, version.name, self._service.impressions), None
+        route = new_route(version.ranker, model, version.name, self._service.impressions)
+        native = None
         if route is not None:
             native = NativeVersion(route=route, model=model, version=version, catalogue=catalogue)
         version.native = (catalogue, native)
@@ -459,15 +497,18 @@ class NativeConnections:
             stable = canary = None  # Python answers for both
         self._stats.set_shadow(model, routes.shadow)
         is_only = len(self._service.models.registries) == 1
-        set_routes = partial(
-            self._native.set_routes,
-            "/v1/rank" if is_only else f"/v1/models/{model}:rank",
-            None if stable is None else stable.route,
-            None if canary is None else canary.route,
-            routes.canary_fraction,
-            routes.shadow is not None,
-            self._service.on_ranked is not None,
-        )
+        rank = "/v1/rank" if is_only else f"/v1/models/{model}:rank"
+        infer = f"/v2/models/{model}/infer"
+        first = None if stable is None else stable.route
+        second = None if canary is None else canary.route
+        infers = all(route is None or route.infers for route in (first, second))
+        share, is_logged = routes.canary_fraction, self._service.on_ranked is not None
+
+        def set_routes() -> None:
+            set_both = self._native.set_routes
+            set_both(rank, first, second, share, routes.shadow is not None, is_logged)
+            set_both(infer, first if infers else None, second, share, False, False)
+
         self._stats.follow([each for each in (stable, canary) if each is not None], set_routes)
 
     # ---- connections ----------------------------------------------------------------------------

@@ -400,6 +400,13 @@ def rows_of_inputs(
     return rows_of_columns(columns)
 
 
+def first_row(bundle: Bundle, body: bytes, length: str | None) -> Row:
+    """Return the first row of a request's body, of which ``length`` bytes are JSON."""
+    header, binary = split_body(body, length)
+    request = decode(header, _decoder)
+    return rows_of_inputs(bundle, request.inputs, _tensors(request.inputs, binary))[0]
+
+
 def _pointer(inputs: Sequence[InferInput], column: str, row: int | None) -> str:
     for position, each in enumerate(inputs):
         if each.name == column:
@@ -538,6 +545,7 @@ def model_statistics(
     """Return the counts of each version as Triton's statistics extension reports them."""
     if model is not None:
         service.models.registry(model)
+    service.publish()  # what native threads counted
     reports = []
     for (name, number), each in list(service.statistics.by_version.items()):
         if (model or name) != name or (version or number) != number:

@@ -299,9 +299,15 @@ class Statistics:
 
     def answered(self, model: str, version: str, rows: int, seconds: float) -> None:
         """Count a scored request."""
+        self.answered_many(model, version, 1, rows, seconds)
+
+    def answered_many(
+        self, model: str, version: str, requests: int, rows: int, seconds: float
+    ) -> None:
+        """Add scored requests that are already counted."""
         with self._lock:
             statistics = self.by_version.setdefault((model, version), VersionStatistics())
-            statistics.answered += 1
+            statistics.answered += requests
             statistics.rows += rows
             statistics.seconds += seconds
             statistics.last = time.time()
