@@ -395,6 +395,7 @@ def with_bad(value: object) -> NDArray[Any]:
     ("x", "y", "message"),
     [
         (X, np.full(ROWS, "yes"), r"one class only in y \(\['yes'\]\), expected at least two"),
+        (X, np.full(5, "yes"), "got 300 rows in X and 5 in y; expected equally many"),
         (X, Y[:200], "got 300 rows in X and 200 in y; expected equally many"),
         (X, np.stack([Y, Y], axis=1), r"y: got an array of shape \(300, 2\), expected \(rows,\)"),
         (X, with_bad(None), r"y \(row 5\): got None, expected a class; drop the row"),
@@ -448,7 +449,7 @@ def bad_frame(**columns: Any) -> pd.DataFrame:
         (X, pd.DataFrame({"a": Y, "b": Y}), r"y: got an array of shape \(300, 2\)"),
         (X, None, "y: got None, expected one value a row"),
         (X["age"], Y, r"got Series, expected a DataFrame, .* make it a table: to_frame\(\)"),
-        (X.iloc[:0], Y[:0], "one class only"),
+        (X.iloc[:0], Y[:0], "got 0 rows of"),
         (pd.DataFrame(index=range(ROWS)), Y, r"got 0 feature\(s\) \(shape=\(300, 0\)\)"),
         (pd.DataFrame(np.c_[AGE, AGE], columns=["a", "a"]), Y, "two columns are named 'a'"),
         (bad_frame(m=[1, "a"] * (ROWS // 2)), Y, "column 'm' has no single type"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -143,6 +144,24 @@ def test_an_environment_for_all_programs_stops_no_command(monkeypatch: pytest.Mo
     assert not traces.is_on()
     (line,) = lines
     assert "pip install 'widedeep[otel]'" in line and line.endswith("no traces are made")
+
+
+def test_a_collector_that_is_away_is_told_of_once_and_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(traces, "_LAST_S", 0.5)
+    monkeypatch.setattr(traces, "_said_s", 0.0)
+    traces.switch_on()
+    with traces.span("lost"):
+        pass
+    started = time.monotonic()
+    traces.switch_off()
+    assert time.monotonic() - started < 5
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("widedeep: traces: spans are not sent, and lost if it stays so")
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -21,6 +23,9 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _OFF: AbstractContextManager[Any] = contextlib.nullcontext()
 _tracer: Any = None
 _own_provider: Any = None  # To be ended with its last spans sent
+_LAST_S = 3.0  # Most seconds that sending them takes
+_QUIET_S = 60.0
+_said_s = 0.0  # When the exporter's last message passed
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -57,6 +62,7 @@ def switch_on(provider: Any = None) -> None:
             provider = TracerProvider(resource=Resource.create(name))
             provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
             _own_provider = provider
+            logging.getLogger(OTLPSpanExporter.__module__).addFilter(_now_and_then)
         import opentelemetry.trace  # noqa: F401
     except ImportError as error:
         raise MissingPackageError(
@@ -82,8 +88,20 @@ def switch_off() -> None:
     """Make no more spans; those for the environment's collector are sent first."""
     global _tracer, _own_provider
     if _own_provider is not None:
-        _own_provider.shutdown()
+        sending = threading.Thread(target=_own_provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(_LAST_S)  # a collector that is away holds up nobody
     _tracer = _own_provider = None
+
+
+def _now_and_then(record: logging.LogRecord) -> bool:
+    """Let one message of the exporter pass a minute: each batch that is not taken makes several."""
+    global _said_s
+    if record.created - _said_s < _QUIET_S:
+        return False
+    _said_s = record.created
+    record.msg = f"widedeep: traces: spans are not sent, and lost if it stays so: {record.msg}"
+    return True
 
 
 def is_on() -> bool:

@@ -69,6 +69,7 @@ def test_verbs_take_the_url_of_a_run(
     written.upload()
     evaluated, same = (run("evaluate", where, "--json") for where in (url, here))
     assert json.loads(evaluated.out)["metrics"] == json.loads(same.out)["metrics"]
+    assert f"next: widedeep export {url} -o bundles/run" in run("evaluate", url).out
     assert run("export", url, "-o", "exported", "--tables", "int8").code == 0
     assert (tmp_path / "exported" / MANIFEST).is_file()
     small = ("--set", "gate.min_rows=100", "--set", "gate.max_latency_ms=1e4")

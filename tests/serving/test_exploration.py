@@ -242,11 +242,24 @@ def test_an_epsilon_that_is_no_fraction_is_refused(epsilon: float) -> None:
         (("--exploration", "epsilon", "--epsilon", 1), "exploration: got epsilon=1"),
         (("--exploration", "greedy"), "got --exploration 'greedy'"),
         (("--epsilon", 0.1), "got --epsilon without --exploration"),
+        (("--log-full", "wait"), "got --log-full without --log; add --log DIR"),
+        (("--items", "no.parquet", "--item-id", "app"), "no.parquet: no such file; name the Parq"),
+        (("--items", "items.parquet", "--item-id", "ap"), "got --item-id 'ap', no column; did you"),
+        (
+            ("--items", "items.parquet", "--item-id", "app", "--popularity", "stars"),
+            "items.parquet: got --popularity 'stars', no column; known: ",
+        ),
+        (("--tls-certificate", "no.pem"), "no.pem: no such file; name the PEM file of"),
     ],
 )
 def test_a_server_with_a_wrong_option_does_not_start(
-    run: Run, folder: Path, words: tuple[object, ...], error: str
+    run: Run,
+    folder: Path,
+    words: tuple[object, ...],
+    error: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(folder)
     ran = run("serve", folder / "apps", "--http", ":0", *words)
     assert ran.code == 2 and error in ran.err
 

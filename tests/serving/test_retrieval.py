@@ -99,6 +99,13 @@ def test_popular_first_within_the_rules() -> None:
     ]
     assert apps.retrieve(100, where=where) == fitting
     assert 0 < len(fitting) < 30
+    kinds = table["kind"].cast(pa.string()).dictionary_encode()  # as a file's text is read
+    encoded = table.set_column(table.column_names.index("kind"), "kind", kinds)
+    read = Retriever(encoded, id_column="app", popularity="installs")
+    assert read.retrieve(100, where=where) == fitting
+    assert read.retrieve(100, where={"kind": "no such kind"}) == []
+    with pytest.raises(RequestError, match=r"where\.kind"):
+        read.retrieve(1, where={"kind": 7})
     limited = apps.retrieve(8, most_of_each=2)
     kinds = [int(name.split()[1]) % 4 for name in limited]
     assert sorted(kinds) == [0, 0, 1, 1, 2, 2, 3, 3]

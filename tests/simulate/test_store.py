@@ -191,7 +191,7 @@ def test_the_oracle_gets_the_best_and_a_split_keeps_its_users_apart() -> None:
     [
         ({"users": 3}, "users = 3, expected at least 10"),
         ({"candidates": 5}, "candidates = 5, expected at least 10"),
-        ({"apps": 60}, "expected apps of at least candidates"),
+        ({"apps": 60}, "got apps = 60, expected at least 80"),
         ({"apps": 9000}, "apps = 9000, expected at most 5000"),
         ({"drift": 1.5}, "expected 0 <= drift <= 1"),
         ({"memorisation": -1.0}, "memorisation"),

@@ -1,6 +1,7 @@
 """Runs of steps: the bits of one step after the other, whatever the batches, and the refusals."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -213,6 +214,19 @@ def test_the_best_model_comes_back_after_runs() -> None:
     assert state_of(step) != best
     step.restore_best()
     assert state_of(step) == best
+
+
+def test_a_model_without_towers_reads_no_table_of_embeddings(tmp_path: Path) -> None:
+    kinds: list[Any] = ["fp32", "bf16"]
+    steps = [make_step(SINGLE, hidden_units=[], table_dtype=kind) for kind in kinds]
+    rows = encoded(steps[0], 100)
+    for step in steps:
+        assert step.model.deep_tables and step.program.fits
+        assert step.run(rows, 1, rates_S3=np.ones((100, 3))).steps == 100
+    one, other = (step.model.wide_table for step in steps)
+    assert one is not None and other is not None and torch.equal(one.weight, other.weight)
+    trainer = wd.Trainer(steps[1].model, bundle_tables="int4", progress=False)
+    assert trainer.export(tmp_path / "bundle", warmup=False).rounding is None
 
 
 def test_one_example_at_a_time_is_online_learning() -> None:

@@ -29,6 +29,7 @@ from widedeep.metrics.estimator import estimator_metrics
 from widedeep.ranks.config import DistributedConfig
 from widedeep.ranks.launch import launch, launched_size
 from widedeep.ranks.ranks import Ranks, ranks_of
+from widedeep.remote import is_url
 
 EXAMPLE = (
     "  widedeep evaluate runs/ads test.parquet\n"
@@ -110,10 +111,11 @@ def run(arguments: argparse.Namespace) -> int:
         print_text(f"note: {note}")
     if rows.note is not None:
         print_text(f"note: measured on {rows.note}")
+    named = arguments.model if is_url(arguments.model) else model
     if bundle.path == model:
-        print_validate(model, words)
+        print_validate(named, words)
     else:
-        print_next("export", model, "-o", free_path(Path("bundles") / model.name))
+        print_next("export", named, "-o", free_path(Path("bundles") / Path(named).name))
     return EXIT_OK
 
 

@@ -25,7 +25,7 @@ from widedeep.data.fragments import InputRecord
 from widedeep.data.paths import follow_folder
 from widedeep.errors import RanksError, WideDeepError
 from widedeep.gate.config import GateConfig
-from widedeep.models.wide_deep import WideDeep
+from widedeep.models.wide_deep import WideDeep, checked_device
 from widedeep.publish import Candidate, ContinuousPublisher
 from widedeep.ranks.ranks import Ranks, ranks_of
 from widedeep.ranks.shared import on_first
@@ -104,6 +104,7 @@ def train_run(
     # A mistake there is reported before the long way through the data.
     configured_stopping(config.train, has_valid=valid is not None)
     make_optimizers(config.train)
+    checked_device(config.train.device)
     make_loggers(config.train.log, directory.path)
     ranks = ranks_of(config.distributed)
     progress = progress and ranks.is_first

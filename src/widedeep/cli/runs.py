@@ -291,10 +291,12 @@ def labelled_rows(words: Sequence[str], model: Path) -> LabelledRows:
     run = run_of(Path(words[0]) if len(words) == 1 else model)
     if words and (run is None or len(words) > 1):
         return LabelledRows(data=words[0] if len(words) == 1 else list(words))
+    if run is None and not model.exists():
+        raise ConfigError(f"{model}: no such bundle or run; check the path")
     if run is None:
         raise ConfigError(
             f"{model}: got no labelled data, and no run's folder whose configuration names some; "
-            "name a file"
+            "name a file of labelled rows, or the run's folder"
         )
     return held_out_rows(run)
 

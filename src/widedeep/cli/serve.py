@@ -13,6 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+from pyarrow import parquet
+
 from widedeep.bundle.layout import POSTERIOR, SCHEMA, read_warmup
 from widedeep.bundle.manifest import read_manifest
 from widedeep.cli.options import add_fields, field_values
@@ -25,8 +28,9 @@ from widedeep.cli.parser import (
     threads,
 )
 from widedeep.cli.runs import served_bundle
-from widedeep.errors import BundleError, ConfigError
+from widedeep.errors import BundleError, ConfigError, nearest
 from widedeep.features.spec import item_columns
+from widedeep.remote import is_url
 from widedeep.schema import stored_spec
 from widedeep.serving.config import LogConfig, ServeConfig, Settings, find_models
 from widedeep.serving.exploration import Exploration, no_posterior
@@ -189,22 +193,48 @@ def _plan(arguments: argparse.Namespace) -> ServeConfig:
     log = field_values(arguments, _LOG)
     for name in {"columns", "kafka"} & log.keys():
         log[name] = tuple(log[name].split(","))
+    if log and "directory" not in log:
+        flag = _LOG[next(iter(log))].split()[0]
+        raise ConfigError(f"got {flag} without --log; add --log DIR")
+    registry = RegistryOptions(
+        policy=Latest(arguments.latest),
+        precision="bfloat16" if arguments.bfloat16 else "float32",
+        **field_values(arguments, _REGISTRY),
+    )
+    _check_files(settings, registry)
     models, exploration = find_models(arguments.models), _exploration(arguments)
     if exploration is not None and exploration.needs_posterior:
         _check_posteriors(models)
     return ServeConfig(
         models=models,
         settings=replace(settings, longest_deadline_ms=longest_ms),
-        registry=RegistryOptions(
-            policy=Latest(arguments.latest),
-            precision="bfloat16" if arguments.bfloat16 else "float32",
-            exploration=exploration,
-            **field_values(arguments, _REGISTRY),
-        ),
+        registry=replace(registry, exploration=exploration),
         grpc=None if arguments.grpc is None else _joined(*address(arguments.grpc)),
         log=LogConfig(**log) if "directory" in log else None,
         on_ready=None if arguments.json else _say_request,
     )
+
+
+def _check_files(settings: Settings, registry: RegistryOptions) -> None:
+    """Refuse files that are not there and columns that the catalogue lacks, before serving."""
+    for name in ("tls_certificate", "tls_key", "tls_client_ca"):
+        path = getattr(settings, name)
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"{path}: no such file; name the PEM file of {_NETWORK[name]}")
+    items = None if registry.items is None else str(registry.items)
+    if items is None or is_url(items) or set("*?[") & set(items):
+        return
+    if not Path(items).exists():
+        raise ConfigError(f"{items}: no such file; name the Parquet file of the items")
+    try:
+        columns = parquet.read_schema(items).names
+    except (pa.ArrowException, OSError):
+        return  # what is wrong with it is told by the server, which looks again
+    flags = {"--item-id": registry.item_id, "--popularity": settings.popularity}
+    for flag, column in (flags | {"--category": settings.category}).items():
+        if column is not None and column not in columns:
+            known = nearest(column, columns)
+            raise ConfigError(f"{items}: got {flag} {column!r}, no column; {known}")
 
 
 def _exploration(arguments: argparse.Namespace) -> Exploration | None:

@@ -103,6 +103,7 @@ class WideDeepClassifier(ClassifierMixin, WideDeepEstimator):  # type: ignore[mi
         self.classes_, codes = np.unique(labels, return_inverse=True)
         codes, count = codes.reshape(-1).astype(np.int64), len(self.classes_)
         if count < 2:
+            read_examples(X, codes)  # what is wrong with the rows is told first
             raise DataError(
                 f"got one class only in y ({self.classes_.tolist()}), expected at least two"
             )

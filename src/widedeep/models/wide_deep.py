@@ -142,7 +142,7 @@ class WideDeep(nn.Module):
         if head is not None:
             self.config = with_head(self.config, head, schema.spec.labels)
         self.schema = schema
-        self.device = _checked_device(device)
+        self.device = checked_device(device)
         if self.config.table_dtype == "bf16" and self.device.type != "cpu":
             raise ConfigError(
                 f"[model]: got table_dtype = 'bf16' on {self.device}, expected the CPU, whose "
@@ -736,7 +736,8 @@ def reads_numbers(tower: nn.Module) -> bool:
 WideDeep.__signature__ = keyword_signature(WideDeep, ModelConfig)  # type: ignore[attr-defined]
 
 
-def _checked_device(name: str | torch.device) -> torch.device:
+def checked_device(name: str | torch.device) -> torch.device:
+    """Return the device of a name, which must be here."""
     try:
         device = torch.device(name)
     except RuntimeError:

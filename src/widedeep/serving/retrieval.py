@@ -379,6 +379,8 @@ class Retriever:
                 f"got no such column; {nearest(column, self._items.column_names)}",
             )
         values = self._items.column(column)
+        if pa.types.is_dictionary(values.type):  # text, as a catalogue's file is read
+            values = values.cast(values.type.value_type)
         try:
             if isinstance(condition, Mapping):
                 if not condition or not set(condition) <= {"min", "max"}:

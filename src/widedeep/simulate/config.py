@@ -127,9 +127,9 @@ class StoreConfig:
             raise ConfigError(f"the store: got drift = {self.drift!r}, expected 0 <= drift <= 1")
         if self.candidates > self.apps - MOST_INSTALLED:
             raise ConfigError(
-                f"the store: got candidates = {self.candidates} with apps = {self.apps}; a user "
-                f"may have {MOST_INSTALLED} of them: expected apps of at least candidates + "
-                f"{MOST_INSTALLED}"
+                f"the store: got apps = {self.apps}, expected at least "
+                f"{self.candidates + MOST_INSTALLED}: {self.candidates} candidates a request, of "
+                f"which a user may not have installed any, and up to {MOST_INSTALLED} that are"
             )
         moment_us(self.start, "the store: start")
 

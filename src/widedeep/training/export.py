@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -627,7 +627,7 @@ def export_bundle(
         part_bytes=state.distributed.part_bytes if part_bytes is None else part_bytes,
         check=lambda bundle: check_agreement(model, bundle, comparisons, curves, Path(path)),
     )
-    if tables == "fp32" or not any(name.startswith("table/") for name in weights):
+    if tables == "fp32" or not _reads_embeddings(model, weights, tables, on_message):
         return write(path, overwrite=overwrite)
     with shared_failures(ranks):
         if ranks.is_first:
@@ -645,6 +645,15 @@ def export_bundle(
         if ranks.is_first:
             shutil.rmtree(exact, ignore_errors=True)
     return Bundle.load(target, verify=False)
+
+
+def _reads_embeddings(
+    model: WideDeep, weights: Iterable[str], tables: str, on_message: Callable[[str], None]
+) -> bool:
+    if model.towers and any(name.startswith("table/") for name in weights):
+        return True
+    on_message(f"note: the model reads no embeddings: there is nothing to keep in {tables}")
+    return False
 
 
 def _layouts(model: WideDeep, ranks: Ranks) -> dict[str, Layout]:

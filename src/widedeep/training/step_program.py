@@ -78,7 +78,9 @@ class StepProgram:
         step, model = self._step, self._step.model
         dense = step.dense.optimizer
         tables = [(model.wide_table, step.wide)] if model.wide_table is not None else []
-        tables += [(table, step.deep) for table in model.deep_tables.values()]
+        frozen = model.frozen_tables.values() if model.towers else ()
+        if model.towers:  # else no table of embeddings is read
+            tables += [(table, step.deep) for table in model.deep_tables.values()]
         return (
             model.device.type == "cpu"
             and bool(model.schema.slots)
@@ -92,7 +94,7 @@ class StepProgram:
             and (not model.towers or isinstance(step.fused, NativeMLP))
             and not (step.dropout or model.layout.sequences or model.layout.extra)
             and not any(slot.deep and slot.combiner == "max" for slot in model.schema.slots)
-            and all(table.dtype == torch.float32 for table in model.tables.values())
+            and all(t.dtype == torch.float32 for t in (*frozen, *(table for table, _ in tables)))
             and all(_moves(table, optimizer) for table, optimizer in tables)
         )
 
