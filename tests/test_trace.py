@@ -16,7 +16,7 @@ def test_a_step_enters_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = tool.trace_training_step()
     files = {Path(code.co_filename).relative_to(tool.PACKAGE).as_posix() for code in calls}
     assert {"training/step.py", "models/wide_deep.py", "tables/embedding_table.py"} <= files
-    assert len(files) <= 13, sorted(files)
+    assert len(files) <= 14, sorted(files)
     report = tool.report(calls, functions=True)
-    assert "    TrainStep.apply x 1" in report
+    assert "    StepProgram.run x 1" in report
     assert report.splitlines()[-1].startswith(f"{len(files)} files, ")

@@ -201,7 +201,7 @@ def test_encoded_rows_are_kept_taken_and_made_again(run: Run, ads: Path) -> None
     code, _, err = run("prepare", "ads.toml", "--encode")
     assert (code, err) == (0, "wrote the encoded rows runs/ads/encoded (0 MiB)\n")
     document = json.loads(run("prepare", "ads.toml", "--encode", "--json").out)
-    files = list((ads / "runs/ads/encoded").glob("*.arrow"))
+    files = list((ads / "runs/ads/encoded").glob("*.bin"))
     assert document["encoded"] == {
         "path": "runs/ads/encoded",
         "bytes": sum(file.stat().st_size for file in files),
@@ -686,11 +686,13 @@ def test_the_command_that_goes_on_works(
 
     step = TrainingRun._step
 
-    def interrupt_at_3(self: TrainingRun, batch: Any, plan: Any) -> None:
-        step(self, batch, plan)
+    def interrupt_at_3(self: TrainingRun, batch: Any, plan: Any) -> int:
+        steps = step(self, batch, plan)
         if self.state.position.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
+        return steps
 
+    monkeypatch.setattr("widedeep.training.run.BLOCK_ROWS", 1)  # one step at a time
     monkeypatch.setattr(TrainingRun, "_step", interrupt_at_3)
     code, _, err = run("train", "my ads.toml", *more)
     assert code == 130

@@ -162,7 +162,7 @@ def test_initial_rows_equal_the_reference_and_their_shards(
         init_rows(native, seed, "genre", first, 0.1, 3, distribution=init)
         plain = np.empty((n, width), np.float32)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("widedeep.kernels.sparse._native", reference)
+            patch.setattr("widedeep.kernels.sparse._init_rows", reference.init_rows)
             init_rows(plain, seed, "genre", first, 0.1, distribution=init)
         assert np.array_equal(native, plain)
         shards = np.empty((n, width), np.float32)
