@@ -296,6 +296,9 @@ class Route:
     def figures(self) -> tuple[Any, ...]:
         return self.requests, 0, 0.0, [0], 0, 0
 
+    def inferred(self) -> tuple[int, int, float]:
+        return 0, 0, 0.0
+
 
 class Native:
     """A native server without threads."""
@@ -348,7 +351,22 @@ def test_records_of_a_version_that_goes_are_logged(
     stats.follow([version], lambda: None)
     none = np.array([], np.int64)
     stats._native.records = [
-        (route, "/v1/rank", f"r{n}", "", b'{"user":{}}', 0, 0.1, 200, False, True, *[none] * 4)
+        (
+            route,
+            "/v1/rank",
+            f"r{n}",
+            "",
+            b'{"user":{}}',
+            0,
+            0.1,
+            200,
+            False,
+            True,
+            3,
+            False,
+            -1,
+            *[none] * 4,
+        )
         for n in range(3)
     ]
     offered: list[str] = []
