@@ -22,7 +22,6 @@ from widedeep.files import (
     write_tensors,
     write_text_whole,
 )
-from widedeep.kernels.torch_ops import as_array
 from widedeep.ranks.layout import Layout
 from widedeep.ranks.ranks import Ranks
 from widedeep.ranks.rows import ShardedRows
@@ -287,6 +286,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 
 def as_arrays(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Return torch tensors or arrays as NumPy arrays, by the same names; bfloat16 as its bits."""
+    from widedeep.kernels.torch_ops import as_array  # scoring needs no torch
+
     return {
         name: value if isinstance(value, np.ndarray) else as_array(value.detach().cpu())
         for name, value in arrays.items()
