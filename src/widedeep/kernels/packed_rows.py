@@ -47,7 +47,7 @@ class PackedTable(_native.PackedRows):
         >>> table = PackedTable.pack(np.array([[1.0, -0.5], [0.0, 0.0]], np.float32), "int8")
         >>> table.shape, table.bytes_RB.shape
         ((2, 2), (2, 3))
-        >>> table[[0]].round(3).tolist()
+        >>> table[[0]].round(2).tolist()
         [[1.0, -0.5]]
     """
 
