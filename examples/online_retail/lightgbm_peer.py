@@ -3,9 +3,9 @@
     python examples/online_retail/run.py online_retail.parquet --out retail
     python examples/online_retail/lightgbm_peer.py retail
 
-LightGBM gets the same columns: numbers as they are, item and country as categories. A tree has no
-natural use for the list of the last items; whether the item is among them is given as a column of
-its own, and so is the place in the list.
+LightGBM gets the same columns: numbers as they are, item, country and customer as categories. A
+tree has no natural use for the list of the last items; whether the item is among them is given as a
+column of its own, and so is the place in the list.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from widedeep.metrics import auc, calibration, grouped_auc, log_loss
 
 NUMBERS = [*(h.name for h in HISTORY if h.feature != "last"), "price"]
-CATEGORIES = ["item", "country"]
+CATEGORIES = ["item", "country", "customer"]
 
 
 def place_in_list(table: pa.Table) -> np.ndarray[Any, Any]:
@@ -47,7 +47,7 @@ def place_in_list(table: pa.Table) -> np.ndarray[Any, Any]:
 
 def columns(folder: Path, values: dict[str, pa.Array]) -> tuple[Any, Any, Any]:
     """Return features (B, columns), labels and customers of a split."""
-    names = [*NUMBERS, *CATEGORIES, "last_items", "customer", "label"]
+    names = [*NUMBERS, *CATEGORIES, "last_items", "label"]
     table = pq.read_table(folder, columns=names)
     arrays = [table[name].to_numpy().astype(np.float32) for name in NUMBERS]
     arrays.append(place_in_list(table))

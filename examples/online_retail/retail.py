@@ -122,7 +122,7 @@ def retail_spec() -> wd.FeatureSpec:
             *wd.numeric(*counts),
             *wd.numeric(*others, missing="indicator"),
             *(wd.bucketized(f"{name}_bin", source=name, bins=255) for name in [*counts, *others]),
-            *wd.categorical("item", min_count=5),
+            *wd.categorical("item", "customer", min_count=5),
             *wd.categorical("last_items", table="item", min_count=5),
             *wd.categorical("country"),
             wd.crossed("last_items", "item", min_count=20),

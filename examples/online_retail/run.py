@@ -31,7 +31,9 @@ def train(
     """Fit the schema on train alone, train, and report on the test period."""
     schema = wd.fit_schema(retail_spec(), examples / "train")
     print(schema, end="\n\n")
-    trainer = wd.Trainer(wd.WideDeep(schema), batch_size=1024, threads=threads)
+    # Factors beside the perceptron: which customer goes with which item.
+    model = wd.WideDeep(schema, hidden_units=(256, 128), deep="fm")
+    trainer = wd.Trainer(model, batch_size=1024, threads=threads)
     trainer.fit(examples / "train", epochs=epochs, valid=examples / "valid")
     bundle = trainer.export(
         folder, calibration="platt", calibrate_on=examples / "valid", overwrite=True
