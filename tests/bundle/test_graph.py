@@ -69,7 +69,7 @@ def test_the_graph_computes_the_deep_part(tmp_path: Path) -> None:
     batch = bundle._encode_rows(ROWS)
     wide, deep = bundle._forward.parts(batch)
     arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
-    concat = bundle._forward._scorer.concat(*arrays, threads=1)
+    concat = bundle._forward.scorer.concat(*arrays, threads=1)
     price = batch.dense_BK[:, SCHEMA.dense_layout["price"]]
     np.testing.assert_allclose(deep, np.maximum(concat, 0) @ graph()[1] + price, atol=1e-5)
     expected = (wide + deep) + bundle.weights["bias"]
@@ -82,7 +82,7 @@ def test_columns_are_in_the_order_of_the_model(tmp_path: Path) -> None:
     bundle = write(tmp_path)
     batch = bundle._encode_rows(ROWS[:1])
     arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
-    concat = bundle._forward._scorer.concat(*arrays, threads=1)
+    concat = bundle._forward.scorer.concat(*arrays, threads=1)
     names = [slot.name for slot in SCHEMA.slots]
     for column in MODEL.deep:
         if column.source == "table":

@@ -113,7 +113,7 @@ def test_misuse_is_one_line(run: Run, words: list[str], message: str) -> None:
         (["evaluate", "nothing", "test.parquet"], "nothing: got no directory, expected a bundle"),
         (
             ["evaluate", "nothing"],
-            "nothing: got no labelled data, and no run's folder whose configuration",
+            "nothing: no such bundle or run; check the path",
         ),
         (["score", "nothing", "test.parquet"], "nothing: got no directory, expected a bundle"),
         (["score", "nothing", "test.parquet", "--json"], "--json without -o FILE"),
