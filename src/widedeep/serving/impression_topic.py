@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 
 from widedeep.data.topics import Topic, client_settings
 from widedeep.errors import ConfigError, extra_imports
 from widedeep.serving.native_rows import Chunk, chunk_table
+
+with extra_imports():
+    import msgspec
 
 _BUFFER_KB, _BUFFER_MESSAGES = 64 << 10, 10_000_000
 _ROOM_S = 1.0  # for the brokers to take messages before a full buffer is an error
