@@ -26,7 +26,7 @@ OTHERS = ("pandas", "polars", "scipy", "pytest")
 SKLEARN = "The same through scikit-learn"
 """The tutorial's last section, which says that it needs an extra."""
 
-NEEDS_SERVE = ("serving.http", "serving.impression_topic", "serving.metrics")
+NEEDS_SERVE = ("serving.http", "serving.metrics")
 NEEDS_GRPC = ("serving.grpc",)
 WITH_TRITON = ("kernels.torch_triton", "kernels.torch_triton_programs")
 

@@ -14,9 +14,6 @@ from widedeep.data.topics import Topic, client_settings
 from widedeep.errors import ConfigError, extra_imports
 from widedeep.serving.native_rows import Chunk, chunk_table
 
-with extra_imports():
-    import msgspec
-
 _BUFFER_KB, _BUFFER_MESSAGES = 64 << 10, 10_000_000
 _ROOM_S = 1.0  # for the brokers to take messages before a full buffer is an error
 _FLUSH_S = 10.0  # at the end, for what is not yet delivered
@@ -151,6 +148,8 @@ class LogTopic:
 
 def messages(table: pa.Table) -> Iterator[tuple[bytes, bytes]]:
     """Yield key and value of each row's message."""
+    with extra_imports():
+        import msgspec
     encode = msgspec.json.Encoder().encode
     for batch in table.to_batches(max_chunksize=1024):
         for row in batch.to_pylist():
