@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +28,7 @@ import widedeep as wd
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).parent / "data"
 METRICS = ("auc", "log_loss")
-PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16")
 TEST_ROWS = 100_000
 
 
@@ -86,37 +85,46 @@ def adult() -> Task:
     )  # fmt: skip
 
 
-def judged(
-    task: Task, schema: wd.Schema, precision: Literal["fp32", "bf16"], seed: int
-) -> dict[str, float]:
+def judged(task: Task, schema: wd.Schema, precision: str, seed: int) -> dict[str, float]:
     """Train once and return the test metrics."""
-    model = wd.WideDeep(schema, seed=seed)
     trainer = wd.Trainer(
-        model, batch_size=task.batch_size, seed=seed, threads=1, precision=precision, progress=False
-    )
+        wd.WideDeep(schema, seed=seed), batch_size=task.batch_size, seed=seed, threads=1,
+        precision="bf16" if precision == "bf16" else "fp32", progress=False,
+    )  # fmt: skip
     trainer.fit(task.train, epochs=task.epochs)
     return trainer.evaluate(task.test)
 
 
-def lines_of(task: Task, seeds: int) -> Iterator[str]:
-    """Yield a Markdown section as it comes."""
+Judge = Callable[[Task, wd.Schema, str, int], dict[str, float]]
+
+
+def seed_lines(
+    task: Task, seeds: int, kinds: Sequence[str], judge: Judge
+) -> Generator[str, None, dict[tuple[str, str], list[float]]]:
+    """Yield a table of each seed's metrics as it comes; return them by metric and kind."""
     schema = wd.fit_schema(task.spec, task.train)
     yield f"### {task.name}, {task.epochs} pass(es), batch {task.batch_size}\n"
-    yield "| seed | " + " | ".join(f"{m} {p}" for m in METRICS for p in PRECISIONS) + " |"
-    yield "|---" * (1 + len(METRICS) * len(PRECISIONS)) + "|"
-    found: dict[tuple[str, str], list[float]] = {}
+    yield "| seed | " + " | ".join(f"{m} {kind}" for m in METRICS for kind in kinds) + " |"
+    yield "|---" * (1 + len(METRICS) * len(kinds)) + "|"
+    values: dict[tuple[str, str], list[float]] = {}
     for seed in range(seeds):
-        for precision in PRECISIONS:
-            metrics = judged(task, schema, precision, seed)
+        for kind in kinds:
+            metrics = judge(task, schema, kind, seed)
             for metric in METRICS:
-                found.setdefault((metric, precision), []).append(metrics[metric])
-        cells = [f"{found[m, p][-1]:.5f}" for m in METRICS for p in PRECISIONS]
+                values.setdefault((metric, kind), []).append(metrics[metric])
+        cells = [f"{values[m, kind][-1]:.5f}" for m in METRICS for kind in kinds]
         yield f"| {seed} | " + " | ".join(cells) + " |"
-    cells = [f"{mean(found[m, p]):.5f}" for m in METRICS for p in PRECISIONS]
+    cells = [f"{mean(values[m, kind]):.5f}" for m in METRICS for kind in kinds]
     yield "| mean | " + " | ".join(cells) + " |\n"
+    return values
+
+
+def lines_of(task: Task, seeds: int) -> Iterator[str]:
+    """Yield a Markdown section as it comes."""
+    values = yield from seed_lines(task, seeds, PRECISIONS, judged)
     for metric in METRICS:
-        noise = stdev(found[metric, "fp32"]) if seeds > 1 else float("nan")
-        change = mean(found[metric, "bf16"]) - mean(found[metric, "fp32"])
+        noise = stdev(values[metric, "fp32"]) if seeds > 1 else float("nan")
+        change = mean(values[metric, "bf16"]) - mean(values[metric, "fp32"])
         yield (
             f"{metric}: bf16 differs by {change:+.5f}; float32's seeds have a standard deviation "
             f"of {noise:.5f} ({'inside' if abs(change) <= noise else 'outside'} it).\n"

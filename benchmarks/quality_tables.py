@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from statistics import mean, stdev
 from typing import Literal
 
-from quality_bf16 import METRICS, Task, adult, click_log
+from quality_bf16 import METRICS, Task, adult, click_log, seed_lines
 from results_file import machine, write_section
 
 import widedeep as wd
@@ -31,9 +31,9 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def judged(task: Task, schema: wd.Schema, kind: Kind, seed: int) -> dict[str, float]:
+def judged(task: Task, schema: wd.Schema, kind: str, seed: int) -> dict[str, float]:
     """Train once, with the optimizer that is chosen by default, and return the test metrics."""
-    table_dtype, row_wise = kind
+    table_dtype, row_wise = KINDS[kind]
     options = {"batch_size": task.batch_size, "seed": seed, "threads": 1, "progress": False}
     default = wd.Trainer(wd.WideDeep(schema, seed=seed), epochs=task.epochs, **options)
     deep = default.state.step.deep
@@ -48,27 +48,14 @@ def judged(task: Task, schema: wd.Schema, kind: Kind, seed: int) -> dict[str, fl
 
 def lines_of(task: Task, seeds: int, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[str]:
     """Yield a Markdown section as it comes."""
-    schema = wd.fit_schema(task.spec, task.train)
-    yield f"### {task.name}, {task.epochs} pass(es), batch {task.batch_size}\n"
-    yield "| seed | " + " | ".join(f"{m} {kind}" for m in METRICS for kind in kinds) + " |"
-    yield "|---" * (1 + len(METRICS) * len(kinds)) + "|"
-    found: dict[tuple[str, str], list[float]] = {}
-    for seed in range(seeds):
-        for name in kinds:
-            metrics = judged(task, schema, KINDS[name], seed)
-            for metric in METRICS:
-                found.setdefault((metric, name), []).append(metrics[metric])
-        cells = [f"{found[m, name][-1]:.5f}" for m in METRICS for name in kinds]
-        yield f"| {seed} | " + " | ".join(cells) + " |"
-    cells = [f"{mean(found[m, name]):.5f}" for m in METRICS for name in kinds]
-    yield "| mean | " + " | ".join(cells) + " |\n"
+    values = yield from seed_lines(task, seeds, kinds, judged)
     if seeds < 2:
         return
     for metric in METRICS:
-        noise = stdev(found[metric, "fp32"])
+        noise = stdev(values[metric, "fp32"])
         yield f"{metric}: the seeds of fp32 have a standard deviation of {noise:.5f}."
         for name in kinds[1:]:
-            pairs = zip(found[metric, name], found[metric, "fp32"], strict=True)
+            pairs = zip(values[metric, name], values[metric, "fp32"], strict=True)
             changes = [one - other for one, other in pairs]
             yield f"- {name}: {mean(changes):+.5f} ± {stdev(changes):.5f} seed by seed"
         yield ""

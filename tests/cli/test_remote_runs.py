@@ -265,12 +265,12 @@ def test_what_was_not_sent_goes_on_where_nobody_else_wrote(store: Store) -> None
     store.remote.upload()
     for name in ("schema.safetensors", "state.json", "tensors.safetensors"):
         write(store.remote.folder, f"{step}/{name}", name)
-    before = (store.remote.folder / remote_runs._KNOWN).read_bytes()
+    before = (store.remote.folder / remote_runs._ENTRIES).read_bytes()
     store.remote._fs.put_file(
         str(store.remote.folder / step / "schema.safetensors"),
         f"{store.remote._path}/{step}/schema.safetensors",
     )
-    (store.remote.folder / remote_runs._KNOWN).write_bytes(before)
+    (store.remote.folder / remote_runs._ENTRIES).write_bytes(before)
     again = RemoteRun(store.remote.url, writes=True)
     again.begin(resume=True, force=False)
     assert f"{step}/state.json" in contents(again.folder)

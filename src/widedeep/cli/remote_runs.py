@@ -30,7 +30,7 @@ from widedeep.remote import (
 )
 from widedeep.serving.loading import default_cache
 
-_KNOWN = ".remote.json"  # What each file was, here and there, when they were the same
+_ENTRIES = ".remote.json"  # What each file was, here and there, when they were the same
 _WRITER = ".writer"  # Behind the URL: who wrote there last; here: the same, if that was this folder
 _LAST = ("state.json", MANIFEST)  # Without it a checkpoint's or a bundle's folder is not whole
 _OF_RUN = re.compile(
@@ -90,13 +90,13 @@ class RemoteRun:
             ConfigError: If a run is there, and it is neither to go on nor to be replaced.
         """
         files = self.listing()
-        there = {name: [file.size, file.tag] for name, file in files.items()}
+        tags = {name: [file.size, file.tag] for name, file in files.items()}
         if resume:
-            known = self._known()
+            entries = self._read_entries()
             is_ours = self._writer_there() == self._read(_WRITER) != ""
-            is_new = any(known.get(name, {}).get("there") != there[name] for name in there)
+            is_new = any(entries.get(name, {}).get("there") != tags[name] for name in tags)
             if is_new and not is_ours:
-                if known:
+                if entries:
                     say(f"widedeep: {self.url}: another machine wrote there; going on from that")
                 self.fetch(files)
         elif not force and any(map(_OF_RUN.fullmatch, files)):
@@ -108,12 +108,14 @@ class RemoteRun:
             shutil.rmtree(self.folder)
             self.folder.mkdir(mode=0o700)
         # What is there and not here is deleted when this run is sent: a run's files, no others.
-        known = self._known()
-        known = {name: known[name] for name in known.keys() & there.keys()}
-        for name, tag in there.items():
-            if known.get(name, {}).get("there") != tag and (name in known or _OF_RUN.match(name)):
-                known[name] = {"here": None, "there": tag}
-        self._keep(known)
+        entries = self._read_entries()
+        entries = {name: entries[name] for name in entries.keys() & tags.keys()}
+        for name, tag in tags.items():
+            if entries.get(name, {}).get("there") != tag and (
+                name in entries or _OF_RUN.match(name)
+            ):
+                entries[name] = {"here": None, "there": tag}
+        self._write_entries(entries)
 
     def fetch(
         self, files: dict[str, RemoteFile] | None = None, *, checkpoints: bool = True
@@ -126,29 +128,29 @@ class RemoteRun:
         """
         files = self.listing() if files is None else files
         with locked(self.folder / ".lock"):
-            known = self._known()
-            wanted = [
+            entries = self._read_entries()
+            names = [
                 name
                 for name in sorted(files, key=_order)
                 if _is_whole(name, files) and (checkpoints or name.split("/")[0] not in _STATE)
             ]
             # Where a run is only read, what a verb wrote beside it (a verdict) stays.
-            gone = self._local().keys() - set(wanted) if self._writes else known.keys() - files
+            gone = self._local().keys() - set(names) if self._writes else entries.keys() - files
             for name in gone:
                 (self.folder / name).unlink(missing_ok=True)
-                known.pop(name, None)
-            for name in wanted:
+                entries.pop(name, None)
+            for name in names:
                 file, local = files[name], self.folder / name
                 same = {"here": _stamp(local), "there": [file.size, file.tag]}
-                if same["here"] is not None and known.get(name) == same:
+                if same["here"] is not None and entries.get(name) == same:
                     continue
                 local.parent.mkdir(parents=True, exist_ok=True)
                 partial = local.with_name(f".{local.name}.fetched")
                 with remote_errors(f"{self.url}/{name}"):
                     self._fs.get_file(file.path, str(partial))
                 partial.replace(local)
-                known[name] = {"here": _stamp(local), "there": [file.size, file.tag]}
-            self._keep(known)
+                entries[name] = {"here": _stamp(local), "there": [file.size, file.tag]}
+            self._write_entries(entries)
         return self.folder
 
     # ---- what is written ------------------------------------------------------------------------
@@ -225,20 +227,20 @@ class RemoteRun:
             Superseded: If another run has begun to write there since this one did.
         """
         with locked(self.folder / ".lock"):
-            known, local = self._known(), self._local()
-            changed = {n for n, stamp in local.items() if known.get(n, {}).get("here") != stamp}
+            entries, local = self._read_entries(), self._local()
+            changed = {n for n, stamp in local.items() if entries.get(n, {}).get("here") != stamp}
             # Before there is a configuration, it has not begun, and nothing is replaced.
-            gone = known.keys() - local.keys() if "config.toml" in local else set()
+            gone = entries.keys() - local.keys() if "config.toml" in local else set()
             if not changed and not gone:
                 return
             self._claim()
             for folder in sorted({_folder(name) for name in changed}, key=_folder_order):
                 names = [name for name in local if _folder(name) == folder]
-                self._send(folder, names, [n for n in names if n in changed], local, known)
+                self._send(folder, names, [n for n in names if n in changed], local, entries)
             for name in sorted(gone, key=_order, reverse=True):
                 with remote_errors(f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
                     self._fs.rm_file(f"{self._path}/{name}")
-                self._know(known, name, None)
+                self._set_entry(entries, name, None)
 
     def _claim(self) -> None:
         """Say that this run writes behind the URL; of two, the one that began first stops."""
@@ -269,15 +271,15 @@ class RemoteRun:
         names: list[str],
         changed: list[str],
         local: dict[str, list[int]],
-        known: dict[str, Any],
+        entries: dict[str, Any],
     ) -> None:
         """Send a folder's changed files; not its last one if the folder changed meanwhile."""
         last = names[-1] if folder and PurePosixPath(names[-1]).name in _LAST else None
         with remote_errors(f"{self.url}/{folder}"):
-            if last in known and known[last]["here"] != local[last]:
+            if last in entries and entries[last]["here"] != local[last]:
                 with contextlib.suppress(FileNotFoundError):
                     self._fs.rm_file(f"{self._path}/{last}")
-                self._know(known, last, None)
+                self._set_entry(entries, last, None)
             for name in changed:
                 path = self.folder / name
                 try:
@@ -289,7 +291,7 @@ class RemoteRun:
                 file = RemoteFile.of(self._fs, self.url, self._fs.info(f"{self._path}/{name}"))
                 is_same = _stamp(path) == local[name]
                 here = local[name] if is_same else None
-                self._know(known, name, {"here": here, "there": [file.size, file.tag]})
+                self._set_entry(entries, name, {"here": here, "there": [file.size, file.tag]})
                 if not is_same:
                     return  # written anew: the next time
 
@@ -307,20 +309,20 @@ class RemoteRun:
                     files[path.relative_to(self.folder).as_posix()] = stamp
         return {name: files[name] for name in sorted(files, key=_order)}
 
-    def _known(self) -> dict[str, Any]:
+    def _read_entries(self) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
-            known: dict[str, Any] = json.loads(self._read(_KNOWN))
-            return known
+            entries: dict[str, Any] = json.loads(self._read(_ENTRIES))
+            return entries
         return {}
 
-    def _keep(self, known: dict[str, Any]) -> None:
-        write_text_whole(self.folder / _KNOWN, json.dumps(known))
+    def _write_entries(self, entries: dict[str, Any]) -> None:
+        write_text_whole(self.folder / _ENTRIES, json.dumps(entries))
 
-    def _know(self, known: dict[str, Any], name: str, entry: dict[str, Any] | None) -> None:
+    def _set_entry(self, entries: dict[str, Any], name: str, entry: dict[str, Any] | None) -> None:
         """Keep what a file is at once, for the process may be killed."""
-        known.pop(name, None)
-        known |= {} if entry is None else {name: entry}
-        self._keep(known)
+        entries.pop(name, None)
+        entries |= {} if entry is None else {name: entry}
+        self._write_entries(entries)
 
     def _read(self, name: str) -> str:
         """Return the text of one of the mirror's own files; "" if there is none."""
