@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -457,6 +458,25 @@ def test_files_that_cannot_be_completed_are_tried_again(
         eventually(lambda: log.counts().errors >= 2)
         assert not list(tmp_path.glob("*/*.parquet"))
         eventually(lambda: complete(tmp_path, 1))
+    assert written(tmp_path)["request_id"].to_pylist() == ["kept"]
+
+
+def test_a_log_that_recovers_deletes_no_file_that_another_is_about_to_lock(
+    ranker: Ranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, before_locks = fcntl.flock, iter(["rows", "parquet"])
+
+    def lock_late(file: IO[bytes], operation: int) -> None:
+        if operation == fcntl.LOCK_EX and next(before_locks, None):
+            ImpressionLog(tmp_path).close()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with ImpressionLog(tmp_path) as log:
+        log.offer(ranked(ranker, "kept", k=1))
+        eventually(lambda: log.counts().requests == 1)
+        assert any(tmp_path.glob("*/.*.rows.tmp"))
+    assert next(before_locks, None) is None and log.counts().errors == 0
     assert written(tmp_path)["request_id"].to_pylist() == ["kept"]
 
 

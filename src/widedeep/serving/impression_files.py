@@ -186,8 +186,7 @@ class _OpenFile:
         folder = directory / f"columns-{_columns_digest(schema)}"
         folder.mkdir(parents=True, exist_ok=True)
         self._spool = folder / f".{_PREFIX}{_now()}-{os.getpid()}{_SPOOL}"
-        self._file: IO[bytes] = open(self._spool, "w+b", buffering=0)  # noqa: SIM115
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file = _open_locked(self._spool, buffering=0)
 
     def write(self, rows: pa.Table | Chunk) -> None:
         if isinstance(rows, Chunk):
@@ -213,6 +212,16 @@ class _OpenFile:
             self._file.close()
 
 
+def _open_locked(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Create a file and lock it; one that another log deletes before the lock is created again."""
+    while True:
+        file: IO[bytes] = open(path, "w+b", buffering=buffering)  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
+
+
 def _append(file: IO[bytes], parts: Sequence[Any], end: int) -> int:
     """Write at ``end`` and return the new end; a failed write is cut off again."""
     try:
@@ -236,8 +245,7 @@ def _write_parquet(
     temporary = final.with_name(f".{final.name}.tmp")
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(temporary, "wb") as target:
-            fcntl.flock(target, fcntl.LOCK_EX)
+        with _open_locked(temporary) as target:
             file.seek(0)
             is_native = file.read(len(native_rows.MAGIC)) == native_rows.MAGIC
             convert = native_rows.write_parquet_of if is_native else _write_streams
