@@ -33,9 +33,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def crafted(bases: Path, tmp_path: Path) -> Callable[..., Path]:
     """Craft a bundle: one tensor of its schema, or one of its JSON files, is changed and signed."""
 
-    def craft(file: str, change: Callable[[Any], Any], tensor: str = "") -> Path:
+    def craft(file: str, change: Callable[[Any], Any], tensor: str = "", base: int = 0) -> Path:
         place = tmp_path / "bundle"
-        shutil.copytree(bases / "0", place)
+        shutil.copytree(bases / f"{base}", place)
         body = json.loads((place / MANIFEST).read_text())
         header, tensors = read_tensors(place / SCHEMA)
         metadata = header["__metadata__"]
@@ -132,16 +132,28 @@ def test_values_of_another_kind_are_named(
         Bundle.load(place)
 
 
-def test_a_size_that_no_file_has_is_refused_at_once(crafted: Callable[..., Path]) -> None:
-    place = crafted(SCHEMA, lambda facts: facts)
+def with_schema(place: Path, change: Callable[[str], str]) -> Path:
+    """Change the text of a bundle's declaration, and sign it again."""
     header, tensors = read_tensors(place / SCHEMA)
-    metadata = header["__metadata__"]
-    schema = json.loads(metadata["schema"])
-    text = json.dumps(schema).replace('"size": 2', f'"size": {2**20}')
-    assert text != json.dumps(schema)
-    metadata["schema"] = text
+    text = json.dumps(json.loads(header["__metadata__"]["schema"]))
+    assert change(text) != text
+    header["__metadata__"]["schema"] = change(text)
     write_tensors(place / SCHEMA, header, tensors)
     sign(place, json.loads((place / MANIFEST).read_text()))
+    return place
+
+
+@pytest.mark.parametrize("base", fuzz_bundle.PROGRAMS)
+def test_a_program_of_other_sides_is_refused(crafted: Callable[..., Path], base: int) -> None:
+    place = crafted(SCHEMA, lambda facts: facts, base=base)
+    with_schema(place, lambda text: text.replace('"genres", "maker"], "buck', '"genres"], "buck'))
+    with SignedByAnyone(), pytest.raises(BundleError, match="inputs of the query"):
+        Bundle.load(place)
+
+
+def test_a_size_that_no_file_has_is_refused_at_once(crafted: Callable[..., Path]) -> None:
+    place = crafted(SCHEMA, lambda facts: facts)
+    with_schema(place, lambda text: text.replace('"size": 2', f'"size": {2**20}'))
     with SignedByAnyone(), pytest.raises(WideDeepError, match="shape"):
         Bundle.load(place)
 

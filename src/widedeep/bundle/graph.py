@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -209,6 +210,7 @@ class Forward:
             scorer.set_program(native)
 
         if program is not None:
+            _check_inputs(program, schema, model)
             add_program(scorer, program.native)
             for side, (native, width) in program.vectors().items():
                 vector_scorer = new_scorer(len(slots), schema.n_dense, width)
@@ -401,6 +403,21 @@ def stage_columns(schema: Schema, model: BundleModel) -> list[list[DeepColumn]]:
         columns.append(DeepColumn(name=name, source="dense", start=start, stop=stop))
         start = stop
     return [[c for c in columns if feature_side(schema.spec, c.name) == s] for s in _SIDES]
+
+
+def _check_inputs(program: TowerProgram, schema: Schema, model: BundleModel) -> None:
+    """Raise a :class:`BundleError` unless a program reads what the model has in each stage."""
+    got, expected = list(program.program.input_sizes), []
+    for columns, own in zip(
+        stage_columns(schema, model), stage_sequences(schema, model), strict=True
+    ):
+        shapes = [shape for sequence in own for shape in sequence_shapes(sequence).values()]
+        expected.append(sum(c.stop - c.start for c in columns) + sum(map(math.prod, shapes)))
+    if got != expected:
+        raise BundleError(
+            f"program: got {got} inputs of the query, the item and both, expected {expected}; "
+            "export the model again"
+        )
 
 
 def stage_sequences(schema: Schema, model: BundleModel) -> list[list[BundleSequence]]:
