@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from widedeep.cli.parser import (
     EXIT_OK,
     VerbParser,
     Verbs,
+    add_option,
     add_verb,
     positive,
     threads,
@@ -34,15 +35,8 @@ from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.load import LoadReport, Target, run_load
 from widedeep.simulate.table1 import Table1Config, table1_document, table1_in, table1_text
 
-if TYPE_CHECKING:
-    pass
-
-
 _BODIES = 64
-
-
 _START_S = 300.0
-
 
 _TABLE1 = {
     "seeds": "--seeds N",
@@ -84,9 +78,7 @@ def _add_table1(targets: Verbs) -> None:
         "  widedeep bench table1 --memorisation 0      # the wide part has nothing to remember\n\n"
         "Exit code 1 if Wide & Deep is not significantly ahead of both.",
     )
-    parser.add_argument(
-        "--out", metavar="FOLDER", help="folder for logs, examples and bundles (default: temporary)"
-    )
+    add_option(parser, "--out FOLDER", "folder for logs, examples and bundles (default: temporary)")
     config = Table1Config()
     add_fields(parser, config, _TABLE1, {"threads": threads})
     add_fields(parser, config.store, _TABLE1_STORE)
@@ -119,40 +111,22 @@ def _add_serve(targets: Verbs) -> None:
         "  widedeep bench serve runs/run --connections 1 8 --seconds 10\n\n"
         "Exit code 1 if a request failed.",
     )
-    parser.add_argument(
-        "models", metavar="MODELS", help="bundle or run folder, as 'widedeep serve' takes it"
-    )
-    parser.add_argument("--items", metavar="PARQUET", help="catalogue of items")
-    parser.add_argument("--item-id", metavar="COLUMN", help="column of item ids in the catalogue")
-    parser.add_argument("--bfloat16", action="store_true", help="multiply in bfloat16")
-    parser.add_argument(
-        "--workers", type=threads, default=1, metavar="N", help="processes (default: 1)"
-    )
-    parser.add_argument(
-        "--threads", type=threads, default=1, metavar="N", help="threads per request (default: 1)"
-    )
-    parser.add_argument(
-        "--candidates",
-        type=positive,
-        default=200,
-        metavar="N",
-        help="candidates per request (default: 200)",
-    )
-    parser.add_argument(
-        "--connections",
+    add_option(parser, "models MODELS", "bundle or run folder, as 'widedeep serve' takes it")
+    add_option(parser, "--items PARQUET", "catalogue of items")
+    add_option(parser, "--item-id COLUMN", "column of item ids in the catalogue")
+    add_option(parser, "--bfloat16", "multiply in bfloat16")
+    add_option(parser, "--workers N", "processes", type=threads, default=1)
+    add_option(parser, "--threads N", "threads per request", type=threads, default=1)
+    add_option(parser, "--candidates N", "candidates per request", type=positive, default=200)
+    add_option(
+        parser,
+        "--connections N",
+        "concurrent connections, one run for each number (default: 1 4 16)",
         type=positive,
         nargs="+",
         default=[1, 4, 16],
-        metavar="N",
-        help="concurrent connections, one run for each number (default: 1 4 16)",
     )
-    parser.add_argument(
-        "--seconds",
-        type=positive,
-        default=5,
-        metavar="S",
-        help="seconds per run, at most 60 (default: 5)",
-    )
+    add_option(parser, "--seconds S", "seconds per run, at most 60", type=positive, default=5)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from widedeep.cli.output import free_path, number, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, threads
+from widedeep.cli.output import (
+    check_free,
+    free_path,
+    number,
+    print_json,
+    print_next,
+    print_table,
+    print_text,
+)
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, threads
 from widedeep.cli.runs import labelled_rows, load_bundle
-from widedeep.errors import ConfigError
 from widedeep.evaluation.slice_calibration import SliceCalibration, calibrate_slices
 
 EXAMPLE = (
@@ -22,34 +29,30 @@ NEXT = "widedeep validate bundles/ads --against models --data newer.parquet"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("model", metavar="RUN_DIR|BUNDLE", help="run folder or bundle")
-    parser.add_argument(
-        "data",
-        metavar="DATA",
+    add_option(parser, "model RUN_DIR|BUNDLE", "run folder or bundle")
+    add_option(
+        parser,
+        "data DATA",
+        "labelled rows that training has not seen: a path, a glob, or a run folder (default: the "
+        "run's test data, else its validation data)",
         nargs="?",
-        help="labelled rows that training has not seen: a path, a glob, or a run folder (default: "
-        "the run's test data, else its validation data)",
     )
-    parser.add_argument(
-        "--by",
+    add_option(
+        parser,
+        "--by FEATURES",
+        "features of the wide part, separated by commas; each of their values is corrected",
         required=True,
-        metavar="FEATURES",
-        help="features of the wide part, separated by commas; each of their values is corrected",
     )
-    parser.add_argument("--head", metavar="NAME", help="binary head (default: the first)")
-    parser.add_argument(
-        "-o", "--out", metavar="BUNDLE", help="bundle to write (default: a free name in bundles)"
-    )
-    parser.add_argument(
-        "--posterior",
-        metavar="ROWS",
-        help="fit the posterior of the last layer by these rows that were shown, for a server that "
+    add_option(parser, "--head NAME", "binary head (default: the first)")
+    add_option(parser, "-o --out BUNDLE", "bundle to write (default: a free name in bundles)")
+    add_option(
+        parser,
+        "--posterior ROWS",
+        "fit the posterior of the last layer by these rows that were shown, for a server that "
         "explores by thompson or linucb; without it the new bundle holds none",
     )
-    parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
-    parser.add_argument(
-        "--threads", type=threads, default=1, metavar="N", help="threads (default: 1)"
-    )
+    add_option(parser, "--force", "replace a bundle that is there")
+    add_option(parser, "--threads N", "threads", type=threads, default=1)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,10 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = labelled_rows([] if arguments.data is None else [arguments.data], model)
     bundle = load_bundle(model)
     out = Path(arguments.out or free_path(Path("bundles") / model.name))
-    if out.exists() and not arguments.force:
-        raise ConfigError(
-            f"{out}: already exists; choose another folder, or replace it with --force"
-        )
+    check_free(out, force=arguments.force)
     result = calibrate_slices(
         bundle,
         rows.data,

@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 
 from widedeep.cli.join import (
     check_join,
+    column_document,
     column_note,
     is_join_file,
     join_check_document,
     print_join_check,
 )
 from widedeep.cli.output import count, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_set, positive
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, add_set, positive
 from widedeep.cli.runs import RunDirectory, train_command, training_data
 from widedeep.config import load_config, load_follow_config
 from widedeep.data.arrow_types import is_text, logical_type
@@ -45,23 +46,19 @@ EXAMPLE = (
     "Exit code 1 if training, or the join, would fail."
 )
 NEXT = "widedeep train ads.toml"
-
-
 _UNSEEN_MUCH = 0.2
-
-
 _SHOWN = 10
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("config", metavar="CONFIG.toml", help="configuration of a run or a join")
-    parser.add_argument(
-        "--rows",
+    add_option(parser, "config CONFIG.toml", "configuration of a run or a join")
+    add_option(
+        parser,
+        "--rows N",
+        "rows to sample from each data set, or impressions to join",
         type=positive,
         default=50_000,
-        metavar="N",
-        help="rows to sample from each data set, or impressions to join (default: 50,000)",
     )
     add_set(parser)
 
@@ -98,10 +95,7 @@ def _check_document(report: CheckReport) -> dict[str, Any]:
             "data": data.path,
             "rows": data.rows,
             "sampled": data.sampled,
-            "columns": {
-                c.name: {"type": str(c.arrow_type), "distinct": c.distinct, "missing": c.missing}
-                for c in data.columns
-            },
+            "columns": column_document(data.columns),
         }
         for data in report.inputs
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from widedeep.cli.output import count, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_OK, threads
+from widedeep.cli.parser import EXIT_OK, add_option, threads
 from widedeep.cli.runs import load_bundle
 from widedeep.errors import ConfigError
 from widedeep.evaluation.position_bias import PositionBias, fit_position_bias, write_weights
@@ -20,36 +20,32 @@ NEXT = "widedeep init weighted.parquet --label click   # the column weight is th
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("log", metavar="LOG", nargs="+", help="log of rankings: paths or globs")
-    parser.add_argument("--label", required=True, metavar="COLUMN", help="labels, 0 or 1")
-    parser.add_argument(
-        "--position",
+    add_option(parser, "log LOG", "log of rankings: paths or globs", nargs="+")
+    add_option(parser, "--label COLUMN", "labels, 0 or 1", required=True)
+    add_option(
+        parser,
+        "--position COLUMN",
+        "places in the list, from 1; null: not shown",
         default="position",
-        metavar="COLUMN",
-        help="places in the list, from 1; null: not shown (default: position)",
     )
     learned_by = parser.add_mutually_exclusive_group()
-    learned_by.add_argument(
-        "--propensity",
-        metavar="COLUMN",
-        help="chance that each item had to get its place (default: 'propensity' without --model)",
+    add_option(
+        learned_by,
+        "--propensity COLUMN",
+        "chance that each item had to get its place (default: 'propensity' without --model)",
     )
-    learned_by.add_argument(
-        "--model",
-        metavar="RUN_DIR|BUNDLE",
-        help="model that says how much items are wanted, for logs without propensities",
+    add_option(
+        learned_by,
+        "--model RUN_DIR|BUNDLE",
+        "model that says how much items are wanted, for logs without propensities",
     )
-    learned_by.add_argument(
-        "--examination",
-        metavar="NUMBERS",
-        help="how likely each place from 1 on is looked at, such as 1,0.7,0.5 (default: learned)",
+    add_option(
+        learned_by,
+        "--examination NUMBERS",
+        "how likely each place from 1 on is looked at, such as 1,0.7,0.5 (default: learned)",
     )
-    parser.add_argument(
-        "-o", "--out", metavar="PARQUET", help="file for the rows with a column weight"
-    )
-    parser.add_argument(
-        "--threads", type=threads, default=1, metavar="N", help="threads (default: 1)"
-    )
+    add_option(parser, "-o --out PARQUET", "file for the rows with a column weight")
+    add_option(parser, "--threads N", "threads", type=threads, default=1)
 
 
 def run(arguments: argparse.Namespace) -> int:

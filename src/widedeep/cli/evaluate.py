@@ -16,7 +16,7 @@ from widedeep.cli.output import (
     print_table,
     print_text,
 )
-from widedeep.cli.parser import EXIT_OK, threads, without_option
+from widedeep.cli.parser import EXIT_OK, add_option, threads, without_option
 from widedeep.cli.runs import labelled_rows, load_bundle, local_model
 from widedeep.cli.validate import print_validate
 from widedeep.errors import ConfigError
@@ -42,40 +42,37 @@ _RESAMPLES = 1000
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("model", metavar="RUN_DIR|BUNDLE", help="run folder or bundle")
-    parser.add_argument(
-        "data",
-        metavar="DATA",
+    add_option(parser, "model RUN_DIR|BUNDLE", "run folder or bundle")
+    add_option(
+        parser,
+        "data DATA",
+        "labelled data: a path, a glob, or a run folder (default: the run's test data, else its "
+        "validation data)",
         nargs="?",
-        help="labelled data: a path, a glob, or a run folder (default: the run's test data, else "
-        "its validation data)",
     )
-    parser.add_argument(
-        "--propensity",
-        metavar="COLUMN",
-        help="chance that each item had to be shown where it was: estimates what the model's "
-        "rankings would earn (default: 'propensity', where DATA has it)",
+    add_option(
+        parser,
+        "--propensity COLUMN",
+        "chance that each item had to be shown where it was: estimates what the model's rankings "
+        "would earn (default: 'propensity', where DATA has it)",
     )
-    parser.add_argument(
-        "--position",
+    add_option(
+        parser,
+        "--position COLUMN",
+        "place in the list, from 1, beside propensities",
         default="position",
-        metavar="COLUMN",
-        help="place in the list, from 1, beside propensities (default: position)",
     )
-    parser.add_argument(
-        "--request",
-        metavar="COLUMN",
-        help="id of the request, beside propensities (default: request_id, or the group of the "
-        "model)",
+    add_option(
+        parser,
+        "--request COLUMN",
+        "id of the request, beside propensities (default: request_id, or the group of the model)",
     )
-    parser.add_argument(
-        "--threads", type=threads, default=1, metavar="N", help="threads (default: 1)"
-    )
-    parser.add_argument(
-        "--ranks",
+    add_option(parser, "--threads N", "threads", type=threads, default=1)
+    add_option(
+        parser,
+        "--ranks N",
+        "score by N processes of this machine (torchrun launches those of several)",
         type=threads,
-        metavar="N",
-        help="score by N processes of this machine (torchrun launches those of several)",
     )
 
 

@@ -20,7 +20,7 @@ from widedeep.cli.output import (
     print_text,
     shown_path,
 )
-from widedeep.cli.parser import EXIT_OK
+from widedeep.cli.parser import EXIT_OK, add_option
 from widedeep.cli.runs import load_bundle, model_to_start_from, run_of, training_data
 from widedeep.cli.validate import print_validate
 from widedeep.config import config_from_tables
@@ -40,41 +40,41 @@ NEXT = "widedeep validate bundles/ads-2 --data runs/ads"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument(
-        "model",
-        metavar="RUN_DIR|CHECKPOINT|BUNDLE",
-        help="run folder, a step-* folder in it, or, for ONNX and --tables, a bundle",
+    add_option(
+        parser,
+        "model RUN_DIR|CHECKPOINT|BUNDLE",
+        "run folder, a step-* folder in it, or, for ONNX and --tables, a bundle",
     )
-    parser.add_argument(
-        "-o", "--out", required=True, metavar="OUT", help="folder, or ONNX file, to write"
-    )
-    parser.add_argument(
+    add_option(parser, "-o --out OUT", "folder, or ONNX file, to write", required=True)
+    add_option(
+        parser,
         "--format",
+        "what to write: a bundle, or the bundle's whole model from raw columns to scores as one "
+        "ONNX file, checked on the bundle's stored rows",
         choices=("bundle", "onnx"),
         default="bundle",
-        help="what to write: a bundle, or the bundle's whole model from raw columns to scores as "
-        "one ONNX file, checked on the bundle's stored rows (default: bundle)",
     )
-    parser.add_argument(
-        "--posterior",
-        metavar="DATA",
-        help="store how uncertain the last layer is after these rows that were shown, for a server "
-        "that explores by thompson or linucb",
+    add_option(
+        parser,
+        "--posterior DATA",
+        "store how uncertain the last layer is after these rows that were shown, for a server that "
+        "explores by thompson or linucb",
     )
-    parser.add_argument(
-        "--items",
-        metavar="PATH",
-        help="items whose vectors the bundle keeps, for a model with two towers (default: "
-        "[data] items of the run)",
+    add_option(
+        parser,
+        "--items PATH",
+        "items whose vectors the bundle keeps, for a model with two towers (default: [data] items "
+        "of the run)",
     )
-    parser.add_argument(
+    add_option(
+        parser,
         "--tables",
+        "numbers of the tables of embeddings: int8 takes a quarter of the memory, int4 an eighth, "
+        "and the bundle tells how much scores change (default: [train] bundle_tables of the run, "
+        "fp32)",
         choices=get_args(TableKind),
-        help="numbers of the tables of embeddings: int8 takes a quarter of the memory, int4 an "
-        "eighth, and the bundle tells how much scores change (default: [train] bundle_tables of "
-        "the run, fp32)",
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing OUT")
+    add_option(parser, "--force", "replace an existing OUT")
 
 
 def run(arguments: argparse.Namespace) -> int:

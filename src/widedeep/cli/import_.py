@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from widedeep._version import __version__
-from widedeep.cli.output import count, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_OK, add_set, share
+from widedeep.cli.output import check_free, count, print_json, print_next, print_table, print_text
+from widedeep.cli.parser import EXIT_OK, add_option, add_set, share
 from widedeep.cli.runs import RunDirectory
 from widedeep.config import load_config
 from widedeep.errors import ConfigError
@@ -34,60 +34,56 @@ NEXT = "widedeep serve runs/ads/bundle"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument(
-        "model",
-        metavar="SAVED_MODEL|CHECKPOINT",
-        help="what estimator.export_saved_model wrote, or the folder of its versions: the newest; "
-        "with --spec a checkpoint alone",
+    add_option(
+        parser,
+        "model SAVED_MODEL|CHECKPOINT",
+        "what estimator.export_saved_model wrote, or the folder of its versions: the newest; with "
+        "--spec a checkpoint alone",
     )
-    parser.add_argument("-o", "--out", required=True, metavar="RUN_DIR", help="folder to write")
-    parser.add_argument(
-        "--checkpoint",
-        metavar="MODEL_DIR",
-        help="the estimator's model_dir, or a checkpoint of the same step, for the state of the "
+    add_option(parser, "-o --out RUN_DIR", "folder to write", required=True)
+    add_option(
+        parser,
+        "--checkpoint MODEL_DIR",
+        "the estimator's model_dir, or a checkpoint of the same step, for the state of the "
         "optimizers (default: they start anew)",
     )
-    parser.add_argument(
-        "--spec",
-        metavar="RUN.toml",
-        help="for a checkpoint alone: a configuration that declares features, activation and head "
-        "as the estimator had them",
+    add_option(
+        parser,
+        "--spec RUN.toml",
+        "for a checkpoint alone: a configuration that declares features, activation and head as "
+        "the estimator had them",
     )
-    parser.add_argument(
-        "--label",
-        metavar="COLUMNS",
+    add_option(
+        parser,
+        "--label COLUMNS",
+        "column of the label; of a label of several values their columns, separated by commas",
         default="label",
-        help="column of the label; of a label of several values their columns, separated by commas "
-        "(default: label)",
     )
-    parser.add_argument("--weight", metavar="COLUMN", help="column of example weights")
-    parser.add_argument(
-        "--lists",
-        metavar="COLUMNS",
+    add_option(parser, "--weight COLUMN", "column of example weights")
+    add_option(
+        parser,
+        "--lists COLUMNS",
+        "columns, separated by commas, that hold a list in each row, beside those that do in the "
+        "warm-up requests",
         default="",
-        help="columns, separated by commas, that hold a list in each row, beside those that do in "
-        "the warm-up requests",
     )
-    parser.add_argument(
-        "--dropout",
+    add_option(
+        parser,
+        "--dropout P",
+        "probability to drop a hidden unit, which a SavedModel does not hold",
         type=share,
         default=0.0,
-        metavar="P",
-        help="probability to drop a hidden unit, which a SavedModel does not hold (default: 0)",
     )
     for name, what in (("train", "training"), ("valid", "validation"), ("test", "test")):
         parser.add_argument(f"--{name}", metavar="DATA", help=f"{what} data to go on with")
-    parser.add_argument("--force", action="store_true", help="replace an existing RUN_DIR")
+    add_option(parser, "--force", "replace an existing RUN_DIR")
     add_set(parser, "train.batch_size=512")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     out = Path(arguments.out)
-    if out.exists() and not arguments.force:
-        raise ConfigError(
-            f"{out}: already exists; choose another folder, or replace it with --force"
-        )
+    check_free(out, force=arguments.force)
     from widedeep.importing import from_estimator
 
     imported = from_estimator(

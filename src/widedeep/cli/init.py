@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 from widedeep.census import load_census
-from widedeep.cli.output import print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_OK
+from widedeep.cli.output import check_free, print_json, print_next, print_table, print_text
+from widedeep.cli.parser import EXIT_OK, add_option
 from widedeep.config import config_from_tables
 from widedeep.data.infer import InferredSpec, data_lines, features_block, infer_spec
 from widedeep.data.paths import input_paths
@@ -27,8 +27,6 @@ EXAMPLE = (
     "are added. Each line has a comment with its evidence: read it through."
 )
 NEXT = "widedeep check ads.toml"
-
-
 _VALID_FRACTION = 0.1
 
 
@@ -41,25 +39,16 @@ batch_size = "auto"  # by the number of rows\
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument(
-        "data", metavar="DATA", nargs="?", help="training data: a Parquet or CSV file, or a glob"
-    )
-    parser.add_argument(
+    add_option(parser, "data DATA", "training data: a Parquet or CSV file, or a glob", nargs="?")
+    add_option(
+        parser,
         "--dataset",
+        "write a data set of the package into a folder of its name, and take that",
         choices=("census",),
-        help="write a data set of the package into a folder of its name, and take that",
     )
-    parser.add_argument(
-        "--label", metavar="NAME", help="label column (default: guessed if it is obvious)"
-    )
-    parser.add_argument(
-        "-o",
-        "--out",
-        default="run.toml",
-        metavar="FILE",
-        help="configuration to write (default: run.toml)",
-    )
-    parser.add_argument("--force", action="store_true", help="replace an existing FILE")
+    add_option(parser, "--label NAME", "label column (default: guessed if it is obvious)")
+    add_option(parser, "-o --out FILE", "configuration to write", default="run.toml")
+    add_option(parser, "--force", "replace an existing FILE")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -101,8 +90,7 @@ def write_dataset(config: str | os.PathLike[str], *, overwrite: bool = False) ->
     """Write the census into a folder beside a configuration; return its train file and label."""
     folder = Path(config).parent / "census"
     for path in (Path(config), folder):
-        if path.exists() and not overwrite:
-            raise ConfigError(f"{path}: already exists; replace it with --force")
+        check_free(path, force=overwrite, advice="")
     load_census().write(folder)
     return str(folder / "train.parquet"), "income"
 
@@ -112,10 +100,7 @@ def write_config(
 ) -> InferredSpec:
     """Write a first configuration for a table beside it or elsewhere."""
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise ConfigError(
-            f"{path}: already exists; choose another file (-o), or replace it with --force"
-        )
+    check_free(path, force=overwrite, advice="choose another file (-o), or ")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: no folder {path.parent}; make it first")
     inferred = infer_spec(data, label=label)

@@ -9,7 +9,7 @@ from typing import Any
 
 from widedeep.bundle import Bundle
 from widedeep.cli.output import number, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_OK, positive, whole
+from widedeep.cli.parser import EXIT_OK, add_option, positive, whole
 from widedeep.cli.runs import holds_bundle, load_bundle
 from widedeep.errors import ConfigError, DataError
 from widedeep.publish import PublishedVersion
@@ -37,25 +37,19 @@ NEXT = "widedeep report runs/ads"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument(
-        "model",
-        metavar="BUNDLE|SCHEMA|RUN_DIR|MODELS",
-        help="bundle, schema file, run folder, or folder of versions",
+    add_option(
+        parser,
+        "model BUNDLE|SCHEMA|RUN_DIR|MODELS",
+        "bundle, schema file, run folder, or folder of versions",
     )
-    parser.add_argument(
-        "--top",
-        type=positive,
-        default=20,
-        metavar="N",
-        help="wide weights to show of each sign (default: 20)",
-    )
-    parser.add_argument("--row", metavar="JSON", help="row to explain the score of, a JSON object")
-    parser.add_argument(
-        "--logit",
+    add_option(parser, "--top N", "wide weights to show of each sign", type=positive, default=20)
+    add_option(parser, "--row JSON", "row to explain the score of, a JSON object")
+    add_option(
+        parser,
+        "--logit N",
+        "logit to show the weights of, where there are several",
         type=whole,
         default=0,
-        metavar="N",
-        help="logit to show the weights of, where there are several (default: 0)",
     )
 
 
@@ -210,15 +204,7 @@ def _bundle_document(
 def lineage_document(versions: list[PublishedVersion]) -> list[dict[str, Any]]:
     """Return a lineage as plain values."""
     return [
-        {
-            "version": one.version,
-            "there": one.exists,
-            "serves": one.serves,
-            "withdrawn": one.withdrawn,
-            "labels": list(one.labels),
-            "depth": one.depth,
-            "record": None if one.record is None else vars(one.record),
-        }
+        {**one.to_json(), "record": None if one.record is None else vars(one.record)}
         for one in versions
     ]
 

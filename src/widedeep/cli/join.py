@@ -21,7 +21,14 @@ from widedeep.cli.output import (
     say,
     shown_path,
 )
-from widedeep.cli.parser import EXIT_INTERRUPTED, EXIT_OK, add_set, resume_command, typed_options
+from widedeep.cli.parser import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    add_option,
+    add_set,
+    resume_command,
+    typed_options,
+)
 from widedeep.data.profile import ColumnProfile, profile_columns
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.join.config import SPLITS, JoinConfig, is_join, load_join_config
@@ -38,23 +45,17 @@ EXAMPLE = (
     "The output folder holds train/, valid/, test/, manifest.json and report.html."
 )
 NEXT = "widedeep init examples/train --label click"
-
-
 _MISSING_MUCH = 0.5
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("config", metavar="JOIN.toml", help="configuration of the join")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue an interrupted join from its finished parts"
+    add_option(parser, "config JOIN.toml", "configuration of the join")
+    add_option(parser, "--resume", "continue an interrupted join from its finished parts")
+    add_option(
+        parser, "--engine", "SQL engine (default: the configuration's)", choices=("duckdb", "spark")
     )
-    parser.add_argument(
-        "--engine", choices=("duckdb", "spark"), help="SQL engine (default: the configuration's)"
-    )
-    parser.add_argument(
-        "--spark-master", metavar="URL", help="where Spark runs, such as spark://HOST:7077"
-    )
+    add_option(parser, "--spark-master URL", "where Spark runs, such as spark://HOST:7077")
     add_set(parser, "split.by=user")
 
 
@@ -256,6 +257,14 @@ def column_note(column: ColumnProfile) -> str | None:
     return None
 
 
+def column_document(columns: Sequence[ColumnProfile]) -> dict[str, Any]:
+    """Return profiles of columns as plain values."""
+    return {
+        c.name: {"type": str(c.arrow_type), "distinct": c.distinct, "missing": c.missing}
+        for c in columns
+    }
+
+
 def join_check_document(check: JoinCheck) -> dict[str, Any]:
     """Return a check of a join as plain values."""
     document: dict[str, Any] = {
@@ -277,10 +286,7 @@ def join_check_document(check: JoinCheck) -> dict[str, Any]:
             "one_user_in": check.tried.one_in,
             "splits": check.tried.splits,
             "counts": check.tried.counts,
-            "columns": {
-                c.name: {"type": str(c.arrow_type), "distinct": c.distinct, "missing": c.missing}
-                for c in check.columns
-            },
+            "columns": column_document(check.columns),
         }
     return document
 

@@ -10,10 +10,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from widedeep.cli.parser import real, whole
+from widedeep.cli.parser import Parser, real, whole, with_default
 from widedeep.options import field_help
-
-Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 
 _READERS: dict[Any, Callable[[str], object]] = {int: whole, float: real}
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {6,}.*)*)", re.MULTILINE)  # of a docstring's Args
@@ -47,7 +45,7 @@ def add_fields(
             type=reader,
             choices=typing.get_args(hint) if typing.get_origin(hint) is Literal else None,
             metavar=metavar or None,
-            help=_with_default(texts[name], default).replace("%", "%%"),
+            help=with_default(texts[name], default).replace("%", "%%"),
         )
 
 
@@ -62,14 +60,6 @@ def _without_none(hint: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
     return hint
-
-
-def _with_default(text: str, default: object) -> str:
-    if default in (None, (), "") or "(default" in text:
-        return text
-    if isinstance(default, int | float):
-        return f"{text} (default: {default:,})".replace(".0)", ")")
-    return f"{text} (default: {default})"
 
 
 def _described(kind: type) -> dict[str, str]:

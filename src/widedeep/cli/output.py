@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from widedeep.errors import ConfigError
 from widedeep.ranks.launch import launched_rank
 
 if TYPE_CHECKING:
@@ -71,6 +72,12 @@ def free_path(path: str | os.PathLike[str]) -> Path:
         free = first.with_name(f"{first.stem}-{number}{first.suffix}")
         number += 1
     return free
+
+
+def check_free(path: Path, *, force: bool, advice: str = "choose another folder, or ") -> None:
+    """Refuse to write over what exists, unless by force."""
+    if path.exists() and not force:
+        raise ConfigError(f"{path}: already exists; {advice}replace it with --force")
 
 
 def print_table(

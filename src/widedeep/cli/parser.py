@@ -14,6 +14,7 @@ from widedeep.errors import nearest
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
 
+Parser: TypeAlias = argparse.ArgumentParser | argparse._ArgumentGroup
 Verbs: TypeAlias = Any
 """Where verbs are added; argparse does not name the type."""
 
@@ -61,9 +62,36 @@ def add_verb(
         allow_abbrev=False,
     )
     if run is not None:
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        add_option(parser, "--json", "print one JSON document")
         parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def add_option(
+    parser: Parser, words: str, text: str, *, default: Any = None, **settings: Any
+) -> None:
+    """Add an option, ``"-o --out FILE"``, a flag, ``"--force"``, or an argument, ``"data DATA"``.
+
+    ``text`` is its help, to which the default is added; ``settings`` are argparse's.
+    """
+    *names, last = words.split()
+    help_text = with_default(text, default).replace("%", "%%")
+    if not last.startswith("-"):
+        settings["metavar"] = last
+    else:
+        names.append(last)
+        if not settings.keys() & {"choices", "action"}:
+            settings["action"], default = "store_true", False
+    parser.add_argument(*names, help=help_text, default=default, **settings)
+
+
+def with_default(text: str, default: object) -> str:
+    """Return the help of an option with its default, unless it tells one already."""
+    if default in (None, (), [], "") or "(default" in text:
+        return text
+    if isinstance(default, int | float):
+        return f"{text} (default: {default:,})".replace(".0)", ")")
+    return f"{text} (default: {default})"
 
 
 def typed_options(arguments: argparse.Namespace, *names: str) -> list[str]:
@@ -162,10 +190,10 @@ def real(text: str, least: float = 0.0, most: float = math.inf) -> float:
 
 def add_set(parser: argparse.ArgumentParser, example: str = "train.epochs=3") -> None:
     """Add ``--set``, which overrides the configuration."""
-    parser.add_argument(
-        "--set",
+    add_option(
+        parser,
+        "--set SECTION.KEY=VALUE",
+        f"override a value of the configuration, such as --set {example}; may be repeated",
         action="append",
         default=[],
-        metavar="SECTION.KEY=VALUE",
-        help=f"override a value of the configuration, such as --set {example}; may be repeated",
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from widedeep.cli.output import print_json, print_next, print_text
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_set, positive, real
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, add_set, positive, real
 from widedeep.cli.runs import RunDirectory, train_command
 from widedeep.config import load_config
 from widedeep.errors import ConfigError
@@ -51,31 +51,33 @@ def network_rate(text: str) -> float:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("config", metavar="RUN.toml", help="configuration of the run")
-    parser.add_argument(
-        "-o", "--out", metavar="RUN_DIR", help="folder of the prepared run (default: runs/RUN)"
+    add_option(parser, "config RUN.toml", "configuration of the run")
+    add_option(parser, "-o --out RUN_DIR", "folder of the prepared run (default: runs/RUN)")
+    add_option(parser, "--machines N", "machines", type=positive, default=1)
+    add_option(
+        parser, "--memory SIZE", "memory of each (default: 64GB)", type=memory_size, default=64e9
     )
-    parser.add_argument("--machines", type=positive, default=1, metavar="N", help="machines")
-    parser.add_argument(
-        "--memory", type=memory_size, default=64e9, metavar="SIZE",
-        help="memory of each (default: 64GB)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--network", type=network_rate, default=25.0, metavar="RATE",
-        help="network of each (default: 25Gbit)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cores", type=positive, default=16, metavar="N", help="cores of each (default: 16)"
+    add_option(
+        parser,
+        "--network RATE",
+        "network of each (default: 25Gbit)",
+        type=network_rate,
+        default=25.0,
     )
-    parser.add_argument(
-        "--examples", type=lambda text: round(real(text, 1.0, 1e18)), metavar="N",
-        help="examples of a pass (default: those that the schema was fitted on)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cpu-us", type=lambda text: real(text, 1e-3, 1e9), metavar="US",
-        help="CPU microseconds that an example takes here, from a trial run: 1e6 x threads / "
-        "examples a second (default: estimated from the model's size)",
-    )  # fmt: skip
+    add_option(parser, "--cores N", "cores of each", type=positive, default=16)
+    add_option(
+        parser,
+        "--examples N",
+        "examples of a pass (default: those that the schema was fitted on)",
+        type=lambda text: round(real(text, 1.0, 1e18)),
+    )
+    add_option(
+        parser,
+        "--cpu-us US",
+        "CPU microseconds that an example takes here, from a trial run: 1e6 x threads / examples a "
+        "second (default: estimated from the model's size)",
+        type=lambda text: real(text, 1e-3, 1e9),
+    )
     add_set(parser)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from widedeep.cli.output import print_json, print_next, print_text, say
-from widedeep.cli.parser import EXIT_OK, add_set, threads, without_option
+from widedeep.cli.parser import EXIT_OK, add_option, add_set, threads, without_option
 from widedeep.cli.runs import RunDirectory, pin_tables, train_command, training_data
 from widedeep.config import load_config
 from widedeep.data.counts import CountsFolder
@@ -40,24 +40,20 @@ _TIMEOUT = "1h"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("config", metavar="RUN.toml", help="configuration of the run")
-    parser.add_argument(
-        "-o", "--out", metavar="RUN_DIR", help="folder of the run (default: runs/RUN)"
+    add_option(parser, "config RUN.toml", "configuration of the run")
+    add_option(parser, "-o --out RUN_DIR", "folder of the run (default: runs/RUN)")
+    add_option(parser, "--encode", "save the encoded training rows too, in encoded/")
+    add_option(
+        parser,
+        "--counts DIR",
+        "learn from the counts beside a dataset that was joined on Spark, not from its rows",
     )
-    parser.add_argument(
-        "--encode", action="store_true", help="save the encoded training rows too, in encoded/"
-    )
-    parser.add_argument(
-        "--counts",
-        metavar="DIR",
-        help="learn from the counts beside a dataset that was joined on Spark, not from its rows",
-    )
-    parser.add_argument(
-        "--ranks",
+    add_option(
+        parser,
+        "--ranks N",
+        "fit on N processes of this machine, each on its part of the rows; several machines launch "
+        "them by torchrun",
         type=threads,
-        metavar="N",
-        help="fit on N processes of this machine, each on its part of the rows; several machines "
-        "launch them by torchrun",
     )
     add_set(parser)
 

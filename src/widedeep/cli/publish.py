@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from widedeep.cli.output import print_json, print_next, print_text, say
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, whole
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, whole
 from widedeep.cli.runs import bundle_path_of
 from widedeep.gate import Verdict, verdict_path
 from widedeep.publish import publish
@@ -24,27 +24,21 @@ NEXT = "widedeep serve models"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("model", metavar="CANDIDATE", help="bundle or run folder")
-    parser.add_argument("models", metavar="MODELS", help="folder of versions, or its URL")
-    parser.add_argument(
-        "--verdict",
-        metavar="FILE",
-        help="verdict of 'validate' (default: the one beside the bundle)",
+    add_option(parser, "model CANDIDATE", "bundle or run folder")
+    add_option(parser, "models MODELS", "folder of versions, or its URL")
+    add_option(
+        parser, "--verdict FILE", "verdict of 'validate' (default: the one beside the bundle)"
     )
-    parser.add_argument(
-        "--version", metavar="NAME", help="name of the version (default: the next number)"
-    )
-    parser.add_argument(
-        "--full-every",
+    add_option(parser, "--version NAME", "name of the version (default: the next number)")
+    add_option(
+        parser,
+        "--full-every N",
+        "publish every Nth version whole, and those between as patches",
         type=lambda text: whole(text, 1, MOST_PATCHES),
         default=1,
-        metavar="N",
-        help="publish every Nth version whole, and those between as patches (default: 1)",
     )
-    parser.add_argument("--force", action="store_true", help="publish a model that has not passed")
-    parser.add_argument(
-        "--reason", metavar="TEXT", help="reason for --force; kept with the version"
-    )
+    add_option(parser, "--force", "publish a model that has not passed")
+    add_option(parser, "--reason TEXT", "reason for --force; kept with the version")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from widedeep.cli.output import print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, positive, share, threads, whole
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, positive, share, threads, whole
 from widedeep.cli.runs import load_bundle
 from widedeep.errors import ConfigError, DataError
 from widedeep.report.replay import Replay, item_rows, replay, why_text
@@ -23,52 +23,43 @@ NEXT = "widedeep validate runs/ads --against models/7 --data recent.parquet"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("first", metavar="BUNDLE_A", help="bundle or run folder, as a rule served")
-    parser.add_argument("second", metavar="BUNDLE_B", help="bundle or run folder to compare")
-    parser.add_argument(
-        "log",
-        metavar="LOG",
+    add_option(parser, "first BUNDLE_A", "bundle or run folder, as a rule served")
+    add_option(parser, "second BUNDLE_B", "bundle or run folder to compare")
+    add_option(
+        parser,
+        "log LOG",
+        "ranked rows with their features: paths or globs; or requests as JSON lines (.jsonl)",
         nargs="+",
-        help="ranked rows with their features: paths or globs; or requests as JSON lines (.jsonl)",
     )
-    parser.add_argument(
-        "-k", type=positive, default=10, metavar="K", help="first places to compare (default: 10)"
+    add_option(parser, "-k K", "first places to compare", type=positive, default=10)
+    add_option(
+        parser,
+        "--request COLUMN",
+        "id of the request (default: request_id, or the group of the model)",
     )
-    parser.add_argument(
-        "--request",
-        metavar="COLUMN",
-        help="id of the request (default: request_id, or the group of the model)",
+    add_option(
+        parser,
+        "--item COLUMN",
+        "name of the item (default: item_id, or the first of the model's item)",
     )
-    parser.add_argument(
-        "--item",
-        metavar="COLUMN",
-        help="name of the item (default: item_id, or the first of the model's item)",
+    add_option(parser, "--items PARQUET", "catalogue, for JSON lines with ids")
+    add_option(parser, "--item-id COLUMN", "column of ids in the catalogue")
+    add_option(
+        parser, "--explain N", "requests to explain, those that change most", type=whole, default=20
     )
-    parser.add_argument("--items", metavar="PARQUET", help="catalogue, for JSON lines with ids")
-    parser.add_argument("--item-id", metavar="COLUMN", help="column of ids in the catalogue")
-    parser.add_argument(
-        "--explain",
-        type=whole,
-        default=20,
-        metavar="N",
-        help="requests to explain, those that change most (default: 20)",
-    )
-    parser.add_argument(
-        "--min-overlap",
+    add_option(
+        parser,
+        "--min-overlap SHARE",
+        "exit with 1 if fewer of the first K are in common, 0 to 1 (default: never)",
         type=share,
-        metavar="SHARE",
-        help="exit with 1 if fewer of the first K are in common, 0 to 1 (default: never)",
     )
-    parser.add_argument(
-        "-o",
-        "--out",
+    add_option(
+        parser,
+        "-o --out PAGE",
+        "HTML page to write, or a .json file of its values",
         default="replay.html",
-        metavar="PAGE",
-        help="HTML page to write, or a .json file of its values (default: replay.html)",
     )
-    parser.add_argument(
-        "--threads", type=threads, default=1, metavar="N", help="threads (default: 1)"
-    )
+    add_option(parser, "--threads N", "threads", type=threads, default=1)
 
 
 def run(arguments: argparse.Namespace) -> int:

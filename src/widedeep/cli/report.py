@@ -12,7 +12,7 @@ from typing import Any
 
 from widedeep.bundle import Bundle
 from widedeep.cli.output import print_json, print_metrics, print_next, print_text
-from widedeep.cli.parser import EXIT_OK, positive, threads, whole
+from widedeep.cli.parser import EXIT_OK, add_option, positive, threads, whole
 from widedeep.cli.runs import (
     RunDirectory,
     bundle_path_of,
@@ -43,56 +43,45 @@ EXAMPLE = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument(
-        "model", metavar="RUN_DIR|BUNDLE|MODELS", help="run folder, bundle, or folder of versions"
-    )
-    parser.add_argument(
-        "--data",
+    add_option(parser, "model RUN_DIR|BUNDLE|MODELS", "run folder, bundle, or folder of versions")
+    add_option(
+        parser,
+        "--data DATA",
+        "labelled rows: paths, globs, or a run folder for its held-out rows (default: the test or "
+        "validation data of the run)",
         nargs="+",
         default=[],
-        metavar="DATA",
-        help="labelled rows: paths, globs, or a run folder for its held-out rows (default: the "
-        "test or validation data of the run)",
     )
-    parser.add_argument(
-        "--against",
-        metavar="MODEL",
-        help="model to compare with: a bundle, a run folder, or a folder of versions (default: "
-        "with --models, the version before, or the serving one)",
+    add_option(
+        parser,
+        "--against MODEL",
+        "model to compare with: a bundle, a run folder, or a folder of versions (default: with "
+        "--models, the version before, or the serving one)",
     )
-    parser.add_argument("--models", metavar="MODELS", help="folder of versions to show")
-    parser.add_argument(
-        "-o",
-        "--out",
-        metavar="PAGE",
-        help="HTML page to write, or a .json file of its values (default: report.html in the run "
+    add_option(parser, "--models MODELS", "folder of versions to show")
+    add_option(
+        parser,
+        "-o --out PAGE",
+        "HTML page to write, or a .json file of its values (default: report.html in the run "
         "folder, or here)",
     )
-    parser.add_argument(
-        "--slices",
-        metavar="COLUMNS",
-        help="columns to slice by, separated by commas, or 'none' (default: categorical columns "
-        "of few values)",
+    add_option(
+        parser,
+        "--slices COLUMNS",
+        "columns to slice by, separated by commas, or 'none' (default: categorical columns of few "
+        "values)",
     )
-    parser.add_argument(
-        "--unit", metavar="COLUMN", help="column of users or requests, to resample as wholes"
-    )
-    parser.add_argument(
-        "--top",
-        type=positive,
-        default=12,
-        metavar="N",
-        help="wide weights to show of each sign (default: 12)",
-    )
-    parser.add_argument(
-        "--importance-rows",
+    add_option(parser, "--unit COLUMN", "column of users or requests, to resample as wholes")
+    add_option(parser, "--top N", "wide weights to show of each sign", type=positive, default=12)
+    add_option(
+        parser,
+        "--importance-rows N",
+        "rows on which columns are shuffled to see what each is worth; 0 leaves that out "
+        f"(default: {IMPORTANCE_ROWS:,})",
         type=whole,
         default=IMPORTANCE_ROWS,
-        metavar="N",
-        help="rows on which columns are shuffled to see what each is worth; 0 leaves that out "
-        f"(default: {IMPORTANCE_ROWS:,})",
     )
-    parser.add_argument("--threads", type=threads, metavar="N", help="threads (default: all)")
+    add_option(parser, "--threads N", "threads (default: all)", type=threads)
 
 
 def run(arguments: argparse.Namespace) -> int:

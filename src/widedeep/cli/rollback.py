@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from widedeep.cli.output import print_json, print_next, print_text, say
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option
 from widedeep.remote import is_url, local_path
 from widedeep.serving.loading import PrivateCopies, default_cache
 from widedeep.serving.remote_models import RemoteModels
@@ -24,12 +24,8 @@ NEXT = "widedeep inspect models"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument(
-        "models", metavar="MODELS", help="folder of versions that is served, or its URL"
-    )
-    parser.add_argument(
-        "--to", metavar="VERSION", help="version to serve (default: the one before the serving one)"
-    )
+    add_option(parser, "models MODELS", "folder of versions that is served, or its URL")
+    add_option(parser, "--to VERSION", "version to serve (default: the one before the serving one)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle
 from widedeep.bundle.bundle import Scores
 from widedeep.cli.output import count, next_line, print_json, say
-from widedeep.cli.parser import EXIT_OK, threads
+from widedeep.cli.parser import EXIT_OK, add_option, threads
 from widedeep.cli.runs import load_bundle
 from widedeep.data.arrow_types import logical_type
 from widedeep.data.batch import Batch, count_values
@@ -41,57 +41,35 @@ EXAMPLE = (
     "lines or Parquet. Absent keys and values that training has not seen are counted."
 )
 
-
 _CHUNK_ROWS = 16_384
-
-
 Keep = Literal["all", "none"] | Sequence[str]
-
-
 Chunk = tuple[Any, Scores]
-
-
 STANDARD_STREAM = "-"
-
-
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-
-
 Kept: TypeAlias = "list[dict[str, Any]] | pa.Table"
-
-
 Writer: TypeAlias = Callable[[Kept, Scores], None]
-
-
 Columns: TypeAlias = "list[tuple[str, NDArray[np.float64]]]"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("model", metavar="BUNDLE", help="bundle or run folder")
-    parser.add_argument("data", metavar="INPUT", help="file or glob, or '-' for standard input")
-    parser.add_argument(
-        "-o",
-        "--out",
+    add_option(parser, "model BUNDLE", "bundle or run folder")
+    add_option(parser, "data INPUT", "file or glob, or '-' for standard input")
+    add_option(
+        parser,
+        "-o --out OUTPUT",
+        ".parquet or .jsonl file (default: JSON lines on standard output)",
         default="-",
-        metavar="OUTPUT",
-        help=".parquet or .jsonl file (default: JSON lines on standard output)",
     )
-    parser.add_argument(
-        "--keep",
+    add_option(
+        parser,
+        "--keep COLUMNS",
+        "input columns to write: 'all' (default), 'none', or names separated by commas",
         default="all",
-        metavar="COLUMNS",
-        help="input columns to write: 'all' (default), 'none', or names separated by commas",
     )
-    parser.add_argument("--name", default="score", help="name of the score column (default: score)")
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse JSON rows that lack a key (default: read it as null)",
-    )
-    parser.add_argument(
-        "--threads", type=threads, default=1, metavar="N", help="threads (default: 1)"
-    )
+    add_option(parser, "--name NAME", "name of the score column", default="score")
+    add_option(parser, "--strict", "refuse JSON rows that lack a key (default: read it as null)")
+    add_option(parser, "--threads N", "threads", type=threads, default=1)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -327,7 +305,7 @@ def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
         sys.stdout.flush()
         return
     try:
-        with output_file(out) as path, _checked_file(path) as temporary:
+        with output_file(out) as path, atomic_file(_checked_file(path)) as temporary:
             if path.suffix.lower() in JSON_SUFFIXES:
                 with open(temporary, "w", encoding="utf-8") as file:
                     yield lambda rows, scores: _write_lines(file, rows, columns(scores))
@@ -342,18 +320,12 @@ def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
         ) from error
 
 
-@contextlib.contextmanager
-def _checked_file(path: Path) -> Iterator[Path]:
-    _check_folder(path)
-    with atomic_file(path) as temporary:
-        yield temporary
-
-
-def _check_folder(path: Path) -> None:
+def _checked_file(path: Path) -> Path:
     if path.suffix.lower() not in (".parquet", *JSON_SUFFIXES):
         raise DataError(f"{path}: got the suffix {path.suffix!r}, expected .parquet or .jsonl")
     if not path.parent.is_dir():
         raise DataError(f"{path}: no folder {path.parent}; make it first")
+    return path
 
 
 def _write_lines(file: IO[str], chunk: Kept, columns: Columns) -> None:

@@ -20,13 +20,7 @@ from widedeep.bundle.layout import POSTERIOR, SCHEMA, read_warmup
 from widedeep.bundle.manifest import read_manifest
 from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import next_line, print_json, say
-from widedeep.cli.parser import (
-    period,
-    positive,
-    seconds,
-    share,
-    threads,
-)
+from widedeep.cli.parser import add_option, period, positive, seconds, share, threads
 from widedeep.cli.runs import served_bundle
 from widedeep.errors import BundleError, ConfigError, nearest
 from widedeep.features.spec import item_columns
@@ -42,8 +36,6 @@ EXAMPLE = (
     '\'{"user": {"country": "de"}, "candidates": ["maps", "mail"]}\''
 )
 NEXT = "the request that it prints; after Ctrl-C: widedeep report models/ads"
-
-
 _GRACE_S = 5.0
 _EXAMPLE_ITEMS = 2
 
@@ -105,37 +97,29 @@ _READERS = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     settings = Settings()
-    parser.add_argument(
-        "models",
+    add_option(
+        parser,
+        "models MODELS",
+        "a bundle, a run's folder, a folder of versions, or several of these; NAME=PATH names a "
+        "model",
         nargs="+",
-        metavar="MODELS",
-        help="a bundle, a run's folder, a folder of versions, or several of these; NAME=PATH names "
-        "a model",
     )
     network = parser.add_argument_group("network")
-    network.add_argument(
-        "--http",
+    add_option(
+        network,
+        "--http [HOST]:PORT",
+        f"HTTP address (default: :{settings.port}, on loopback)",
         default=f":{settings.port}",
-        metavar="[HOST]:PORT",
-        help=f"HTTP address (default: :{settings.port}, on loopback)",
     )
-    network.add_argument(
-        "--grpc", metavar="[HOST]:PORT", help="gRPC address, for the Open Inference Protocol"
-    )
+    add_option(network, "--grpc [HOST]:PORT", "gRPC address, for the Open Inference Protocol")
     add_fields(network, settings, _NETWORK, _READERS)
     models = parser.add_argument_group("models and items")
-    models.add_argument(
-        "--latest",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="newest versions to keep loaded (default: 1)",
-    )
-    models.add_argument(
+    add_option(models, "--latest N", "newest versions to keep loaded", type=positive, default=1)
+    add_option(
+        models,
         "--bfloat16",
-        action="store_true",
-        help="multiply in bfloat16: half the memory for the items' part, faster, slightly "
-        "different scores",
+        "multiply in bfloat16: half the memory for the items' part, faster, slightly different "
+        "scores",
     )
     add_fields(models, RegistryOptions(), _REGISTRY, _READERS)
     add_fields(models, settings, _CATALOGUE)

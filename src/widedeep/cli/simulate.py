@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import number, print_json, print_next, print_table, print_text, say
-from widedeep.cli.parser import EXIT_OK, positive, share
+from widedeep.cli.parser import EXIT_OK, add_option, positive, share
 from widedeep.errors import ConfigError
 from widedeep.simulate import (
     AppStore,
@@ -42,13 +42,11 @@ EXAMPLE = (
 )
 NEXT = "widedeep join week1/join.toml"
 
-
 _PLAIN: dict[str, Callable[[], Policy]] = {
     "popularity": Popularity,
     "random": Random,
     "oracle": Oracle,
 }
-
 
 _STORE = {
     "seed": "--seed N",
@@ -60,38 +58,30 @@ _STORE = {
     "drift": "--drift X",
 }
 STATE = "store.npz"
-
-
 CATALOGUE = "catalogue.parquet"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("folder", metavar="FOLDER", help="folder for the logs")
-    parser.add_argument(
-        "--days", type=positive, default=7, metavar="N", help="days to simulate (default: 7)"
-    )
-    parser.add_argument(
-        "--policy",
+    add_option(parser, "folder FOLDER", "folder for the logs")
+    add_option(parser, "--days N", "days to simulate", type=positive, default=7)
+    add_option(
+        parser,
+        "--policy [ARM=]POLICY",
+        "ranking policy: popularity (default), random, oracle, the folder of a bundle, or the URL "
+        "of a server; may be repeated, to split the users equally",
         action="append",
         default=[],
-        metavar="[ARM=]POLICY",
-        help="ranking policy: popularity (default), random, oracle, the folder of a bundle, or the "
-        "URL of a server; may be repeated, to split the users equally",
     )
-    parser.add_argument(
-        "--explore",
+    add_option(
+        parser,
+        "--explore FRACTION",
+        "fraction of requests to rank in random order",
         type=share,
         default=0.0,
-        metavar="FRACTION",
-        help="fraction of requests to rank in random order (default: 0)",
     )
-    parser.add_argument(
-        "--resume", metavar="FOLDER", help="folder of an earlier simulation to continue"
-    )
-    parser.add_argument(
-        "--catalogue", metavar="FILE", help="catalogue file of a server, to update every night"
-    )
+    add_option(parser, "--resume FOLDER", "folder of an earlier simulation to continue")
+    add_option(parser, "--catalogue FILE", "catalogue file of a server, to update every night")
     add_fields(parser.add_argument_group("a new store"), StoreConfig(), _STORE)
 
 

@@ -19,6 +19,7 @@ from widedeep.cli.output import (
 from widedeep.cli.parser import (
     EXIT_INTERRUPTED,
     EXIT_OK,
+    add_option,
     add_set,
     period,
     resume_command,
@@ -50,7 +51,6 @@ EXAMPLE = (
 )
 NEXT = "widedeep evaluate runs/ads"
 
-
 _FOLLOW = {
     "publish": "--publish MODELS",
     "export_rows": "--export-rows N",
@@ -64,62 +64,50 @@ _FOLLOW = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("config", metavar="RUN.toml", help="configuration of the run")
-    parser.add_argument(
-        "--out", metavar="RUN_DIR", help="folder of the run, or its URL (default: runs/RUN)"
-    )
+    add_option(parser, "config RUN.toml", "configuration of the run")
+    add_option(parser, "--out RUN_DIR", "folder of the run, or its URL (default: runs/RUN)")
     going_on = parser.add_mutually_exclusive_group()
-    going_on.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
-    going_on.add_argument("--force", action="store_true", help="replace an existing run")
-    parser.add_argument(
+    add_option(going_on, "--resume", "continue from the last checkpoint")
+    add_option(going_on, "--force", "replace an existing run")
+    add_option(
+        parser,
         "--quality",
+        "how much time to spend: fast, good, or best: an averaged ensemble in one bundle (default: "
+        "that of [train], good)",
         choices=get_args(Quality),
-        help="how much time to spend: fast, good, or best: an averaged ensemble in one bundle "
-        "(default: that of [train], good)",
     )
-    parser.add_argument(
-        "--warm-start",
-        metavar="MODEL",
-        help="start from the parameters of a run, a checkpoint or a bundle, or of its URL",
+    add_option(
+        parser,
+        "--warm-start MODEL",
+        "start from the parameters of a run, a checkpoint or a bundle, or of its URL",
     )
-    parser.add_argument(
-        "--carry",
+    add_option(
+        parser,
+        "--carry PATTERN",
+        "tensors to transfer, such as 'wide/*'; may be repeated (default: all)",
         action="append",
-        metavar="PATTERN",
-        help="tensors to transfer, such as 'wide/*'; may be repeated (default: all)",
     )
-    parser.add_argument(
-        "--project", action="store_true", help="project embeddings of another width"
-    )
+    add_option(parser, "--project", "project embeddings of another width")
     _add_following(parser)
-    parser.add_argument(
-        "--ranks",
+    add_option(
+        parser,
+        "--ranks N",
+        "train by N processes of this machine (torchrun launches those of several)",
         type=threads,
-        metavar="N",
-        help="train by N processes of this machine (torchrun launches those of several)",
     )
     add_set(parser)
 
 
 def _add_following(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--follow",
-        metavar="DIR",
-        help="then train on the Parquet files that arrive in DIR, or on the messages of "
+    add_option(
+        parser,
+        "--follow DIR",
+        "then train on the Parquet files that arrive in DIR, or on the messages of "
         "kafka://HOST:PORT/TOPIC",
     )
-    parser.add_argument(
-        "--poll",
-        type=period,
-        default=1.0,
-        metavar="S",
-        help="seconds between looks at DIR (default: 1)",
-    )
-    parser.add_argument(
-        "--idle",
-        type=seconds,
-        metavar="S",
-        help="stop after S seconds without a new file (default: never)",
+    add_option(parser, "--poll S", "seconds between looks at DIR", type=period, default=1.0)
+    add_option(
+        parser, "--idle S", "stop after S seconds without a new file (default: never)", type=seconds
     )
     add_fields(parser, FollowConfig(), _FOLLOW)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from widedeep._version import __version__
 from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import count, number, print_json, print_next, print_table, print_text, say
-from widedeep.cli.parser import EXIT_INTERRUPTED, EXIT_OK, add_set, resume_command
+from widedeep.cli.parser import EXIT_INTERRUPTED, EXIT_OK, add_option, add_set, resume_command
 from widedeep.cli.runs import RunDirectory, training_data
 from widedeep.config import load_config, load_tune_config
 from widedeep.features.toml import toml_text
@@ -35,24 +35,18 @@ _FLAGS = {"trials": "--trials N", "minutes": "--minutes M", "seed": "--seed N"}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("config", metavar="RUN.toml", help="configuration of a run")
-    parser.add_argument(
-        "-o", "--out", metavar="DIR", help="folder of the study (default: runs/RUN-tune)"
-    )
+    add_option(parser, "config RUN.toml", "configuration of a run")
+    add_option(parser, "-o --out DIR", "folder of the study (default: runs/RUN-tune)")
     going_on = parser.add_mutually_exclusive_group()
-    going_on.add_argument(
-        "--resume", action="store_true", help="go on with the study; --trials counts all of it"
-    )
-    going_on.add_argument(
-        "--force", action="store_true", help="replace an existing study; other files stay"
-    )
+    add_option(going_on, "--resume", "go on with the study; --trials counts all of it")
+    add_option(going_on, "--force", "replace an existing study; other files stay")
     add_fields(parser, TuneConfig(), _FLAGS)
-    parser.add_argument(
-        "--models",
+    add_option(
+        parser,
+        "--models TOWER",
+        "towers to try beside the configuration's own (default: mlp and dcn_v2, where it has one "
+        "of these)",
         nargs="+",
-        metavar="TOWER",
-        help="towers to try beside the configuration's own (default: mlp and dcn_v2, where it has "
-        "one of these)",
     )
     add_set(parser)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from widedeep.cli.output import count, number, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_set, threads, typed_options
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, add_set, threads, typed_options
 from widedeep.cli.runs import bundle_path_of, labelled_rows, local_model, run_of, served_bundle
 from widedeep.errors import BundleError
 from widedeep.evaluation.statistics import LOSSES
@@ -28,38 +28,35 @@ EXAMPLE = (
     "are in the section [gate] of --config."
 )
 NEXT = "widedeep publish runs/ads models"
-
-
 MODELS = "models"
 """The folder of versions that a next step names where nobody named one."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("model", metavar="CANDIDATE", help="bundle or run folder")
-    parser.add_argument(
-        "--against",
-        metavar="SERVING",
-        help="serving model to compare with: a bundle, a run folder, or a folder of versions (or "
-        "its URL)",
+    add_option(parser, "model CANDIDATE", "bundle or run folder")
+    add_option(
+        parser,
+        "--against SERVING",
+        "serving model to compare with: a bundle, a run folder, or a folder of versions (or its "
+        "URL)",
     )
-    parser.add_argument(
-        "--data",
+    add_option(
+        parser,
+        "--data DATA",
+        "recent labelled rows: paths, globs, or a run folder for its held-out rows (default: those "
+        "of CANDIDATE's run)",
         nargs="+",
         default=[],
-        metavar="DATA",
-        help="recent labelled rows: paths, globs, or a run folder for its held-out rows (default: "
-        "those of CANDIDATE's run)",
     )
-    parser.add_argument("--config", metavar="TOML", help="file with a section [gate]")
-    parser.add_argument(
-        "-o",
-        "--out",
-        metavar="VERDICT",
-        help="JSON file for the verdict, and an .html page beside it (default: BUNDLE.verdict.json "
+    add_option(parser, "--config TOML", "file with a section [gate]")
+    add_option(
+        parser,
+        "-o --out VERDICT",
+        "JSON file for the verdict, and an .html page beside it (default: BUNDLE.verdict.json "
         "beside the bundle)",
     )
-    parser.add_argument("--threads", type=threads, metavar="N", help="threads (default: all)")
+    add_option(parser, "--threads N", "threads (default: all)", type=threads)
     add_set(parser, "gate.max_auc_drop=0.01")
 
 
@@ -155,10 +152,7 @@ def _print_verdict(verdict: Verdict, file: Path, page: Path) -> None:
         print_text(f"note: {text}")
     for reason in verdict.reasons:
         print_text(f"stopped: {reason}")
-    outcome = "it may serve" if verdict.passed else f"it may not serve: {_reasons(verdict)}"
+    reasons = count(len(verdict.reasons), "reason")
+    outcome = "it may serve" if verdict.passed else f"it may not serve: {reasons}"
     print_text(f"\n{verdict.candidate['path']}: {outcome}")
     print_text(f"verdict: {file}; look at {page}")
-
-
-def _reasons(verdict: Verdict) -> str:
-    return count(len(verdict.reasons), "reason")

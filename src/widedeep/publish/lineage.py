@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.publish.publishing import PublishRecord
@@ -35,6 +36,17 @@ class PublishedVersion:
     withdrawn: bool
     labels: tuple[str, ...]
     depth: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the version's state as plain values, without the record."""
+        return {
+            "version": self.version,
+            "there": self.exists,
+            "serves": self.serves,
+            "withdrawn": self.withdrawn,
+            "labels": list(self.labels),
+            "depth": self.depth,
+        }
 
 
 def is_models_directory(path: Path) -> bool:

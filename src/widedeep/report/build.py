@@ -435,15 +435,7 @@ def _named(entry: _TopWeights, bucket_values: HashBucketValues) -> dict[str, Any
 
 def _version(one: PublishedVersion, identity: str) -> dict[str, Any]:
     record = one.record
-    entry: dict[str, Any] = {
-        "version": one.version,
-        "there": one.exists,
-        "serves": one.serves,
-        "withdrawn": one.withdrawn,
-        "labels": list(one.labels),
-        "depth": one.depth,
-        "this": record is not None and record.bundle == identity,
-    }
+    entry = {**one.to_json(), "this": record is not None and record.bundle == identity}
     if record is not None:
         verdict = record.verdict or {}
         entry |= {

@@ -353,8 +353,6 @@ def _ratio_deviation(above_U: NDArray[Any], below_U: NDArray[Any]) -> float:
 # ---- as text ------------------------------------------------------------------------------------
 
 _PAPER = {"wide": (0.726, 0.0), "deep": (0.722, 0.029), "wide & deep": (0.728, 0.039)}
-
-
 _FIRST = next(iter(ARMS))
 
 
