@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from widedeep._version import __version__
 from widedeep.bundle.bundle import Bundle, by_head
 from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorrection
 from widedeep.bundle.graph import sequence_shapes, stage_columns, stage_sequences
-from widedeep.bundle.layout import GRAPH, BundleHead, BundleSequence
-from widedeep.bundle.onnx_graph import GraphBuilder, ProgramNodes
+from widedeep.bundle.layout import GRAPH, BundleHead, BundleSequence, DeepColumn
+from widedeep.bundle.onnx_graph import GraphBuilder, ProgramNodes, Value
 from widedeep.data.batch import Batch
 from widedeep.errors import BundleError, extra_imports
 from widedeep.features import (
@@ -48,8 +50,8 @@ _SMALLEST_SIGMA = 2.0**-12
 class _Ids:
     """A feature's ids in the graph: (B, L), -1 where there is none, and their weights."""
 
-    ids: str
-    weights: str | None = None  # (B, L) float32; None: 1
+    ids: Value | None
+    weights: Value | None = None  # (B, L) float32; None: 1
     constant: NDArray[np.int64] | None = None  # The ids, where they are the same for every row
 
 
@@ -346,15 +348,17 @@ class _Exporter:
     def build(self) -> bytes:
         """Return the model as bytes."""
         self.graph = graph = GraphBuilder()
+        self._columns: dict[str, Value] = {}
         self._cells: dict[str, _Ids] = {}
-        self._numbers: dict[str, str] = {}
+        self._numbers: dict[str, Value] = {}
         self._declare()
-        logits_BC = graph.add([*self._wide(), *self._deep(), self._bias()])
-        graph.output("logits", logits_BC, np.float32, "B", self.model.n_logits)
+        bias = graph.constant(self.bundle.weights["bias"][None], np.float32)
+        logits_BC = functools.reduce(operator.add, [*self._wide(), *self._deep(), bias])
+        graph.output("logits", logits_BC, "B", self.model.n_logits)
         for head in self.model.heads:
-            scores = self._scores(head, logits_BC)
             shape = ("B", head.stop - head.start) if head.by_class else ("B",)
-            graph.output(_score_name(head.name, self.bundle), scores, np.float64, *shape)
+            name = _score_name(head.name, self.bundle)
+            graph.output(name, self._scores(head, logits_BC.cast(np.float64)), *shape)
         metadata = {
             "widedeep.schema": self.schema.fingerprint,
             "widedeep.inputs": json.dumps(self.roles),
@@ -367,18 +371,18 @@ class _Exporter:
         graph, dtypes = self.graph, {"text": str, "integers": np.int64, "numbers": np.float64}
         for column in self._raw_columns():
             role, width = self._role(column), self._width(column)
-            graph.input(column, dtypes[role], "B", *((width,) if width else ()))
+            shape = ("B", width) if width else ("B",)
+            self._columns[column] = graph.input(column, dtypes[role], *shape)
             self.roles[column] = role
         ids, numbers = self._needed()
         for name in ids:
             places: int | str | None = self._places(name)
-            shape = ("B", f"L/{name}" if places is None else places)
-            source = graph.input(f"{name}/ids", np.int64, *shape)
-            weights = None
-            self.roles[source] = "ids"
+            places = f"L/{name}" if places is None else places
+            source, weights = graph.input(f"{name}/ids", np.int64, "B", places), None
+            self.roles[source.name] = "ids"
             if self._is_weighed(name):
-                weights = graph.input(f"{name}/weights", np.float32, *shape)
-                self.roles[weights] = "weights"
+                weights = graph.input(f"{name}/weights", np.float32, "B", places)
+                self.roles[weights.name] = "weights"
             self._cells[name] = _Ids(source, weights)
         layout = self.schema.dense_layout
         for name in numbers:
@@ -386,10 +390,7 @@ class _Exporter:
             self._numbers[name] = graph.input(f"{name}/numbers", np.float32, "B", width)
             self.roles[f"{name}/numbers"] = "numbers"
 
-    def _bias(self) -> str:
-        return self.graph.constant(self.bundle.weights["bias"][None], np.float32)
-
-    def _wide(self) -> list[str]:
+    def _wide(self) -> list[Value]:
         """Return what each feature adds to the logits, (B, C)."""
         by_name = {slot.name: slot for slot in self.schema.slots}
         return [
@@ -401,41 +402,33 @@ class _Exporter:
             for name in self.model.wide
         ]
 
-    def _pooled(self, cells: _Ids, table: NDArray[np.float32], combiner: str) -> str:
+    def _pooled(self, cells: _Ids, table: NDArray[np.float32], combiner: str) -> Value:
         """Return the weighted sum, or mean, of a feature's rows of a table, (B, D)."""
-        graph = self.graph
         if cells.constant is not None:  # of numbers: their weights times a few rows
             assert cells.weights is not None
-            rows = graph.constant(table[cells.constant], np.float32)
-            pooled, weights_BL = graph.node("MatMul", cells.weights, rows), cells.weights
+            pooled, weights_BL = cells.weights @ table[cells.constant], cells.weights
         else:
             known_BL, weights_BL = self._known(cells)
-            rows_BLD = graph.node("Gather", graph.constant(table, np.float32), known_BL)
-            weights_B1L = graph.node("Unsqueeze", weights_BL, graph.constant([1], np.int64))
-            pooled = graph.node(
-                "Squeeze",
-                graph.node("MatMul", weights_B1L, rows_BLD),
-                graph.constant([1], np.int64),
-            )
+            rows_BLD = self.graph.constant(table, np.float32).take(known_BL)
+            product_B1D = weights_BL.unsqueeze(1) @ rows_BLD
+            pooled = product_B1D.node("Squeeze", self.graph.constant([1], np.int64))
         if combiner == "sum":
             return pooled
-        squares = graph.node("Mul", weights_BL, weights_BL) if combiner == "sqrtn" else weights_BL
-        divisor_B = graph.sum_over(squares, 1)
         if combiner == "sqrtn":
-            divisor_B = graph.node("Sqrt", divisor_B)
-        zero, one = (graph.constant(number, np.float32) for number in (0.0, 1.0))
-        nothing_B = graph.node("Equal", divisor_B, zero)
-        divisor_B = graph.node("Where", nothing_B, one, divisor_B)
-        scale_B = graph.node("Where", nothing_B, zero, graph.node("Div", one, divisor_B))
-        return graph.node("Mul", pooled, graph.reshape(scale_B, -1, 1))
+            divisor_B = (weights_BL * weights_BL).sum(1).node("Sqrt")
+        else:
+            divisor_B = weights_BL.sum(1)
+        nothing_B = divisor_B.equals(0.0)
+        scale_B = nothing_B.where(0.0, 1.0 / nothing_B.where(1.0, divisor_B))
+        return pooled * scale_B.reshape(-1, 1)
 
-    def _known(self, cells: _Ids) -> tuple[str, str]:
+    def _known(self, cells: _Ids) -> tuple[Value, Value]:
         """Return ids with 0 for none, and weights with 0 there, (B, L)."""
-        graph, zero = self.graph, self.graph.constant(0, np.int64)
-        is_known = graph.cast(graph.node("GreaterOrEqual", cells.ids, zero), np.float32)
+        assert cells.ids is not None
+        is_known = (cells.ids >= 0).cast(np.float32)
         if cells.weights is not None:
-            is_known = graph.node("Mul", is_known, cells.weights)
-        return graph.node("Max", cells.ids, zero), is_known
+            is_known = is_known * cells.weights
+        return cells.ids.node("Max", 0), is_known
 
     # ---- ids -------------------------------------------------------------------------------------
 
@@ -445,12 +438,18 @@ class _Exporter:
             self._cells[name] = self._encode(name)
         return self._cells[name]
 
+    def ids(self, name: str) -> Value:
+        """Return the ids of a feature, or of a raw column, that is no number."""
+        ids = self.cells(name).ids
+        assert ids is not None
+        return ids
+
     def _encode(self, name: str) -> _Ids:
-        graph, encoding = self.graph, self.encoding_of(name)
+        encoding = self.encoding_of(name)
         if isinstance(encoding, NumberEncoding):
             layout = self.schema.dense_layout[name]
             ids = FIRST_KNOWN_ID + np.arange(layout.stop - layout.start)
-            return _Ids("", self.numbers(name), ids)
+            return _Ids(None, self.numbers(name), ids)
         if isinstance(encoding, BucketEncoding) and encoding.size > 1:
             return _Ids(self._vector_buckets(encoding))
         if isinstance(encoding, PiecewiseEncoding):
@@ -459,39 +458,23 @@ class _Exporter:
             ids_B = self._cross(name, encoding)
         elif isinstance(encoding, BucketEncoding):
             value_B = self._number(encoding.column)
-            bucket_B = graph.count_at_least(value_B, encoding.boundaries)
-            first = graph.constant(FIRST_KNOWN_ID, np.int64)
-            ids_B = self._or_missing(value_B, graph.node("Add", bucket_B, first))
+            bucket_B = value_B.count_at_least(encoding.boundaries)
+            ids_B = value_B.is_nan().where(_MISSING_ID, bucket_B + FIRST_KNOWN_ID)
         else:
             assert isinstance(encoding, ValueEncoding)
             ids_B = self._value(encoding)
-        return _Ids(graph.reshape(ids_B, -1, 1))
+        return _Ids(ids_B.reshape(-1, 1))
 
-    def _or_missing(self, value_B: str, ids_B: str) -> str:
-        graph = self.graph
-        missing = graph.constant(_MISSING_ID, np.int64)
-        return graph.node("Where", graph.node("IsNaN", value_B), missing, ids_B)
-
-    def _value(self, encoding: ValueEncoding) -> str:
+    def _value(self, encoding: ValueEncoding) -> Value:
         """Return the id of each value of a column, (B,)."""
         default = 0 if encoding.default is None else FIRST_KNOWN_ID + encoding.default
         if encoding.default is None and encoding.drop_unseen:
             default = -1
-        graph = self.graph
+        column = self._columns[encoding.column]
         if encoding.num_buckets:
-            low, high = (graph.constant(n, np.int64) for n in (0, encoding.num_buckets))
-            column = encoding.column
-            inside = graph.node(
-                "And",
-                graph.node("GreaterOrEqual", column, low),
-                graph.node("Less", column, high),
-            )
-            first, other, missing, null = (
-                graph.constant(n, np.int64)
-                for n in (FIRST_KNOWN_ID, default, _MISSING_ID, NULL_INTEGER)
-            )
-            ids_B = graph.node("Where", inside, graph.node("Add", column, first), other)
-            return graph.node("Where", graph.node("Equal", column, null), missing, ids_B)
+            inside = (column >= 0) & (column < encoding.num_buckets)
+            ids_B = inside.where(column + FIRST_KNOWN_ID, default)
+            return column.equals(NULL_INTEGER).where(_MISSING_ID, ids_B)
         values = self.schema.vocabularies[encoding.vocabulary or ""].values
         keys: list[Any]
         nulls: list[Any]
@@ -502,89 +485,58 @@ class _Exporter:
             nulls += [""] if encoding.empty_as_null else []
         ids = dict(zip(keys, range(FIRST_KNOWN_ID, FIRST_KNOWN_ID + len(keys)), strict=True))
         ids |= dict.fromkeys(nulls, _MISSING_ID)
-        return graph.look_up(encoding.column, list(ids), list(ids.values()), default)
+        return column.look_up(list(ids), list(ids.values()), default)
 
-    def _cross(self, name: str, encoding: CrossEncoding) -> str:
+    def _cross(self, name: str, encoding: CrossEncoding) -> Value:
         """Return the id of the combination of the parts' ids; -1 where one is null or has none."""
-        graph = self.graph
         sizes = self._key_sizes(encoding)
         assert sizes is not None
-        strides = [
-            int(np.prod(np.array([1, *sizes[i + 1 :]], dtype=object))) for i in range(len(sizes))
-        ]
-        missing, none = graph.constant(_MISSING_ID, np.int64), graph.constant(-1, np.int64)
-        terms, absent = [], []
-        for part_name, stride in zip(encoding.parts, strides, strict=True):
-            ids_B = graph.reshape(self.cells(part_name).ids, -1)
-            terms.append(graph.node("Mul", ids_B, graph.constant(stride, np.int64)))
-            absent.append(graph.node("Equal", ids_B, missing))
-            absent.append(graph.node("Less", ids_B, graph.constant(0, np.int64)))
-        is_absent = absent[0]
-        for flag in absent[1:]:
-            is_absent = graph.node("Or", is_absent, flag)
+        strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+        parts = [self.ids(part_name).reshape(-1) for part_name in encoding.parts]
+        key_B = functools.reduce(operator.add, map(operator.mul, parts, strides))
+        absent = [ids_B.equals(_MISSING_ID) | (ids_B < 0) for ids_B in parts]
+        is_absent = functools.reduce(operator.or_, absent)
         combinations = np.asarray(self.schema.vocabularies[name].values)
         keys = combinations @ np.array(strides, np.int64)
         ids = range(FIRST_KNOWN_ID, FIRST_KNOWN_ID + len(keys))
         # An encoder of integers needs a key; no combination has a negative one.
-        ids_B = graph.look_up(graph.add(terms), [-1, *keys.tolist()], [0, *ids], 0)
-        return graph.node("Where", is_absent, none, ids_B)
+        return is_absent.where(-1, key_B.look_up([-1, *keys.tolist()], [0, *ids], 0))
 
-    def _vector_buckets(self, encoding: BucketEncoding) -> str:
-        graph, cuts = self.graph, encoding.boundaries
+    def _vector_buckets(self, encoding: BucketEncoding) -> Value:
+        cuts, size = encoding.boundaries, encoding.size
         value_BS = self._number(encoding.column)
-        reaches = graph.node(
-            "GreaterOrEqual",
-            graph.reshape(value_BS, -1, encoding.size, 1),
-            graph.constant(cuts[None, None], np.float64),
-        )
-        bucket_BS = graph.sum_over(graph.cast(reaches, np.int64), 2)
-        firsts = FIRST_KNOWN_ID + np.arange(encoding.size) * (len(cuts) + 1)
-        ids_BS = graph.node("Add", bucket_BS, graph.constant(firsts[None], np.int64))
-        null_BS = graph.node("IsNaN", value_BS)
-        ids_BS = graph.node("Where", null_BS, graph.constant(-1, np.int64), ids_BS)
+        bucket_BS = (value_BS.reshape(-1, size, 1) >= cuts[None, None]).cast(np.int64).sum(2)
+        firsts = FIRST_KNOWN_ID + np.arange(size) * (len(cuts) + 1)
+        null_BS = value_BS.is_nan()
+        ids_BS = null_BS.where(-1, bucket_BS + firsts[None])
         # A row of nulls alone has the id of a missing value.
-        nulls_B = graph.sum_over(graph.cast(null_BS, np.int64), 1)
-        all_null = graph.node("Equal", nulls_B, graph.constant(encoding.size, np.int64))
-        missing, none = (graph.constant(n, np.int64) for n in (_MISSING_ID, -1))
-        ids_B1 = graph.reshape(graph.node("Where", all_null, missing, none), -1, 1)
-        return graph.node("Concat", ids_BS, ids_B1, axis=1)
+        all_null = null_BS.cast(np.int64).sum(1).equals(size)
+        ids_B = all_null.where(self.graph.constant(_MISSING_ID, np.int64), -1)
+        return self.graph.concat([ids_BS, ids_B.reshape(-1, 1)])
 
     def _piecewise(self, encoding: PiecewiseEncoding) -> _Ids:
         graph, cuts = self.graph, encoding.cuts
         value_B = self._number(encoding.column)
-        low, high = (graph.constant(end, np.float64) for end in (cuts[0], cuts[-1]))
-        is_null = graph.node("IsNaN", value_B)
-        known_B = graph.node("Where", is_null, low, value_B)
-        inside_B = graph.node("Min", graph.node("Max", known_B, low), high)
-        place_B, fraction_B = graph.between(inside_B, cuts)
-        second_B = graph.cast(fraction_B, np.float32)
-        rest_B = graph.node("Sub", graph.constant(1.0, np.float64), fraction_B)
-        one = graph.constant(FIRST_KNOWN_ID, np.int64)
-        lower_B = graph.node("Add", place_B, one)
-        upper_B = graph.node("Add", lower_B, graph.constant(1, np.int64))
-        lower_B = graph.node("Where", is_null, graph.constant(_MISSING_ID, np.int64), lower_B)
-        columns = [graph.reshape(value, -1, 1) for value in (lower_B, upper_B)]
-        weights = [
-            graph.reshape(value, -1, 1) for value in (graph.cast(rest_B, np.float32), second_B)
-        ]
-        ids_B2 = graph.node("Concat", *columns, axis=1)
-        return _Ids(ids_B2, graph.node("Concat", *weights, axis=1))
+        is_null = value_B.is_nan()
+        inside_B = is_null.where(cuts[0], value_B).clip(cuts[0], cuts[-1])
+        place_B, fraction_B = inside_B.between(cuts)
+        lower_B = place_B + FIRST_KNOWN_ID
+        ids_B2 = graph.columns([is_null.where(_MISSING_ID, lower_B), lower_B + 1])
+        return _Ids(ids_B2, graph.columns([1.0 - fraction_B, fraction_B]).cast(np.float32))
 
     # ---- numbers ---------------------------------------------------------------------------------
 
-    def _number(self, column: str) -> str:
+    def _number(self, name: str) -> Value:
         """Return a column as float64, NaN for nulls, rounded to how it was stored."""
-        graph, name = self.graph, column
-        if self._role(column) == "integers":
-            null = graph.node("Equal", column, graph.constant(NULL_INTEGER, np.int64))
-            nan = graph.constant(np.nan, np.float64)
-            return graph.node("Where", null, nan, graph.cast(column, np.float64))
-        storage = self.schema.columns[column].storage
+        column = self._columns[name]
+        if self._role(name) == "integers":
+            return column.equals(NULL_INTEGER).where(np.nan, column.cast(np.float64))
+        storage = self.schema.columns[name].storage
         if storage in ("float16", "float32"):
-            name = graph.cast(graph.cast(name, np.dtype(storage)), np.float64)
-        return name
+            return column.cast(np.dtype(storage)).cast(np.float64)
+        return column
 
-    def numbers(self, name: str) -> str:
+    def numbers(self, name: str) -> Value:
         """Return the dense columns of a feature, (B, n) float32."""
         if name not in self._numbers:
             encoding = self.encodings[name]
@@ -595,178 +547,132 @@ class _Exporter:
                 self._numbers[name] = self._scaled(encoding)
         return self._numbers[name]
 
-    def _scaled(self, encoding: NumberEncoding) -> str:
-        graph, fit = self.graph, encoding.fit
-        size = len(fit.shift)
+    def _scaled(self, encoding: NumberEncoding) -> Value:
+        fit = encoding.fit
         value_BS = self._number(encoding.column)
         if not self._width(encoding.column):
-            value_BS = graph.reshape(value_BS, -1, 1)
-        null_BS = graph.node("IsNaN", value_BS)
-        known_BS = graph.node("Where", null_BS, graph.constant(0.0, np.float64), value_BS)
+            value_BS = value_BS.reshape(-1, 1)
+        null_BS = value_BS.is_nan()
+        scaled_BS = null_BS.where(0.0, value_BS)
         if encoding.transform == "quantile":
             columns = []
             for component, cuts in enumerate(fit.boundaries):
-                picked = graph.node("Gather", known_BS, graph.constant(component, np.int64), axis=1)
                 points = cuts if len(cuts) > 1 else np.zeros(1)
-                steps = np.linspace(0.0, 1.0, len(points)) if len(cuts) > 1 else np.zeros(1)
-                columns.append(graph.reshape(graph.interpolate(picked, points, steps), -1, 1))
-            scaled_BS = columns[0] if size == 1 else graph.node("Concat", *columns, axis=1)
-        elif encoding.transform == "none":
-            scaled_BS = known_BS
-        else:
+                picked = scaled_BS.take(component, axis=1)
+                columns.append(picked.interpolate(points, np.linspace(0.0, 1.0, len(points))))
+            scaled_BS = self.graph.columns(columns)
+        elif encoding.transform != "none":
             if encoding.transform == "log1p":
-                one = graph.constant(1.0, np.float64)
-                log = graph.node("Log", graph.node("Add", graph.node("Abs", known_BS), one))
-                known_BS = graph.node("Mul", graph.node("Sign", known_BS), log)
-            shifted = graph.node("Sub", known_BS, graph.constant(fit.shift[None], np.float64))
-            scaled_BS = graph.node("Mul", shifted, graph.constant(fit.scale[None], np.float64))
-        fill = graph.constant(fit.fill[None], np.float32)
-        numbers_BS = graph.node("Where", null_BS, fill, graph.cast(scaled_BS, np.float32))
+                logarithm = (scaled_BS.node("Abs") + 1.0).node("Log")
+                scaled_BS = scaled_BS.node("Sign") * logarithm
+            scaled_BS = (scaled_BS - fit.shift[None]) * fit.scale[None]
+        numbers_BS = null_BS.where(fit.fill[None], scaled_BS.cast(np.float32))
         if not encoding.indicator:
             return numbers_BS
-        return graph.node("Concat", numbers_BS, graph.cast(null_BS, np.float32), axis=1)
+        return self.graph.concat([numbers_BS, null_BS.cast(np.float32)])
 
-    def _counts(self, encoding: CountEncoding) -> str:
-        graph, cells = self.graph, self.cells(encoding.source)
+    def _counts(self, encoding: CountEncoding) -> Value:
         ids = np.arange(FIRST_KNOWN_ID, FIRST_KNOWN_ID + encoding.width)
-        two = graph.constant([2], np.int64)
-        ids_BL1 = graph.node("Unsqueeze", cells.ids, two)
-        hits = graph.cast(
-            graph.node("Equal", ids_BL1, graph.constant(ids[None, None], np.int64)), np.float32
-        )
-        if cells.weights is not None:
-            hits = graph.node("Mul", hits, graph.node("Unsqueeze", cells.weights, two))
-        return graph.sum_over(hits, 1)
+        hits = self.ids(encoding.source).unsqueeze(2).equals(ids[None, None]).cast(np.float32)
+        weights = self.cells(encoding.source).weights
+        return (hits if weights is None else hits * weights.unsqueeze(2)).sum(1)
 
     # ---- towers ----------------------------------------------------------------------------------
 
-    def _deep(self) -> list[str]:
+    def _deep(self) -> list[Value]:
         """Return the towers' part of the logits, (B, C); nothing without towers."""
         bundle, model, graph = self.bundle, self.model, self.graph
         if bundle.program is not None:
-            stages = [
-                self._flat([self._column(c.name, c.combiner, c.source) for c in columns], sequences)
-                for columns, sequences in zip(
-                    stage_columns(self.schema, model),
-                    stage_sequences(self.schema, model),
-                    strict=True,
-                )
-            ]
+            columns_of = stage_columns(self.schema, model)
+            sequences_of = stage_sequences(self.schema, model)
+            stages = [self._flat(*each) for each in zip(columns_of, sequences_of, strict=True)]
             return [ProgramNodes(graph, bundle.program.program, bundle.weights).add(stages)]
         if not model.deep:
             return []
-        pieces = [self._column(c.name, c.combiner, c.source) for c in model.deep]
-        concat_BX = graph.node("Concat", *pieces, axis=1) if len(pieces) > 1 else pieces[0]
+        hidden = graph.concat([self._column(column) for column in model.deep])
         if bundle.manifest.engine == "onnx":
-            inputs = {"concat_BX": concat_BX}
+            inputs = {"concat_BX": hidden}
             inputs |= {f"extra/{name}": self.numbers(name) for name in self.schema.spec.extra}
             for sequence in model.sequences:
                 inputs |= self._sequence(sequence)
             return [graph.merge((bundle.path / GRAPH).read_bytes(), inputs, "logits_BC")]
-        hidden = concat_BX
+        weights = bundle.weights
         for layer in range(len(model.hidden_units)):
-            weight, bias = (
-                bundle.weights[f"mlp/{layer}/{part_name}"] for part_name in ("weight", "bias")
-            )
-            product = graph.node("MatMul", hidden, graph.constant(weight.T, np.float32))
-            total = graph.node("Add", product, graph.constant(bias, np.float32))
-            hidden = graph.activation(total, model.activation)
-        head = graph.constant(bundle.weights["head/weight"].T, np.float32)
-        return [graph.node("MatMul", hidden, head)]
+            total = hidden @ weights[f"mlp/{layer}/weight"].T + weights[f"mlp/{layer}/bias"]
+            hidden = total.activation(model.activation)
+        return [hidden @ weights["head/weight"].T]
 
-    def _column(self, name: str, combiner: str | None, source: str) -> str:
+    def _column(self, column: DeepColumn) -> Value:
         """Return a feature's columns of the deep input, (B, n)."""
-        if source == "dense":
-            return self.numbers(name)
-        return self._pooled(self.cells(name), self._table(name), combiner or "sum")
+        if column.source == "dense":
+            return self.numbers(column.name)
+        return self._pooled(
+            self.cells(column.name), self._table(column.name), column.combiner or "sum"
+        )
 
     def _table(self, name: str) -> NDArray[np.float32]:
         table = next(slot.table for slot in self.schema.slots if slot.name == name)
         return self.bundle.weights[f"table/{table}"]
 
-    def _sequence(self, sequence: BundleSequence) -> dict[str, str]:
+    def _sequence(self, sequence: BundleSequence) -> dict[str, Value]:
         """Return a sequence's embeddings (B, T, D), mask and weights (B, T)."""
-        graph, cells = self.graph, self.cells(sequence.name)
-        known_BT, weights_BT = self._known(cells)
-        zero = graph.constant(0, np.int64)
-        mask_BT = graph.node("GreaterOrEqual", cells.ids, zero)
-        table = graph.constant(self._table(sequence.name), np.float32)
-        factor_BT1 = graph.node(
-            "Unsqueeze", graph.cast(mask_BT, np.float32), graph.constant([2], np.int64)
-        )
-        values = graph.node("Mul", graph.node("Gather", table, known_BT), factor_BT1)
-        return dict(zip(sequence_shapes(sequence), (values, mask_BT, weights_BT), strict=True))
+        known_BT, weights_BT = self._known(self.cells(sequence.name))
+        mask_BT = self.ids(sequence.name) >= 0
+        rows_BTD = self.graph.constant(self._table(sequence.name), np.float32).take(known_BT)
+        values_BTD = rows_BTD * mask_BT.cast(np.float32).unsqueeze(2)
+        names = sequence_shapes(sequence)
+        return dict(zip(names, (values_BTD, mask_BT, weights_BT), strict=True))
 
-    def _flat(self, columns: list[str], sequences: Sequence[BundleSequence]) -> str:
+    def _flat(
+        self, columns: Sequence[DeepColumn], sequences: Sequence[BundleSequence]
+    ) -> Value | None:
         """Return the columns and sequences of a program's stage side by side, (B, n)."""
-        graph, pieces = self.graph, list(columns)
+        pieces = [self._column(column) for column in columns]
         for sequence in sequences:
             values, mask, weights = self._sequence(sequence).values()
-            pieces.append(graph.reshape(values, -1, sequence.maxlen * sequence.width))
-            pieces += [graph.cast(mask, np.float32), weights]
-        if not pieces:
-            return ""  # No operation reads it
-        return graph.node("Concat", *pieces, axis=1)
+            pieces.append(values.reshape(-1, sequence.maxlen * sequence.width))
+            pieces += [mask.cast(np.float32), weights]
+        return self.graph.concat(pieces) if pieces else None
 
     # ---- scores ----------------------------------------------------------------------------------
 
-    def _scores(self, head: BundleHead, logits_BC: str) -> str:
+    def _scores(self, head: BundleHead, logits_BC: Value) -> Value:
         """Return the scores of a head, float64."""
-        graph = self.graph
-        wide = graph.cast(logits_BC, np.float64)
-
-        def column(index: int) -> str:
-            return graph.node("Gather", wide, graph.constant(index, np.int64), axis=1)
-
+        logit = logits_BC.take(head.start, axis=1)
         curve = self.bundle.calibration.get(head.name)
         if curve is not None:
-            return self._calibrated(curve, column(head.start))
+            return _calibrated(curve, logit)
         if head.by_class:
-            places = graph.constant(np.arange(head.start, head.stop))
-            own = graph.node("Gather", wide, places, axis=1)
-            return (
-                graph.node("Softmax", own, axis=1) if head.link == "softmax" else graph.sigmoid(own)
-            )
-        logit = column(head.start)
+            own = logits_BC.take(np.arange(head.start, head.stop), axis=1)
+            return own.node("Softmax", axis=1) if head.link == "softmax" else own.sigmoid()
         if head.link == "sigmoid":
-            scores = graph.sigmoid(logit)
-            if head.through is not None:
-                scores = graph.node("Mul", scores, graph.sigmoid(column(head.through)))
-            return scores
+            if head.through is None:
+                return logit.sigmoid()
+            return logit.sigmoid() * logits_BC.take(head.through, axis=1).sigmoid()
         if head.link == "ziln":
-            smallest = graph.constant(_SMALLEST_SIGMA, np.float64)
-            sigma = graph.node("Max", graph.softplus(column(head.start + 2)), smallest)
-            half = graph.constant(0.5, np.float64)
-            spread = graph.node("Mul", half, graph.node("Mul", sigma, sigma))
-            amount = graph.node("Exp", graph.node("Add", column(head.start + 1), spread))
-            return graph.node("Mul", amount, graph.sigmoid(logit))
-        if head.link == "exp":
-            return graph.node("Exp", logit)
-        if head.link == "expm1":
-            return graph.node("Sub", graph.node("Exp", logit), graph.constant(1.0, np.float64))
-        return graph.softplus(logit) if head.link == "softplus" else logit
+            sigma = logits_BC.take(head.start + 2, axis=1).softplus().node("Max", _SMALLEST_SIGMA)
+            mean = logits_BC.take(head.start + 1, axis=1) + sigma * sigma * 0.5
+            return mean.node("Exp") * logit.sigmoid()
+        if head.link in ("exp", "expm1"):
+            power = logit.node("Exp")
+            return power if head.link == "exp" else power - 1.0
+        return logit.softplus() if head.link == "softplus" else logit
 
-    def _calibrated(self, curve: Calibration, logit_B: str) -> str:
-        graph = self.graph
-        if isinstance(curve, PriorCorrection):
-            curve = Platt(slope=1.0, intercept=float(np.log(curve.rate)))
-        if isinstance(curve, Platt):
-            slope, intercept = (
-                graph.constant(number, np.float64) for number in (curve.slope, curve.intercept)
-            )
-            return graph.sigmoid(graph.node("Add", graph.node("Mul", logit_B, slope), intercept))
-        assert isinstance(curve, Isotonic)
-        x, y = np.array(curve.logits), np.array(curve.values)
-        if curve.slope is None:
-            return graph.interpolate(logit_B, x, y)
-        middle = graph.interpolate(logit_B, x, np.log(y / (1.0 - y)))
-        zero, first, last, slope = (
-            graph.constant(number, np.float64) for number in (0.0, x[0], x[-1], curve.slope)
-        )
-        below = graph.node("Min", graph.node("Sub", logit_B, first), zero)
-        above = graph.node("Max", graph.node("Sub", logit_B, last), zero)
-        beyond = graph.node("Mul", graph.node("Add", below, above), slope)
-        return graph.sigmoid(graph.node("Add", middle, beyond))
+
+def _calibrated(curve: Calibration, logit_B: Value) -> Value:
+    """Return the probabilities that a curve gives for logits."""
+    if isinstance(curve, PriorCorrection):
+        curve = Platt(slope=1.0, intercept=float(np.log(curve.rate)))
+    if isinstance(curve, Platt):
+        return (logit_B * curve.slope + curve.intercept).sigmoid()
+    assert isinstance(curve, Isotonic)
+    x, y = np.array(curve.logits), np.array(curve.values)
+    if curve.slope is None:
+        return logit_B.interpolate(x, y)
+    middle = logit_B.interpolate(x, np.log(y / (1.0 - y)))
+    below, above = logit_B - float(x[0]), logit_B - float(x[-1])
+    beyond = below.node("Min", 0.0) + above.node("Max", 0.0)
+    return (middle + beyond * curve.slope).sigmoid()
 
 
 def _is_null(value: object) -> bool:
