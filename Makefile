@@ -41,7 +41,7 @@ help:
 	@echo "                   benchmarks/RESULTS.md; PEER_ARGS='--train-rows 100000' runs them shorter"
 	@echo "make bench-models  every tower against the same model elsewhere, into RESULTS.md; QUICK=1"
 	@echo "make bench-quality the league table beside trees and networks, into RESULTS.md (hours; goes on"
-	@echo "                   where it stopped); ONLINE_RETAIL=FILE adds a set; QUICK=1 in minutes"
+	@echo "                   where it stopped, a cell at a time); ONLINE_RETAIL=FILE adds a set; QUICK=1 in minutes"
 	@echo "make bench-serve   whole servers against uvicorn and mlserver with ONNX Runtime, into RESULTS.md,"
 	@echo "                   and then servers of other towers (make bench-serve_models)"
 	@echo "make docs          the documentation, into site/"

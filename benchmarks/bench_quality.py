@@ -1,20 +1,22 @@
 """The league table: quality of ours, of trees, of linear models and of published networks.
 
     python benchmarks/bench_quality.py [--sets adult,crosses] [--models lightgbm,tuned] [--seeds 3]
-                                       [--rows 100000] [--seconds 600] [--write]
+                                       [--rows 100000] [--seconds 1200] [--list] [--write]
 
-Every model learns the same training rows, decides by the same validation rows when to stop, what to
-keep and which settings to take, and is judged once on the same test rows. No peer may train for
-more than the processor seconds of two threads, nor ours search for longer. `league_sets.py` makes
-the sets; `peers/league_rows.py` says what
-other libraries read of them. Ours are:
+Every model learns the same training rows on one thread, decides by the same validation rows when to
+stop, what to keep and which settings to take, and is judged once on the same test rows. No peer may
+train for more processor seconds than --seconds, nor ours search for longer: what else the machine
+does changes no figure. `league_sets.py` makes the sets; `peers/league_rows.py` says what other
+libraries read of them. Ours are:
 
 - defaults: what `widedeep init` writes, untouched;
-- tuned: what `widedeep tune` finds within the seconds, starting there.
+- best: the same with `--quality best`;
+- tuned: what `widedeep tune` finds within the seconds, starting at the defaults.
 
-UCI Online Retail takes part where ONLINE_RETAIL names its file. Each result is kept in
-`benchmarks/data/league.json` as it comes, so a run goes on where another one stopped; --again
-measures what is there anew. The peers' environments: `make bench-quality`.
+UCI Online Retail takes part where ONLINE_RETAIL names its file. A cell of the table is a set and a
+model; each of its seeds is kept in `benchmarks/data/league.jsonl` as it comes, all cells of a seed
+before the next seed, so a run goes on where another one stopped. --list tells what is kept and what
+is missing, and trains nothing; --again measures anew. Peers' environments: `make bench-quality`.
 """
 
 from __future__ import annotations
@@ -25,11 +27,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, stdev
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,11 +40,19 @@ from results_file import machine, write_section
 import widedeep as wd
 from widedeep.metrics import auc, log_loss
 from widedeep.training.config import RunConfig, TrainConfig
+from widedeep.training.defaults import at_quality
 
 HERE = Path(__file__).resolve().parent
-KEPT = HERE / "data" / "league.json"
-THREADS = 2
-OURS = {"defaults": "widedeep, defaults", "tuned": "widedeep, tuned"}
+DATA = HERE / "data"
+CELLS = DATA / "league.jsonl"
+SECTION = "training:league"
+THREADS = 1
+TRIALS_AT_ONCE = 3
+OURS = {
+    "defaults": "widedeep, defaults",
+    "best": "widedeep, `best`",
+    "tuned": "widedeep, tuned",
+}
 PEERS = {
     "lightgbm": ("LightGBM", "models_league"),
     "catboost": ("CatBoost", "models_league"),
@@ -54,7 +63,68 @@ PEERS = {
     "fuxi dcn_v2": ("FuxiCTR DCN-v2", "models_fuxictr"),
     "finalmlp": ("FuxiCTR FinalMLP", "models_fuxictr"),
 }
+TITLES = OURS | {name: title for name, (title, _) in PEERS.items()}
+NEAR = 0.002
+"""AUC behind the best model within which a set counts as reached."""
+
 Scores = dict[str, float]
+
+
+class Cells:
+    """The results by set, model and seed, of one number of rows and of seconds."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        DATA.mkdir(exist_ok=True)
+        self.seconds: float = options.seconds
+        self.limits = f"{options.rows} rows | {options.seconds:g} s"
+        self.seeds = range(options.seeds)
+        lines = CELLS.read_text(encoding="utf-8").splitlines() if CELLS.exists() else []
+        self.scores: dict[str, Scores] = dict(json.loads(line) for line in lines)
+
+    def key(self, set_name: str, model: str, seed: int) -> str:
+        """Return the name of a seed of a cell in the file."""
+        return f"{set_name} | {model} | {self.limits} | seed {seed}"
+
+    def runs(self, set_name: str, model: str) -> list[Scores]:
+        """Return the results of a cell, one per seed."""
+        keys = (self.key(set_name, model, seed) for seed in self.seeds)
+        return [self.scores[key] for key in keys if key in self.scores]
+
+    def mean(self, set_name: str, model: str, metric: str) -> float:
+        """Return a metric's mean over seeds."""
+        return fmean(run[metric] for run in self.runs(set_name, model))
+
+    def keep(self, set_name: str, model: str, seed: int, scores: Scores) -> None:
+        """Add a result to the file; of two for one key the later one counts."""
+        key = self.key(set_name, model, seed)
+        self.scores[key] = scores
+        with CELLS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([key, scores]) + "\n")
+
+    def missing(self, sets: list[str], models: list[str]) -> list[tuple[int, str, list[str]]]:
+        """Return seeds, sets and the models that have no result there, in the order of training."""
+        return [
+            (seed, set_name, names)
+            for seed in self.seeds
+            for set_name in sets
+            if (names := [m for m in models if self.key(set_name, m, seed) not in self.scores])
+        ]
+
+    def describe(self, sets: list[str], models: list[str]) -> str:
+        """Return what is kept and what is missing, with the processor seconds to come."""
+        missing = self.missing(sets, models)
+        count = sum(len(names) for _, _, names in missing)
+        total = len(self.seeds) * len(sets) * len(models)
+        lines = [f"league table, {self.limits}: {total - count} of {total} results are kept"]
+        seconds = 0.0
+        for seed, set_name, names in missing:
+            lines.append(f"  missing: seed {seed}, {set_name}: {', '.join(names)}")
+            for name in names:
+                known = [run["seconds"] for s in sets for run in self.runs(s, name)]
+                seconds += fmean(known) if known else self.seconds
+        if missing:
+            lines.append(f"about {seconds:.0f} processor seconds to come")
+        return "\n".join(lines)
 
 
 def default_config(league: League) -> RunConfig:
@@ -65,6 +135,7 @@ def default_config(league: League) -> RunConfig:
 
 def train_ours(league: League, config: RunConfig, seed: int) -> Scores:
     """Train a configuration; return its test metrics."""
+    config = at_quality(config)
     model = replace(config.model, seed=seed)
     train = replace(config.train, seed=seed)
     trainer = wd.Trainer(
@@ -75,15 +146,28 @@ def train_ours(league: League, config: RunConfig, seed: int) -> Scores:
     return {"auc": metrics["auc"], "log_loss": metrics["log_loss"]}
 
 
-def ours(league: League, name: str, seeds: list[int], seconds: float) -> list[Scores]:
-    """Return the metrics of one of ours, a seed each; settings are searched once."""
+def search(league: League, config: RunConfig, seed: int, seconds: float) -> RunConfig:
+    """Return the best configuration that `tune` finds within processor seconds."""
+    end = time.process_time() + seconds
+    trials = 0
+    with tempfile.TemporaryDirectory() as folder:
+        while time.process_time() < end:
+            trials += TRIALS_AT_ONCE
+            study = wd.tune(
+                config, league.train, valid=league.valid, folder=folder, resume=True,
+                trials=trials, minutes=seconds, seed=seed, progress=False,
+            )  # fmt: skip
+    return study.config
+
+
+def ours(league: League, name: str, seed: int, seconds: float) -> Scores:
+    """Return the metrics of one of ours."""
     config = default_config(league)
+    if name == "best":
+        config = replace(config, train=replace(config.train, quality="best"))
     if name == "tuned":
-        study = wd.tune(
-            config, league.train, valid=league.valid, minutes=seconds / 60, progress=False
-        )
-        config = study.config
-    return [train_ours(league, config, seed) for seed in seeds]
+        config = search(league, config, seed, seconds)
+    return train_ours(league, config, seed)
 
 
 def peer(league: League, name: str, folder: Path, seed: int, seconds: float) -> Scores | None:
@@ -95,8 +179,9 @@ def peer(league: League, name: str, folder: Path, seed: int, seconds: float) -> 
     script = {"models_fuxictr": "models_fuxictr_league"}.get(environment, environment)
     words = [python, HERE / "peers" / f"{script}.py", folder, name]
     subprocess.run(
-        [*map(str, words), "--seed", str(seed), "--seconds", str(THREADS * seconds)],
+        [*map(str, words), "--seed", str(seed), "--seconds", str(seconds)],
         check=True, stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": str(THREADS)},
     )  # fmt: skip
     labels = league.test[league.label].to_numpy().astype(np.float64)
     probabilities = np.load(folder / "answer.npy").clip(1e-7, 1 - 1e-7)
@@ -115,67 +200,107 @@ def write_rows(league: League, folder: Path) -> None:
     (folder / "set.json").write_text(json.dumps({"label": league.label}), encoding="utf-8")
 
 
+def processor_seconds() -> float:
+    """Return those of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def run_set(
-    set_name: str, models: list[str], asked: argparse.Namespace, kept: dict[str, list[Scores]]
+    set_name: str, models: list[str], seed: int, cells: Cells, asked: argparse.Namespace
 ) -> None:
-    """Train what is missing on one set, and keep each result at once."""
-    keys = {name: f"{set_name} | {name} | {asked.rows} | {asked.seconds:g}" for name in models}
-    missing = [
-        name for name in models if asked.again or len(kept.get(keys[name], ())) < asked.seeds
-    ]
-    if not missing:
-        return
+    """Train models on one set from one seed, and keep each result at once."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        league = SETS[set_name](asked.rows, folder)
+        league = SETS[set_name](asked.rows, DATA)
         write_rows(league, folder)
-        seeds = list(range(asked.seeds))
-        for name in missing:
+        for name in models:
+            started = processor_seconds()
             if name in OURS:
-                found = ours(league, name, seeds, asked.seconds)
+                scores: Scores | None = ours(league, name, seed, asked.seconds)
             else:
-                runs = [peer(league, name, folder, seed, asked.seconds) for seed in seeds]
-                found = [run for run in runs if run is not None]
-            if found:
-                kept[keys[name]] = found
-                KEPT.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-                mean = [fmean(run[metric] for run in found) for metric in ("auc", "log_loss")]
-                print(f"{set_name}, {name}: {mean[0]:.4f} / {mean[1]:.4f}", file=sys.stderr)
+                scores = peer(league, name, folder, seed, asked.seconds)
+            if scores is None:
+                print(
+                    f"{set_name}, {name}: no environment, see make bench-quality", file=sys.stderr
+                )
+                continue
+            scores["seconds"] = processor_seconds() - started
+            cells.keep(set_name, name, seed, scores)
+            values = f"{scores['auc']:.4f} / {scores['log_loss']:.4f}, {scores['seconds']:.0f} s"
+            print(f"{set_name}, {name}, seed {seed}: {values}", file=sys.stderr, flush=True)
 
 
-def table(
-    sets: list[str], models: list[str], asked: argparse.Namespace, kept: Mapping[str, list[Scores]]
-) -> str:
-    """Return the table: a row a model, the best log loss of each set in bold."""
+def model_rows(sets: list[str], models: list[str], cells: Cells, seconds: float) -> list[str]:
+    """Return the table's lines: a model each, the best log loss of each set in bold."""
+    lines = [f"| model | {' | '.join(sets)} |", f"|---|{'---|' * len(sets)}"]
+    best = {
+        s: min(cells.mean(s, name, "log_loss") for name in models if cells.runs(s, name))
+        for s in sets
+    }
+    for name in models:
+        row = []
+        for set_name in sets:
+            runs = cells.runs(set_name, name)
+            if not runs:
+                row.append("")
+                continue
+            loss = cells.mean(set_name, name, "log_loss")
+            text = f"{cells.mean(set_name, name, 'auc'):.4f} / {loss:.4f}"
+            text = f"**{text}**" if loss == best[set_name] else text
+            stopped = name in PEERS and fmean(run["seconds"] for run in runs) > seconds
+            row.append(f"{text} ({len(runs)}){'*' if stopped else ''}")
+        if any(row):
+            lines.append(f"| {TITLES[name]} | {' | '.join(row)} |")
+    return lines
 
-    def mean(set_name: str, name: str, metric: str) -> float | None:
-        runs = kept.get(f"{set_name} | {name} | {asked.rows} | {asked.seconds:g}")
-        return None if not runs else fmean(run[metric] for run in runs)
 
-    shown = [s for s in sets if any(mean(s, name, "auc") is not None for name in models)]
-    titles = OURS | {name: title for name, (title, _) in PEERS.items()}
+def gap_rows(sets: list[str], models: list[str], cells: Cells) -> list[str]:
+    """Return how far ours are from the best of the others in AUC, a set a line."""
+    mine = [name for name in OURS if name in models]
+    others = [name for name in PEERS if name in models]
+    lines = [
+        f"| set | best of the others by AUC | {' | '.join(OURS[name] for name in mine)} |",
+        f"|---|---|{'---|' * len(mine)}",
+    ]
+    for set_name in sets:
+        known = [name for name in others if cells.runs(set_name, name)]
+        if not known:
+            continue
+        first = max(known, key=lambda name: cells.mean(set_name, name, "auc"))
+        row = []
+        for name in mine:
+            runs = cells.runs(set_name, name)
+            if not runs:
+                row.append("")
+                continue
+            gap = cells.mean(set_name, name, "auc") - cells.mean(set_name, first, "auc")
+            spread = f" ± {stdev(run['auc'] for run in runs):.4f}" if len(runs) > 1 else ""
+            row.append(f"{gap:+.4f}{spread}{'' if gap >= -NEAR else ', behind'}")
+        lines.append(f"| {set_name} | {TITLES[first]} | {' | '.join(row)} |")
+    return lines
+
+
+def table(sets: list[str], models: list[str], cells: Cells, asked: argparse.Namespace) -> str:
+    """Return the section of RESULTS.md."""
+    filled = [s for s in sets if any(cells.runs(s, name) for name in models)]
     lines = [
         "## League table",
         "",
         f"`benchmarks/bench_quality.py --rows {asked.rows} --seconds {asked.seconds:g}` on "
-        f"{machine()}: test AUC / log loss, means of {asked.seeds} seed(s), at most {asked.rows:,} "
-        f"rows to learn and {asked.seconds:g} seconds of two threads to train or search in. Each "
-        "model stops by the same validation rows; the best log loss of a set is bold. One-way, "
-        "crosses, sequences and drift are generated, with that alone to be found.",
+        f"{machine()}: test AUC / log loss, means of as many seeds as stand in parentheses; at "
+        f"most {asked.rows:,} rows to learn, one thread, {asked.seconds:g} processor seconds to "
+        "train in, or to search in. Each model stops by the same validation rows; the best log "
+        "loss of a set is bold; * was stopped by the clock. One-way, crosses, sequences and drift "
+        "are generated, with that alone to be found; hastie and digits are scikit-learn's.",
         "",
-        f"| model | {' | '.join(shown)} |",
-        f"|---|{'---|' * len(shown)}",
+        *model_rows(filled, models, cells, asked.seconds),
+        "",
+        f"AUC less that of the best of the others, and the deviation over our seeds; behind: by "
+        f"more than {NEAR:g}.",
+        "",
+        *gap_rows(filled, models, cells),
     ]
-    for name in models:
-        cells = []
-        for set_name in shown:
-            area, loss = mean(set_name, name, "auc"), mean(set_name, name, "log_loss")
-            losses: list[Any] = [mean(set_name, other, "log_loss") for other in models]
-            text = "" if area is None or loss is None else f"{area:.4f} / {loss:.4f}"
-            best = loss is not None and loss == min(x for x in losses if x is not None)
-            cells.append(f"**{text}**" if best else text)
-        if any(cells):
-            lines.append(f"| {titles[name]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -185,23 +310,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--models", default=",".join([*OURS, *PEERS]))
+    parser.add_argument("--models", default=",".join(TITLES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--seconds", type=float, default=1200.0)
+    parser.add_argument("--list", action="store_true", help="tell what is missing, train nothing")
     parser.add_argument("--again", action="store_true", help="measure anew what was before")
     parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md")
     asked = parser.parse_args()
     sets = [s for s in asked.sets.split(",") if s != "shop" or os.environ.get("ONLINE_RETAIL")]
     models = asked.models.split(",")
-    KEPT.parent.mkdir(exist_ok=True)
-    kept = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
-    for set_name in sets:
-        run_set(set_name, models, asked, kept)
-    text = table(sets, models, asked, kept)
+    cells = Cells(asked)
+    if asked.again:
+        cells.scores.clear()
+    print(cells.describe(sets, models), file=sys.stderr, flush=True)
+    if not asked.list:
+        for seed, set_name, names in cells.missing(sets, models):
+            run_set(set_name, names, seed, cells, asked)
+    text = table(sets, models, cells, asked)
     print(text)
     if asked.write:
-        write_section("training:league", text)
+        write_section(SECTION, text)
 
 
 if __name__ == "__main__":

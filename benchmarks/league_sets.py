@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,11 @@ def shop(rows: int, folder: Path) -> League:
     """UCI Online Retail: what a customer takes next, after the examples' own join."""
     from retail import make_examples, retail_spec
 
-    examples = make_examples(Path(os.environ["ONLINE_RETAIL"]), folder / "shop").output
+    # The join takes longer than most models: it is made once for each version of its declaration.
+    version = zlib.crc32((EXAMPLES / "online_retail" / "retail.py").read_bytes())
+    examples = folder / f"shop_{version:08x}"
+    if not examples.exists():
+        make_examples(Path(os.environ["ONLINE_RETAIL"]), examples)
     spec = retail_spec()
     assert spec.label is not None
     columns = [*spec.columns(), spec.label]
@@ -130,6 +135,25 @@ def drift(rows: int, folder: Path) -> League:
     return _league(rng, columns, logit, {"x0": rng.normal(size=rows)})
 
 
+def hastie(rows: int, folder: Path) -> League:
+    """scikit-learn's `make_hastie_10_2`: whether ten numbers lie far from 0; no noise."""
+    from sklearn.datasets import make_hastie_10_2
+
+    numbers, label = make_hastie_10_2(min(rows, 12_000), random_state=15)
+    table = pa.table({f"x{i}": column for i, column in enumerate(numbers.T)})
+    return _parts(table, label > 0)
+
+
+def digits(rows: int, folder: Path) -> League:
+    """scikit-learn's 1,797 handwritten digits of 64 greys: above 4 or not."""
+    from sklearn.datasets import load_digits
+
+    numbers, label = load_digits(return_X_y=True)
+    order = np.random.default_rng(16).permutation(len(label))[:rows]
+    table = pa.table({f"x{i}": column for i, column in enumerate(numbers[order].T)})
+    return _parts(table, label[order] > 4)
+
+
 SETS: Mapping[str, Callable[[int, Path], League]] = {
     "adult": adult,
     "shop": shop,
@@ -140,6 +164,8 @@ SETS: Mapping[str, Callable[[int, Path], League]] = {
     "crosses": crosses,
     "sequences": sequences,
     "drift": drift,
+    "hastie": hastie,
+    "digits": digits,
 }
 
 _Codes = list[tuple[int, np.ndarray]]
@@ -163,8 +189,12 @@ def _league(
 
 
 def _split(rng: np.random.Generator, table: pa.Table, logit: np.ndarray) -> League:
-    label = (rng.random(len(logit)) < 1 / (1 + np.exp(-logit))).astype(np.int8)
-    table = table.append_column("y", pa.array(label))
+    return _parts(table, rng.random(len(logit)) < 1 / (1 + np.exp(-logit)))
+
+
+def _parts(table: pa.Table, label: np.ndarray) -> League:
+    """Training, validation and test rows, in this order."""
+    table = table.append_column("y", pa.array(label.astype(np.int8)))
     test = round(TEST * table.num_rows)
     valid = round(VALID * table.num_rows)
     train = table.num_rows - test - valid

@@ -92,7 +92,7 @@ def main() -> None:
             ]
         return torch.cat(chunks).squeeze(1).numpy()
 
-    write_answer(task, best_pass(task, learn, probabilities, valid, test))
+    write_answer(task, best_pass(task, model, learn, probabilities, valid, test))
 
 
 if __name__ == "__main__":

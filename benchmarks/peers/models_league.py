@@ -10,6 +10,7 @@ rate of trees (0.05, since early stopping chooses how many) and TabM's, which ar
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 from league_rows import Rows, Task, read_task, scaled, write_answer
 
-THREADS = 2
+THREADS = 1
 RATE, ROUNDS, PATIENCE = 0.05, 3000, 50
 LEAST_SEEN = 5  # rows in which a value must occur to be a column of the linear model
 
@@ -186,23 +187,25 @@ def tabm(task: Task) -> Any:
             if time.process_time() > task.deadline:
                 return
 
-    return best_pass(task, learn, probabilities, valid, test)
+    return best_pass(task, model, learn, probabilities, valid, test)
 
 
 def best_pass(
-    task: Task, learn: Callable[[], None], predict: Callable[[Any], Any], valid: Any, test: Any
-) -> Any:
+    task: Task, model: Any, learn: Callable[[], None], predict: Callable[[Any], Any], valid: Any,
+    test: Any,
+) -> Any:  # fmt: skip
     """Return the test predictions after the pass that is best on validation (patience 3)."""
     from sklearn.metrics import log_loss
 
-    best, answer, without = np.inf, None, 0
-    while without < 3 and (answer is None or time.process_time() < task.deadline):
+    best, weights, without = np.inf, None, 0
+    while without < 3 and (weights is None or time.process_time() < task.deadline):
         learn()
         loss = log_loss(task.valid.labels, np.clip(predict(valid), 1e-7, 1 - 1e-7))
         without += 1
         if loss < best:
-            best, answer, without = loss, predict(test), 0
-    return answer
+            best, weights, without = loss, copy.deepcopy(model.state_dict()), 0
+    model.load_state_dict(weights)
+    return predict(test)
 
 
 MODELS: dict[str, Callable[[Task], Any]] = {
