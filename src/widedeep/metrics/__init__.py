@@ -78,6 +78,17 @@ __all__ = [
     "unregister",
 ]
 
+register(
+    Metric(
+        name="rows",
+        kinds=["binary", "ranking", "multiclass", "multilabel", "regression"],
+        direction=None,
+        input="count",
+        value=float,
+        table_order=92,
+    )
+)
+
 
 def metrics_of(
     kind: LabelKind, *, classes: int = 1, score_kind: ScoreKind = "logit", groups: bool = False

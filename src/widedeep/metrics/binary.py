@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +19,7 @@ from widedeep.metrics.accumulate import (
     SortedRows,
     tie_runs,
 )
-from widedeep.metrics.collection import MetricCollection, checked_cuts
+from widedeep.metrics.collection import MetricCollection, SingleMetric, checked_cuts
 from widedeep.metrics.ranking import rank_groups
 from widedeep.metrics.registry import LabelKind, Metric, Undefined, ratio, register
 from widedeep.metrics.rows import (
@@ -168,11 +169,11 @@ class BinaryMetrics(MetricCollection):
             self._by_score.append(rows)
 
     def _inputs(self) -> Mapping[str, Any]:
-        totals = self._totals.totals()
-        inputs: dict[str, Any] = {"sums": totals}
+        sums = self._totals.totals().sums()
+        inputs: dict[str, Any] = {"sums": sums}
         if self._by_score is not None:
             blocks = self._by_score.blocks()
-            inputs["curve"] = score_curve(blocks, totals.weight, self._score_kind, self._bins)
+            inputs["curve"] = score_curve(blocks, sums.weight, self._score_kind, self._bins)
         if self._by_group is not None:
             inputs["ranking"] = rank_groups(self._by_group.blocks(), self._cuts)
         return inputs
@@ -204,53 +205,17 @@ class RankingMetrics(BinaryMetrics):
         super().__init__(names=names, k=k, groups=True)
 
 
-class BinaryTotals:
-    """Sums that need no order."""
+class BinarySums(NamedTuple):
+    """Sums over rows of weight w, label y and probability p; none needs an order."""
 
-    def __init__(self, kind: ScoreKind) -> None:
-        self._kind = kind
-        self._sums = CompensatedSum(8)
-        self.rows = 0
-
-    @property
-    def weight(self) -> float:
-        """Sum of the weights."""
-        return float(self._sums.values()[0])
-
-    @property
-    def positive(self) -> float:
-        """Weight of the positives: Σ w y."""
-        return float(self._sums.values()[1])
-
-    @property
-    def negative(self) -> float:
-        """Weight of the negatives: Σ w (1 - y)."""
-        return float(self._sums.values()[2])
-
-    @property
-    def predictions(self) -> float:
-        """Σ w p."""
-        return float(self._sums.values()[3])
-
-    @property
-    def loss(self) -> float:
-        """Σ w times the log loss."""
-        return float(self._sums.values()[4])
-
-    @property
-    def correct(self) -> float:
-        """Weight of the rows on the right side of 0.5."""
-        return float(self._sums.values()[5])
-
-    @property
-    def true_positive(self) -> float:
-        """Weight of the positives with a probability above 0.5."""
-        return float(self._sums.values()[6])
-
-    @property
-    def predicted_positive(self) -> float:
-        """Weight of the rows with a probability above 0.5."""
-        return float(self._sums.values()[7])
+    weight: float  # Σ w
+    positive: float  # Σ w y
+    negative: float  # Σ w (1 - y)
+    predictions: float  # Σ w p
+    loss: float  # Σ w times the log loss
+    correct: float  # weight of the rows on the right side of 0.5
+    true_positive: float  # weight of the positives with a probability above 0.5
+    predicted_positive: float  # weight of the rows with a probability above 0.5
 
     @property
     def entropy(self) -> float:
@@ -265,9 +230,19 @@ class BinaryTotals:
         """Which class is missing, in words."""
         return missing_class(self.positive, self.negative)
 
+
+class BinaryTotals:
+    """Running :class:`BinarySums`."""
+
+    def __init__(self, kind: ScoreKind) -> None:
+        self._kind = kind
+        self._sums = CompensatedSum(len(BinarySums._fields))
+
+    def sums(self) -> BinarySums:
+        return BinarySums(*self._sums.values().tolist())
+
     def merge(self, other: BinaryTotals) -> None:
         self._sums.merge(other._sums)
-        self.rows += other.rows
 
     def add(self, block: Rows) -> None:
         score, label, weight = -block["key"], block["label"].copy(), block["weight"].copy()
@@ -292,7 +267,6 @@ class BinaryTotals:
             weight * label * predicted,
             weight * predicted,
         )
-        self.rows += len(block)
         self._sums.add(np.array([np.sum(column) for column in columns]))
 
 
@@ -388,11 +362,6 @@ def missing_class(positive: float, negative: float) -> str:
     return f"only one class: every row of positive weight is {present}, none is {missing}"
 
 
-def _of_weighted_rows(value: Callable[[BinaryTotals], float]) -> Callable[[BinaryTotals], float]:
-    """Wrap a metric's value: undefined where no row has weight."""
-    return lambda totals: value(totals) if totals.weight else Undefined(totals.missing_class)
-
-
 def _named_cuts(names: Sequence[str]) -> list[int]:
     """Return the k of each name such as ``"ndcg@5"``."""
     ends = (name.partition("@")[2] for name in names)
@@ -400,125 +369,96 @@ def _named_cuts(names: Sequence[str]) -> list[int]:
 
 
 _NOTHING_PREDICTED = "no row of positive weight has a probability above 0.5"
+_of_curve = partial(Metric, input="curve")
+_of_sums = partial(Metric, input="sums")
 
 for _metric in (
-    Metric(
+    _of_curve(
         name="auc",
         title="AUC",
         direction="higher",
-        input="curve",
         value=lambda curve: curve.auc,
         table_order=0,
         headline=0,
     ),
-    Metric(
+    _of_curve(
         name="pr_auc",
         title="average precision",
         direction="higher",
-        input="curve",
         value=lambda curve: curve.average_precision,
         table_order=2,
     ),
-    Metric(
+    _of_curve(
         name="ece",
         title="expected calibration error",
-        input="curve",
         value=lambda curve: curve.calibration_error,
         table_order=8,
     ),
-    Metric(
-        name="log_loss",
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.loss / sums.weight),
-        table_order=3,
-        headline=1,
+    _of_sums(
+        name="log_loss", value=lambda sums: sums.loss / sums.weight, table_order=3, headline=1
     ),
-    Metric(
+    _of_sums(
         name="normalized_entropy",
         title="normalised entropy",
-        input="sums",
-        value=_of_weighted_rows(
-            lambda sums: ratio(sums.loss / sums.weight, sums.entropy, sums.missing_class)
-        ),
+        value=lambda sums: ratio(sums.loss / sums.weight, sums.entropy, sums.missing_class),
         table_order=4,
     ),
-    Metric(
+    _of_sums(
         name="accuracy",
         direction="higher",
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.correct / sums.weight),
+        value=lambda sums: sums.correct / sums.weight,
         table_order=5,
     ),
-    Metric(
+    _of_sums(
         name="accuracy_baseline",
         title="accuracy of one answer for all",
         direction=None,
-        input="sums",
-        value=_of_weighted_rows(lambda sums: max(sums.positive, sums.negative) / sums.weight),
+        value=lambda sums: max(sums.positive, sums.negative) / sums.weight,
         table_order=6,
     ),
-    Metric(
+    _of_sums(
         name="precision",
         direction="higher",
-        input="sums",
-        value=_of_weighted_rows(
-            lambda sums: ratio(sums.true_positive, sums.predicted_positive, _NOTHING_PREDICTED)
-        ),
+        value=lambda sums: ratio(sums.true_positive, sums.predicted_positive, _NOTHING_PREDICTED),
         table_order=20,
         detail=True,
     ),
-    Metric(
+    _of_sums(
         name="recall",
         direction="higher",
-        input="sums",
-        value=_of_weighted_rows(
-            lambda sums: ratio(sums.true_positive, sums.positive, sums.missing_class)
-        ),
+        value=lambda sums: ratio(sums.true_positive, sums.positive, sums.missing_class),
         table_order=21,
         detail=True,
     ),
-    Metric(
+    _of_sums(
         name="calibration",
         title="calibration (predicted / observed)",
         short="calibration",
         direction="nearest_1",
-        input="sums",
-        value=_of_weighted_rows(
-            lambda sums: ratio(sums.predictions, sums.positive, sums.missing_class)
-        ),
+        value=lambda sums: ratio(sums.predictions, sums.positive, sums.missing_class),
         table_order=7,
         headline=2,
     ),
-    Metric(
+    _of_sums(
         name="label_mean",
         kinds=["binary", "ranking"],
         title="mean label",
         direction=None,
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.positive / sums.weight),
+        value=lambda sums: sums.positive / sums.weight,
         table_order=90,
     ),
-    Metric(
+    _of_sums(
         name="prediction_mean",
         title="mean prediction",
         direction=None,
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.predictions / sums.weight),
+        value=lambda sums: sums.predictions / sums.weight,
         table_order=91,
-    ),
-    Metric(
-        name="rows",
-        kinds=["binary", "ranking"],
-        direction=None,
-        input="sums",
-        value=lambda sums: sums.rows,
-        table_order=92,
     ),
 ):
     register(_metric)
 
 
-class BinaryMetric:
+class BinaryMetric(SingleMetric):
     """One of the ``BinaryMetrics``, holding no more than that number needs.
 
     Args:
@@ -551,28 +491,11 @@ class BinaryMetric:
         max_rows_in_memory: int = DEFAULT_MAX_ROWS,
         spill_directory: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.name = name
-        self.reason: str | None = None
-        self._metrics = BinaryMetrics(
+        metrics = BinaryMetrics(
             names=[name],
             score_kind=score_kind,
             ece_bins=ece_bins,
             max_rows_in_memory=max_rows_in_memory,
             spill_directory=spill_directory,
         )
-
-    def update(
-        self,
-        scores: ArrayLike,
-        labels: ArrayLike,
-        weights: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> None:
-        """Add scored rows; see ``BinaryMetrics.update``. Unneeded groups are ignored."""
-        self._metrics.update(scores, labels, weights, groups if self._metrics.grouped else None)
-
-    def compute(self) -> float:
-        """Return the number; where it is NaN, ``reason`` says why."""
-        value = self._metrics.compute()[self.name]
-        self.reason = self._metrics.reasons.get(self.name)
-        return value
+        super().__init__(name, metrics)

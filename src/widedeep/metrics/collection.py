@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from widedeep.errors import ConfigError, nearest
 from widedeep.metrics.accumulate import BlockedStream, CompensatedSum
-from widedeep.metrics.registry import Input, LabelKind, Metric, registered
+from widedeep.metrics.registry import Input, LabelKind, Metric, Undefined, registered
 from widedeep.metrics.rows import GroupKeys, Rows
 
 LARGEST_K = 1_000_000
@@ -67,12 +67,14 @@ class MetricCollection(ABC):
 
     def compute(self) -> dict[str, float]:
         """Return the metrics of all rows so far; more updates may follow."""
-        inputs = self._inputs()
+        inputs = {"count": self._rows, **self._inputs()}
         self._reasons = {}
         values = {}
         for name, metric in self._metrics.items():
             if name in self._functions:
                 value = self._functions[name].totals().value()
+            elif metric.input == "sums" and not inputs["sums"].weight:
+                value = Undefined("there are no rows of positive weight")
             elif k := metric.match(name):
                 value = metric.value(inputs[metric.input], k)
             else:
@@ -140,6 +142,31 @@ class MetricCollection(ABC):
             rows[name] = column
         for stream in self._functions.values():
             stream.append(rows)
+
+
+class SingleMetric:
+    """One number of a collection, holding no more than that number needs."""
+
+    def __init__(self, name: str, metrics: MetricCollection) -> None:
+        self.name = name
+        self.reason: str | None = None
+        self._metrics = metrics
+
+    def update(
+        self,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        weights: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> None:
+        """Add scored rows, as the collection's ``update`` does; unneeded groups are ignored."""
+        self._metrics.update(scores, labels, weights, groups if self._metrics.grouped else None)
+
+    def compute(self) -> float:
+        """Return the number; where it is NaN or leaves something out, ``reason`` says why."""
+        value = self._metrics.compute()[self.name]
+        self.reason = self._metrics.reasons.get(self.name)
+        return value
 
 
 class _FunctionTotals:

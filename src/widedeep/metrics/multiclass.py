@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -18,7 +19,7 @@ from widedeep.metrics.accumulate import (
     SortedRows,
 )
 from widedeep.metrics.binary import score_curve
-from widedeep.metrics.collection import MetricCollection
+from widedeep.metrics.collection import MetricCollection, SingleMetric
 from widedeep.metrics.registry import Metric, ReasonedValue, Undefined, ratio, register
 from widedeep.metrics.rows import (
     BINARY_ROW,
@@ -207,7 +208,6 @@ class MulticlassTotals:
         self._top_k = top_k
         self._kind = kind
         self._sums = CompensatedSum(classes + 3)
-        self.rows = 0
 
     @property
     def class_weights(self) -> NDArray[np.float64]:
@@ -249,7 +249,6 @@ class MulticlassTotals:
 
     def merge(self, other: MulticlassTotals) -> None:
         self._sums.merge(other._sums)
-        self.rows += other.rows
 
     def add(self, block: Rows) -> None:
         matrix, label, weight = block["scores"], block["label"], block["weight"]
@@ -266,7 +265,6 @@ class MulticlassTotals:
         position = ahead.sum(axis=1)
         sums = [weight * loss, weight * (position == 0), weight * (position < self._top_k)]
         per_class = np.bincount(label, weight, minlength=self._classes)
-        self.rows += len(block)
         self._sums.add(np.concatenate([per_class, [np.sum(column) for column in sums]]))
 
 
@@ -276,94 +274,61 @@ def _log_softmax(logits_BC: NDArray[np.float64]) -> NDArray[np.float64]:
     return shifted - np.log(total)
 
 
-def _of_weighted_rows(
-    value: Callable[[MulticlassTotals], float],
-) -> Callable[..., float]:
-    """Wrap a metric's value: undefined where no row has weight."""
-    reason = "there are no rows of positive weight"
-    return lambda totals, k=0: value(totals) if totals.weight else Undefined(reason)
-
-
 _ONE_CLASS = "only one class: every row of positive weight has the same label"
+_of_curve = partial(Metric, kinds=["multiclass"], input="curve")
+_of_sums = partial(Metric, kinds=["multiclass"], input="sums")
 
 for _metric in (
-    Metric(
+    _of_sums(
         name="accuracy",
-        kinds=["multiclass"],
         direction="higher",
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.correct / sums.weight),
+        value=lambda sums: sums.correct / sums.weight,
         table_order=5,
         headline=0,
     ),
-    Metric(
+    _of_sums(
         name="accuracy_baseline",
-        kinds=["multiclass"],
         title="accuracy of one answer for all",
         direction=None,
-        input="sums",
-        value=_of_weighted_rows(lambda sums: float(sums.rates.max())),
+        value=lambda sums: float(sums.rates.max()),
         table_order=6,
     ),
-    Metric(
+    _of_sums(
         name="top_{k}_accuracy",
         title="top-k accuracy",
-        kinds=["multiclass"],
         direction="higher",
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.within_top / sums.weight),
+        value=lambda sums, k: sums.within_top / sums.weight,
         table_order=None,
     ),
-    Metric(
-        name="log_loss",
-        kinds=["multiclass"],
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.loss / sums.weight),
-        table_order=3,
-        headline=1,
+    _of_sums(
+        name="log_loss", value=lambda sums: sums.loss / sums.weight, table_order=3, headline=1
     ),
-    Metric(
+    _of_sums(
         name="normalized_entropy",
         title="normalised entropy",
-        kinds=["multiclass"],
-        input="sums",
-        value=_of_weighted_rows(
-            lambda sums: ratio(sums.loss / sums.weight, sums.entropy, _ONE_CLASS)
-        ),
+        value=lambda sums: ratio(sums.loss / sums.weight, sums.entropy, _ONE_CLASS),
         table_order=4,
     ),
-    Metric(
+    _of_curve(
         name="auc",
         title="AUC",
-        kinds=["multiclass"],
         direction="higher",
-        input="curve",
         value=lambda aucs: aucs.mean,
         table_order=0,
         headline=2,
     ),
-    Metric(
+    _of_curve(
         name="auc_classes",
         title="classes with an AUC",
-        kinds=["multiclass"],
         direction=None,
-        input="curve",
         value=lambda aucs: len(aucs.defined),
         table_order=None,
-    ),
-    Metric(
-        name="rows",
-        kinds=["multiclass"],
-        direction=None,
-        input="sums",
-        value=lambda sums: sums.rows,
-        table_order=92,
     ),
 ):
     register(_metric)
 
 
-class MulticlassMetric:
+class MulticlassMetric(SingleMetric):
     """One of the ``MulticlassMetrics``, holding no more than that number needs.
 
     Args:
@@ -394,9 +359,7 @@ class MulticlassMetric:
         max_rows_in_memory: int = DEFAULT_MAX_ROWS,
         spill_directory: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.name = name
-        self.reason: str | None = None
-        self._metrics = MulticlassMetrics(
+        metrics = MulticlassMetrics(
             classes,
             names=[name],
             score_kind=score_kind,
@@ -404,19 +367,4 @@ class MulticlassMetric:
             max_rows_in_memory=max_rows_in_memory,
             spill_directory=spill_directory,
         )
-
-    def update(
-        self,
-        scores: ArrayLike,
-        labels: ArrayLike,
-        weights: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> None:
-        """Add scored rows; see ``MulticlassMetrics.update``. Groups are ignored."""
-        self._metrics.update(scores, labels, weights)
-
-    def compute(self) -> float:
-        """Return the number; where it is NaN or leaves classes out, ``reason`` says why."""
-        value = self._metrics.compute()[self.name]
-        self.reason = self._metrics.reasons.get(self.name)
-        return value
+        super().__init__(name, metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from widedeep.metrics.rows import ScoreKind, finite_matrix
 
 __all__ = ["MultilabelMetrics"]
 
-_BY_CLASS = ("auc", "log_loss", "label_mean", "prediction_mean", "rows")
+_BY_CLASS = ("auc", "log_loss", "label_mean", "prediction_mean")
 
 
 class MultilabelMetrics(MetricCollection):
@@ -92,7 +93,7 @@ class MultilabelMetrics(MetricCollection):
         self._rows += len(scores)
 
     def _inputs(self) -> Mapping[str, Any]:
-        return {"sums": [metrics.compute() for metrics in self._by_class]}
+        return {"classes": [metrics.compute() for metrics in self._by_class]}
 
     def _merge(self, other: Self) -> None:
         for metrics, more in zip(self._by_class, other._by_class, strict=True):
@@ -129,62 +130,42 @@ def _calibration(by_class: ByClass) -> float:
     return _sum("prediction_mean")(by_class) / labels
 
 
+_of_classes = partial(Metric, kinds=["multilabel"], input="classes")
+
 for _metric in (
-    Metric(
+    _of_classes(
         name="auc",
         title="mean AUC of the classes",
         short="AUC",
-        kinds=["multilabel"],
         direction="higher",
-        input="sums",
         value=_mean_auc,
         table_order=0,
         headline=0,
     ),
-    Metric(
-        name="log_loss",
-        title="log loss",
-        kinds=["multilabel"],
-        input="sums",
-        value=_mean("log_loss"),
-        table_order=3,
-        headline=1,
+    _of_classes(
+        name="log_loss", title="log loss", value=_mean("log_loss"), table_order=3, headline=1
     ),
-    Metric(
+    _of_classes(
         name="calibration",
         title="predicted / observed",
-        kinds=["multilabel"],
         direction="nearest_1",
-        input="sums",
         value=_calibration,
         table_order=7,
         headline=2,
     ),
-    Metric(
+    _of_classes(
         name="label_mean",
         title="mean number of classes",
-        kinds=["multilabel"],
         direction=None,
-        input="sums",
         value=_sum("label_mean"),
         table_order=90,
     ),
-    Metric(
+    _of_classes(
         name="prediction_mean",
         title="mean predicted number",
-        kinds=["multilabel"],
         direction=None,
-        input="sums",
         value=_sum("prediction_mean"),
         table_order=91,
-    ),
-    Metric(
-        name="rows",
-        kinds=["multilabel"],
-        direction=None,
-        input="sums",
-        value=lambda by_class: by_class[0]["rows"],
-        table_order=92,
     ),
 ):
     register(_metric)

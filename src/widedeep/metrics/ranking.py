@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,86 +171,59 @@ def _at(offset: int) -> Callable[[GroupRanking, int], float]:
     return lambda ranking, k: ranking.mean_at(offset, k)
 
 
+_by_group = partial(Metric, kinds=["binary", "ranking"], groups=True, input="ranking")
+
 for _metric in (
-    Metric(
+    _by_group(
         name="gauc",
         title="AUC within groups",
         direction="higher",
-        kinds=["binary", "ranking"],
-        groups=True,
-        input="ranking",
         value=lambda ranking: ranking.gauc,
         table_order=1,
         headline=3,
     ),
-    Metric(
+    _by_group(
         name="mrr",
         title="mean reciprocal rank",
         direction="higher",
-        kinds=["binary", "ranking"],
-        groups=True,
-        input="ranking",
         value=lambda ranking: ranking.mean(6),
         table_order=24,
         detail=True,
     ),
-    Metric(
+    _by_group(
         name="groups",
         direction=None,
-        kinds=["binary", "ranking"],
-        groups=True,
-        input="ranking",
         value=lambda ranking: ranking.count(0),
         table_order=93,
         detail=True,
     ),
-    Metric(
+    _by_group(
         name="groups_one_class",
         direction=None,
-        kinds=["binary", "ranking"],
-        groups=True,
-        input="ranking",
         value=lambda ranking: ranking.count(1),
         table_order=None,
     ),
-    Metric(
+    _by_group(
         name="groups_without_positive",
         direction=None,
-        kinds=["binary", "ranking"],
-        groups=True,
-        input="ranking",
         value=lambda ranking: ranking.count(2),
         table_order=None,
     ),
-    Metric(
-        name="ndcg@{k}",
-        title="NDCG",
-        direction="higher",
-        kinds=["binary", "ranking"],
-        groups=True,
-        input="ranking",
-        value=_at(0),
-        table_order=22,
-        detail=True,
+    _by_group(
+        name="ndcg@{k}", title="NDCG", direction="higher", value=_at(0), table_order=22, detail=True
     ),
-    Metric(
+    _by_group(
         name="map@{k}",
         title="mean average precision",
         direction="higher",
-        kinds=["binary", "ranking"],
-        groups=True,
-        input="ranking",
         value=_at(1),
         table_order=23,
         detail=True,
     ),
-    Metric(
+    _by_group(
         name="hit_rate@{k}",
         title="hit rate",
         direction="higher",
-        kinds=["binary", "ranking"],
-        groups=True,
-        input="ranking",
         value=_at(2),
         table_order=25,
         detail=True,

@@ -24,7 +24,7 @@ __all__ = [
 
 Direction = Literal["higher", "lower", "nearest_1", "nearest_0"]
 LabelKind = Literal["binary", "multiclass", "multilabel", "regression", "amount", "ranking"]
-Input = Literal["rows", "sums", "curve", "ranking"]
+Input = Literal["rows", "sums", "curve", "ranking", "classes", "count"]
 
 
 class ReasonedValue(float):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widedeep.metrics.accumulate import BlockedStream, CompensatedSum
-from widedeep.metrics.collection import MetricCollection
+from widedeep.metrics.collection import MetricCollection, SingleMetric
 from widedeep.metrics.registry import LabelKind, Metric, Undefined, register
 from widedeep.metrics.rows import Rows, finite_column, weight_column
 
@@ -115,10 +116,8 @@ class RegressionTotals:
         self._max_label = -math.inf
         self.weight = 0.0
         self.label_mean = 0.0
-        self.rows = 0
 
     def add(self, block: Rows) -> None:
-        self.rows += len(block)
         prediction, label, weight = (
             block[name].copy() for name in ("prediction", "label", "weight")
         )
@@ -144,7 +143,6 @@ class RegressionTotals:
         self._max_label = max(self._max_label, float(weighted.max()))
 
     def merge(self, other: RegressionTotals) -> None:
-        self.rows += other.rows
         if not other.weight:
             return
         self._sums.merge(other._sums)
@@ -196,110 +194,75 @@ def poisson_deviances(
     return 2.0 * (np.where(label > 0, logs, 0.0) - label + prediction)
 
 
-def _of_weighted_rows(
-    value: Callable[[RegressionTotals], float],
-) -> Callable[[RegressionTotals], float]:
-    """Wrap a metric's value: undefined where no row has weight."""
-    reason = "there are no rows of positive weight"
-    return lambda totals: value(totals) if totals.weight else Undefined(reason)
-
-
+_of_number = partial(Metric, kinds=["regression"], input="sums")
+_of_amount = partial(Metric, kinds=["amount"], input="sums")
 for _metric in (
-    Metric(
-        name="mse",
-        title="mean squared error",
-        kinds=["regression"],
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.mean(1)),
-        table_order=None,
+    _of_number(
+        name="mse", title="mean squared error", value=lambda sums: sums.mean(1), table_order=None
     ),
-    Metric(
+    _of_number(
         name="rmse",
         title="root mean squared error",
         short="RMSE",
-        kinds=["regression"],
-        input="sums",
-        value=_of_weighted_rows(lambda sums: math.sqrt(sums.mean(1))),
+        value=lambda sums: math.sqrt(sums.mean(1)),
         table_order=10,
         headline=0,
     ),
-    Metric(
+    _of_number(
         name="mae",
         title="mean absolute error",
-        kinds=["regression"],
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.mean(2)),
+        value=lambda sums: sums.mean(2),
         table_order=11,
         headline=1,
     ),
-    Metric(
+    _of_number(
         name="r2",
         title="R²",
-        kinds=["regression"],
         direction="higher",
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.r2),
+        value=lambda sums: sums.r2,
         table_order=12,
         headline=2,
     ),
-    Metric(
+    _of_number(
         name="mean_bias",
-        kinds=["regression"],
         direction="nearest_0",
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.mean(0)),
+        value=lambda sums: sums.mean(0),
         table_order=13,
         detail=True,
     ),
-    Metric(
+    _of_amount(
         name="calibration",
         title="predicted / observed",
-        kinds=["amount"],
         direction="nearest_1",
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.calibration),
+        value=lambda sums: sums.calibration,
         table_order=7,
         headline=3,
     ),
-    Metric(
+    _of_amount(
         name="poisson_deviance",
         title="Poisson deviance",
-        kinds=["amount"],
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.deviance),
+        value=lambda sums: sums.deviance,
         table_order=9,
     ),
-    Metric(
+    _of_number(
         name="label_mean",
         title="mean label",
-        kinds=["regression"],
         direction=None,
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.label_mean),
+        value=lambda sums: sums.label_mean,
         table_order=90,
     ),
-    Metric(
+    _of_number(
         name="prediction_mean",
         title="mean prediction",
-        kinds=["regression"],
         direction=None,
-        input="sums",
-        value=_of_weighted_rows(lambda sums: sums.mean(3)),
+        value=lambda sums: sums.mean(3),
         table_order=91,
-    ),
-    Metric(
-        name="rows",
-        kinds=["regression"],
-        direction=None,
-        input="sums",
-        value=lambda sums: sums.rows,
-        table_order=92,
     ),
 ):
     register(_metric)
 
 
-class RegressionMetric:
+class RegressionMetric(SingleMetric):
     """One of the ``RegressionMetrics``.
 
     Args:
@@ -316,22 +279,4 @@ class RegressionMetric:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.reason: str | None = None
-        self._metrics = RegressionMetrics(names=[name])
-
-    def update(
-        self,
-        scores: ArrayLike,
-        labels: ArrayLike,
-        weights: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> None:
-        """Add scored rows; see ``RegressionMetrics.update``. Groups are ignored."""
-        self._metrics.update(scores, labels, weights)
-
-    def compute(self) -> float:
-        """Return the number; where it is NaN, ``reason`` says why."""
-        value = self._metrics.compute()[self.name]
-        self.reason = self._metrics.reasons.get(self.name)
-        return value
+        super().__init__(name, RegressionMetrics(names=[name]))
