@@ -14,9 +14,9 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -30,9 +30,29 @@ _PLURALS = {float: "numbers", int: "integers", str: "texts"}
 _INT64 = range(-(2**63), 2**63)
 COUNT = "an integer of at least 1, at most 2,147,483,647"
 COUNTS = range(1, 2**31)
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """Values that an option may have beside its type, as :func:`check_types` reads ``Annotated``.
+
+    Of a list every item is tested; None and the texts of a ``Literal`` are allowed by the type.
+    """
+
+    test: Callable[[Any], bool]
+    text: str  # What errors say is expected; {name} is the option's
+
+
+Count = Annotated[int, Allowed(COUNTS.__contains__, COUNT)]
+Widths = Annotated[tuple[int, ...], Allowed(COUNTS.__contains__, f"widths: {COUNT} each")]
+Positive = Annotated[float, Allowed(lambda x: x > 0, "a number > 0")]
+NotNegative = Annotated[float, Allowed(lambda x: x >= 0, "a number of at least 0")]
+FractionBelow1 = Annotated[float, Allowed(lambda x: 0 <= x < 1, "0 <= {name} < 1")]
+UnitInterval = Annotated[float, Allowed(lambda x: 0 <= x <= 1, "0 <= {name} <= 1")]
 _THREADS = range(1, 1025)
 _SEEDS = range(2**63)
 _HINTS: dict[type, dict[str, Any]] = {}
+_ALLOWED: dict[type, dict[str, Allowed]] = {}
 # A key of TOML: bare, or in quotes, where dots and equals signs are part of it.
 _KEY = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^."'=\s][^.="']*?)\s*([.=])""")
 
@@ -54,7 +74,25 @@ def field_help(config: type) -> dict[str, str]:
     """Return the help of a dataclass's fields: the text in ``Annotated[type, text]``."""
     hints = typing.get_type_hints(config, include_extras=True)
     annotated = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-    return {name: str(texts[0]) for name, texts in annotated.items() if texts}
+    return {
+        name: part for name, parts in annotated.items() for part in parts if isinstance(part, str)
+    }
+
+
+def _allowed_values(kind: type) -> dict[str, Allowed]:
+    """Return what ``Annotated`` says of a dataclass's fields."""
+    if kind not in _ALLOWED:
+        hints = typing.get_type_hints(kind, include_extras=True)
+        found = {name: _find_allowed(hint) for name, hint in hints.items()}
+        _ALLOWED[kind] = {name: allowed for name, allowed in found.items() if allowed is not None}
+    return _ALLOWED[kind]
+
+
+def _find_allowed(hint: Any) -> Allowed | None:
+    candidates = getattr(hint, "__metadata__", ())
+    if _is_union(hint):
+        candidates = [_find_allowed(arg) for arg in typing.get_args(hint)]
+    return next((one for one in candidates if isinstance(one, Allowed)), None)
 
 
 def check_types(config: object, owner: str, raising: type[WideDeepError] = ConfigError) -> None:
@@ -72,6 +110,12 @@ def check_types(config: object, owner: str, raising: type[WideDeepError] = Confi
         if len(set(texts)) < len(texts):
             twice = next(text for text in texts if texts.count(text) > 1)
             raise raising(f"{owner}: got {name} with {twice!r} twice, expected it once")
+    for name, allowed in _allowed_values(type(config)).items():
+        value = getattr(config, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None and not isinstance(item, str) and not allowed.test(item):
+                expected = allowed.text.format(name=name)
+                raise raising(f"{owner}: got {name}={show_value(item)}, expected {expected}")
 
 
 def _is_tuple(value: object, hint: Any) -> bool:
@@ -100,9 +144,13 @@ def _plain(value: Any, hint: Any) -> Any:
     return value
 
 
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
 def _takes(hint: Any, kind: type) -> bool:
     """Tell whether a type hint is of a kind, or a union with one of it."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    if _is_union(hint):
         return any(_takes(arg, kind) for arg in typing.get_args(hint))
     return hint is kind or typing.get_origin(hint) is kind
 

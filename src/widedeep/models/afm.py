@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from widedeep.models.blocks import PairAttention
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count, FractionBelow1
 
 __all__ = ["AFM"]
 
@@ -52,14 +52,8 @@ class AFM(TowerConfig):
     """
 
     name = "afm"
-    attention_units: int = 8
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        owner, units = f"tower {self.name!r}", self.attention_units
-        check_range(owner, "attention_units", units, units in COUNTS, COUNT)
-        check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
+    attention_units: Count = 8
+    dropout: FractionBelow1 = 0.0
 
     def make(self, layout: DeepLayout) -> nn.Module:
         """Return the tower."""

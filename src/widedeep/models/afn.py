@@ -13,7 +13,7 @@ from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.blocks import has_hooks
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count, Widths
 
 __all__ = ["AFN"]
 
@@ -85,7 +85,7 @@ class AFNTower(nn.Module):
                     "one: with beside_units each part reads half of it; change embedding_dim"
                 )
             self.n_powers //= 2
-            numbers = layout.dense.stop - layout.dense.start
+            numbers = layout.numbers
             beside = n_fields * self.n_powers + numbers
             self.beside = config.hidden_layers(beside, config.beside_units)
         self.neurons = LogNeurons(n_fields, config.log_neurons)
@@ -125,16 +125,6 @@ class AFN(HiddenConfig):
     """
 
     name = "afn"
-    log_neurons: int = 256
-    beside_units: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        owner = f"tower {self.name!r}"
-        check_range(owner, "log_neurons", self.log_neurons, self.log_neurons in COUNTS, COUNT)
-        for width in self.beside_units:
-            check_range(owner, "beside_units", width, width in COUNTS, f"widths: {COUNT} each")
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return AFNTower(layout, self)
+    network = AFNTower
+    log_neurons: Count = 256
+    beside_units: Widths = ()

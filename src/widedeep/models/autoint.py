@@ -11,7 +11,7 @@ from widedeep.errors import ConfigError
 from widedeep.models.blocks import FieldAttention
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count
 
 __all__ = ["AutoInt"]
 
@@ -67,17 +67,11 @@ class AutoInt(HiddenConfig):
     """
 
     name = "autoint"
-    layers: int = 3
-    heads: int = 2
-    head_width: int | None = None
+    network = AutoIntTower
+    layers: Count = 3
+    heads: Count = 2
+    head_width: Count | None = None
     scaled: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        owner, width = f"tower {self.name!r}", self.head_width
-        check_range(owner, "layers", self.layers, self.layers in COUNTS, COUNT)
-        check_range(owner, "heads", self.heads, self.heads in COUNTS, COUNT)
-        check_range(owner, "head_width", width, width is None or width in COUNTS, COUNT)
 
     def head_units(self, dim: int) -> int:
         """Return the width of each head, for embeddings of width D.
@@ -91,7 +85,3 @@ class AutoInt(HiddenConfig):
                 "expected heads that divide the width; change one of them, or give head_width"
             )
         return self.head_width or dim // self.heads
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return AutoIntTower(layout, self)

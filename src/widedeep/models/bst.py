@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from widedeep.models.histories import Events, History, TargetConfig, check_layers, required_bound
+from widedeep.models.histories import Events, History, TargetConfig, required_bound
 from widedeep.models.history_blocks import Positions, TransformerLayer, events_after
 from widedeep.models.tower import register_tower
+from widedeep.options import Count
 
 __all__ = ["BST"]
 
@@ -73,13 +74,9 @@ class BST(TargetConfig):
     """
 
     name = "bst"
-    layers: int = 1
-    heads: int = 2
-    feed_forward: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_layers(self.name, self.layers, self.heads, self.feed_forward)
+    layers: Count = 1
+    heads: Count = 2
+    feed_forward: Count | None = None
 
     def summary(self, history: History) -> nn.Module:
         """Return what sums up one history."""

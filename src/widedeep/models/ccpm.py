@@ -65,7 +65,7 @@ class CCPMTower(nn.Module):
             convolutions.append(FieldConvolution(maps, filters, min(width, size), k))
             maps, size = filters, k
         self.convolutions = nn.Sequential(*convolutions)
-        numbers = layout.dense.stop - layout.dense.start
+        numbers = layout.numbers
         self.hidden = config.hidden_layers(maps * self.dim * size + numbers)
 
     def forward(self, inputs: DeepInput) -> Tensor:
@@ -113,6 +113,7 @@ class CCPM(HiddenConfig):
     """
 
     name = "ccpm"
+    network = CCPMTower
     kernel_widths: tuple[int, ...] = (6, 5)
     filters: tuple[int, ...] = (4, 4)
 
@@ -127,7 +128,3 @@ class CCPM(HiddenConfig):
                 f"{owner}: got {len(self.kernel_widths)} kernel_widths and {len(self.filters)} "
                 "filters, expected one of each for every layer, and at least one layer"
             )
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return CCPMTower(layout, self)

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from widedeep.bundle.formula import Formula
 from widedeep.errors import ConfigError, show_value
@@ -20,6 +20,9 @@ from widedeep.models.layer_options import (
 from widedeep.options import (
     COUNT,
     COUNTS,
+    Allowed,
+    FractionBelow1,
+    Widths,
     check_range,
     check_seed,
     check_types,
@@ -84,19 +87,19 @@ class ModelConfig:
         seed: Seed of all initial values.
     """
 
-    hidden_units: tuple[int, ...] | None = None
+    hidden_units: Widths | None = None
     deep: Any = ()
     join: Mapping[str, Any] | None = None
     embedding_dim: int | Literal["auto"] = 16
     activation: Activation = "relu"
-    dropout: float = 0.0
+    dropout: FractionBelow1 = 0.0
     batch_norm: BatchNorm = False
     wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum"
     wide_bias: bool | None = None
     bias_init: Literal["prior", "zeros"] | None = None
     head: Any = None
     heads: Mapping[str, Any] = field(default_factory=dict)
-    embedding_std: float | None = None
+    embedding_std: Annotated[float, Allowed(lambda x: x >= 0, "a number >= 0")] | None = None
     table_dtype: Literal["fp32", "bf16"] = "fp32"
     imports: list[str] = field(default_factory=list)
     rank_by: str | None = None
@@ -108,7 +111,6 @@ class ModelConfig:
         check_types(self, owner)
         object.__setattr__(self, "activation", checked_activation(self.activation, owner))
         batch_norm_options(self.batch_norm, owner)
-        check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
         dim = self.embedding_dim
         in_range = dim == "auto" or dim in COUNTS
         check_range(owner, "embedding_dim", dim, in_range, f"{COUNT}, or 'auto'")
@@ -120,10 +122,6 @@ class ModelConfig:
             object.__setattr__(self, "join", {k: v for k, v in joined.items() if k != "name"})
         if self.hidden_units is None:
             object.__setattr__(self, "hidden_units", () if self.deep else HIDDEN_UNITS)
-        for width in self.hidden_units or ():
-            check_range(owner, "hidden_units", width, width in COUNTS, f"widths: {COUNT} each")
-        std = self.embedding_std
-        check_range(owner, "embedding_std", std, std is None or std >= 0, "a number >= 0")
         if self.rank_by is not None:
             Formula(self.rank_by)
         check_seed(owner, self.seed)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError, nearest
 from widedeep.models.tasks import TasksConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.options import Widths
 
 __all__ = ["DBMTL"]
 
@@ -77,12 +78,9 @@ class DBMTL(TasksConfig):
     """
 
     name = "dbmtl"
+    network = DBMTLTower
     links: Mapping[str, tuple[str, ...]] | None = None
-    link_units: tuple[int, ...] = (32,)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_widths("link_units", self.link_units)
+    link_units: Widths = (32,)
 
     def checked_links(self, tasks: list[str]) -> list[list[int]]:
         """Return the indices of the earlier tasks that each task reads.
@@ -105,7 +103,3 @@ class DBMTL(TasksConfig):
                     "labels into the order in which they happen"
                 )
         return links
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return DBMTLTower(layout, self)

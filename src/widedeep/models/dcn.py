@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from widedeep.models.blocks import linear
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count
 
 __all__ = ["DCN", "DCNMix", "DCNv2"]
 
@@ -158,12 +158,8 @@ class CrossConfig(HiddenConfig):
         structure: ``"parallel"``: hidden layers beside the cross layers; ``"stacked"``: over them.
     """
 
-    layers: int = 3
+    layers: Count = 3
     structure: Literal["parallel", "stacked"] = "parallel"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(f"tower {self.name!r}", "layers", self.layers, self.layers in COUNTS, COUNT)
 
 
 @register_tower
@@ -221,12 +217,7 @@ class DCNv2(CrossConfig):
     """
 
     name = "dcn_v2"
-    rank: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range = self.rank is None or self.rank in COUNTS
-        check_range(f"tower {self.name!r}", "rank", self.rank, in_range, COUNT)
+    rank: Count | None = None
 
     def make(self, layout: DeepLayout) -> nn.Module:
         """Return the tower."""
@@ -258,14 +249,8 @@ class DCNMix(CrossConfig):
     """
 
     name = "dcn_mix"
-    experts: int = 4
-    rank: int = 32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        owner = f"tower {self.name!r}"
-        check_range(owner, "experts", self.experts, self.experts in COUNTS, COUNT)
-        check_range(owner, "rank", self.rank, self.rank in COUNTS, COUNT)
+    experts: Count = 4
+    rank: Count = 32
 
     def make(self, layout: DeepLayout) -> nn.Module:
         """Return the tower."""

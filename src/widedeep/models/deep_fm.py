@@ -53,7 +53,4 @@ class DeepFM(HiddenConfig):
     """
 
     name = "deep_fm"
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return DeepFMTower(layout, self)
+    network = DeepFMTower

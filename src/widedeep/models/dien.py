@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from widedeep.models.din import InterestConfig
 from widedeep.models.histories import Events, History
 from widedeep.models.history_blocks import GRU, PackedEvents, masked_softmax
 from widedeep.models.tower import register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count, NotNegative
 
 __all__ = ["DIEN"]
 
@@ -132,18 +131,8 @@ class DIEN(InterestConfig):
     """
 
     name = "dien"
-    state_width: int = 32
-    next_event_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range = self.state_width in COUNTS
-        check_range(f"tower {self.name!r}", "state_width", self.state_width, in_range, COUNT)
-        weight = self.next_event_weight
-        check_range(
-            f"tower {self.name!r}", "next_event_weight", weight, 0 <= weight < math.inf,
-            "a number of at least 0",
-        )  # fmt: skip
+    state_width: Count = 32
+    next_event_weight: NotNegative = 0.0
 
     def summary(self, history: History) -> nn.Module:
         """Return what sums up one history."""

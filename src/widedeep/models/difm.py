@@ -10,7 +10,7 @@ from widedeep.models.blocks import FieldAttention
 from widedeep.models.ifm import WeighedFM
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count
 
 __all__ = ["DIFM"]
 
@@ -67,15 +67,6 @@ class DIFM(HiddenConfig):
     """
 
     name = "difm"
-    attention_units: int = 8
-    heads: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        owner, units = f"tower {self.name!r}", self.attention_units
-        check_range(owner, "attention_units", units, units in COUNTS, COUNT)
-        check_range(owner, "heads", self.heads, self.heads in COUNTS, COUNT)
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return DIFMTower(layout, self)
+    network = DIFMTower
+    attention_units: Count = 8
+    heads: Count = 4

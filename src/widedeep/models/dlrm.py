@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from widedeep.models.blocks import InnerPairs
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Widths
 
 __all__ = ["DLRM"]
 
@@ -24,7 +24,7 @@ class DLRMTower(nn.Module):
 
     def __init__(self, layout: DeepLayout, config: DLRM) -> None:
         super().__init__()
-        numbers = layout.dense.stop - layout.dense.start
+        numbers = layout.numbers
         self.dim = layout.field_dim(config.name, least=1 if numbers else 2)
         self.bottom = None
         n_vectors, width = len(layout.fields), 0
@@ -68,14 +68,5 @@ class DLRM(HiddenConfig):
     """
 
     name = "dlrm"
-    bottom_units: tuple[int, ...] = (512, 256, 64)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for width in self.bottom_units:
-            owner, allowed = f"tower {self.name!r}", f"widths: {COUNT} each"
-            check_range(owner, "bottom_units", width, width in COUNTS, allowed)
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return DLRMTower(layout, self)
+    network = DLRMTower
+    bottom_units: Widths = (512, 256, 64)

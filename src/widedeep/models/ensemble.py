@@ -23,7 +23,7 @@ from widedeep.models.tower import (
     tower_config,
     tower_table,
 )
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count
 
 __all__ = ["Ensemble"]
 
@@ -152,15 +152,15 @@ class Ensemble(TowerConfig):
     """
 
     name = "ensemble"
+    network = EnsembleTower
     has_members = True
     of: Any = field(default_factory=lambda: {"name": "mlp"})
-    members: int = 4
+    members: Count = 4
     embeddings: Literal["own", "shared"] = "own"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         owner, of = f"tower {self.name!r}", self.of
-        check_range(owner, "members", self.members, self.members in COUNTS, COUNT)
         table = {"name": of} if isinstance(of, str) else of
         if not isinstance(table, Mapping | TowerConfig):
             raise ConfigError(
@@ -192,7 +192,3 @@ class Ensemble(TowerConfig):
     def link_heads(self, heads: tuple[Head, ...]) -> tuple[Head, ...]:
         """Return the heads, linked if the members' tower links them."""
         return tower_config(self.of).link_heads(heads)
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return EnsembleTower(layout, self)

@@ -11,6 +11,7 @@ from widedeep.models.head_base import Head
 from widedeep.models.heads import Binary
 from widedeep.models.tasks import TasksConfig, TaskTowers
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.options import Widths
 
 __all__ = ["ESMM"]
 
@@ -57,7 +58,8 @@ class ESMM(TasksConfig):
     """
 
     name = "esmm"
-    task_units: tuple[int, ...] = ()
+    network = ESMMTower
+    task_units: Widths = ()
 
     def link_heads(self, heads: tuple[Head, ...]) -> tuple[Head, ...]:
         """Let the second label's probability be a product with the first one's.
@@ -77,7 +79,3 @@ class ESMM(TasksConfig):
         first, second = heads
         assert isinstance(second, Binary)
         return first, replace(second, through=first.name)
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return ESMMTower(layout, self)

@@ -12,7 +12,7 @@ from widedeep.errors import ConfigError
 from widedeep.models.blocks import FieldAwarePairs, PairSum
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count
 
 __all__ = ["FFM", "DeepFFM", "check_aware_width"]
 
@@ -75,11 +75,7 @@ class FFM(TowerConfig):
     """
 
     name = "ffm"
-    dim: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(f"tower {self.name!r}", "dim", self.dim, self.dim in COUNTS, COUNT)
+    dim: Count = 4
 
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none: k for each other feature."""
@@ -137,12 +133,8 @@ class DeepFFM(HiddenConfig):
     """
 
     name = "deep_ffm"
-    dim: int = 4
+    dim: Count = 4
     product: Literal["hadamard", "inner"] = "hadamard"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(f"tower {self.name!r}", "dim", self.dim, self.dim in COUNTS, COUNT)
 
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none: k for each other feature."""
@@ -151,4 +143,4 @@ class DeepFFM(HiddenConfig):
     def make(self, layout: DeepLayout) -> nn.Module:
         """Return the tower."""
         n_fields = check_aware_width(layout, self, self.dim)
-        return DeepFFMTower(n_fields, layout.dense.stop - layout.dense.start, self)
+        return DeepFFMTower(n_fields, layout.numbers, self)

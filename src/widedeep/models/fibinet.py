@@ -13,7 +13,7 @@ from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.blocks import FieldGates, hadamard_pairs, has_hooks
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count
 
 __all__ = ["FiBiNET"]
 
@@ -70,7 +70,7 @@ class FiBiNETTower(nn.Module):
         self.gates = FieldGates(n_fields, max(1, n_fields // config.reduction))
         self.pairs = BilinearPairs(n_fields, self.dim, config.bilinear)
         products = n_fields * (n_fields - 1) * self.dim
-        numbers = layout.dense.stop - layout.dense.start
+        numbers = layout.numbers
         self.hidden = config.hidden_layers(products + numbers)
 
     def forward(self, inputs: DeepInput) -> Tensor:
@@ -115,14 +115,6 @@ class FiBiNET(HiddenConfig):
     """
 
     name = "fibinet"
+    network = FiBiNETTower
     bilinear: Bilinear = "interaction"
-    reduction: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        owner = f"tower {self.name!r}"
-        check_range(owner, "reduction", self.reduction, self.reduction in COUNTS, COUNT)
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return FiBiNETTower(layout, self)
+    reduction: Count = 3

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError, nearest
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count, Widths
 
 __all__ = ["FinalMLP"]
 
@@ -129,19 +129,15 @@ class FinalMLP(HiddenConfig):
     """
 
     name = "finalmlp"
-    second_units: tuple[int, ...] = ()
-    heads: int = 1
-    gate_units: tuple[int, ...] = (64,)
+    second_units: Widths = ()
+    heads: Count = 1
+    gate_units: Widths = (64,)
     first_context: tuple[str, ...] = ()
     second_context: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = f"tower {self.name!r}"
-        for option in ("second_units", "gate_units"):
-            for width in getattr(self, option):
-                check_range(owner, option, width, width in COUNTS, f"widths: {COUNT} each")
-        check_range(owner, "heads", self.heads, self.heads in COUNTS, COUNT)
         widths = [units[-1] for units in (self.hidden_units, self.second_units) if units]
         if any(width % self.heads for width in widths):
             raise ConfigError(

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError, nearest
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout
-from widedeep.options import COUNT, COUNTS, check_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +165,6 @@ def required_bound(history: History, tower: str) -> int:
             "bound, for each position has weights of its own; give the feature one (maxlen=50)"
         )
     return history.maxlen
-
-
-def check_layers(tower: str, layers: int, heads: int, feed_forward: int | None) -> None:
-    """Refuse options of transformer layers that are outside their range."""
-    owner = f"tower {tower!r}"
-    check_range(owner, "layers", layers, layers in COUNTS, COUNT)
-    check_range(owner, "heads", heads, heads in COUNTS, COUNT)
-    in_range = feed_forward is None or feed_forward in COUNTS
-    check_range(owner, "feed_forward", feed_forward, in_range, COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from widedeep.models.histories import Events, History, HistoryConfig
 from widedeep.models.history_blocks import AttentionPool, max_pool, mean_pool, weighted_sum
 from widedeep.models.tower import register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count
 
 __all__ = ["HistoryPooling"]
 
@@ -61,13 +61,7 @@ class HistoryPooling(HistoryConfig):
 
     name = "history_pooling"
     pooling: Literal["mean", "max", "attention"] = "mean"
-    attention_width: int = 32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range = self.attention_width in COUNTS
-        owner = f"tower {self.name!r}"
-        check_range(owner, "attention_width", self.attention_width, in_range, COUNT)
+    attention_width: Count = 32
 
     def summary(self, history: History) -> nn.Module:
         """Return what pools one history."""

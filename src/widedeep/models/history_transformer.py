@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from widedeep.models.histories import Events, History, HistoryConfig, check_layers, required_bound
+from widedeep.models.histories import Events, History, HistoryConfig, required_bound
 from widedeep.models.history_blocks import (
     Positions,
     TransformerLayer,
@@ -16,6 +16,7 @@ from widedeep.models.history_blocks import (
     mean_pool,
 )
 from widedeep.models.tower import register_tower
+from widedeep.options import Count
 
 __all__ = ["HistoryTransformer"]
 
@@ -73,14 +74,10 @@ class HistoryTransformer(HistoryConfig):
     """
 
     name = "history_transformer"
-    layers: int = 2
-    heads: int = 2
-    feed_forward: int | None = None
+    layers: Count = 2
+    heads: Count = 2
+    feed_forward: Count | None = None
     pooling: Literal["mean", "max", "last"] = "mean"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_layers(self.name, self.layers, self.heads, self.feed_forward)
 
     def summary(self, history: History) -> nn.Module:
         """Return what sums up one history."""

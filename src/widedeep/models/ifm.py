@@ -83,7 +83,4 @@ class IFM(HiddenConfig):
     """
 
     name = "ifm"
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return IFMTower(layout, self)
+    network = IFMTower

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from widedeep.errors import ConfigError, nearest, show_value
-from widedeep.options import check_range, check_types, read_section
+from widedeep.options import FractionBelow1, Positive, check_types, read_section
 
 if TYPE_CHECKING:
     from torch import nn
@@ -123,16 +123,12 @@ class BatchNormOptions:
             TensorFlow's), not by B - 1 (as PyTorch's).
     """
 
-    momentum: float = 0.9
-    eps: float = 1e-5
+    momentum: FractionBelow1 = 0.9
+    eps: Positive = 1e-5
     biased: bool = False
 
     def __post_init__(self) -> None:
-        owner = "batch_norm"
-        check_types(self, owner)
-        momentum = self.momentum
-        check_range(owner, "momentum", momentum, 0 <= momentum < 1, "0 <= momentum < 1")
-        check_range(owner, "eps", self.eps, self.eps > 0, "a number > 0")
+        check_types(self, "batch_norm")
 
 
 _TENSORFLOW = BatchNormOptions(momentum=0.999, eps=1e-3, biased=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from widedeep.models.blocks import linear
 from widedeep.models.layer_options import make_activation
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Allowed, Count
 
 __all__ = ["MaskNet"]
 
@@ -136,17 +136,13 @@ class MaskNet(HiddenConfig):
 
     name = "masknet"
     structure: Literal["parallel", "serial"] = "parallel"
-    blocks: int = 3
-    block_units: int = 64
-    reduction_ratio: float = 1.0
+    blocks: Count = 3
+    block_units: Count = 64
+    reduction_ratio: Annotated[float, Allowed(lambda x: 0 < x <= 100, "0 < {name} <= 100")] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        owner, ratio = f"tower {self.name!r}", self.reduction_ratio
-        check_range(owner, "blocks", self.blocks, self.blocks in COUNTS, COUNT)
-        check_range(owner, "block_units", self.block_units, self.block_units in COUNTS, COUNT)
-        allowed = "0 < reduction_ratio <= 100"
-        check_range(owner, "reduction_ratio", ratio, 0 < ratio <= 100, allowed)
+        owner = f"tower {self.name!r}"
         if self.structure == "serial" and (self.batch_norm or not self.hidden_units):
             raise ConfigError(
                 f"{owner}: got structure='serial' with hidden_units={list(self.hidden_units)} and "

@@ -15,7 +15,7 @@ from widedeep.models.layer_options import (
     checked_activation,
 )
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import FractionBelow1, Widths
 
 __all__ = ["MLP"]
 
@@ -49,9 +49,9 @@ class HiddenConfig(TowerConfig):
         batch_norm: Normalise each hidden layer.
     """
 
-    hidden_units: tuple[int, ...] = (256, 128)
+    hidden_units: Widths = (256, 128)
     activation: Activation = "relu"
-    dropout: float = 0.0
+    dropout: FractionBelow1 = 0.0
     batch_norm: BatchNorm = False
 
     def __post_init__(self) -> None:
@@ -59,9 +59,6 @@ class HiddenConfig(TowerConfig):
         owner = f"tower {self.name!r}"
         object.__setattr__(self, "activation", checked_activation(self.activation, owner))
         batch_norm_options(self.batch_norm, owner)
-        check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
-        for width in self.hidden_units:
-            check_range(owner, "hidden_units", width, width in COUNTS, f"widths: {COUNT} each")
 
     def hidden_layers(
         self, in_features: int, hidden_units: Sequence[int] | None = None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count
 
 __all__ = ["MLR"]
 
@@ -57,12 +57,7 @@ class MLR(TowerConfig):
     """
 
     name = "mlr"
-    regions: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        owner = f"tower {self.name!r}"
-        check_range(owner, "regions", self.regions, self.regions in COUNTS, COUNT)
+    regions: Count = 4
 
     def make(self, layout: DeepLayout) -> nn.Module:
         """Return the tower."""

@@ -11,7 +11,7 @@ from widedeep.kernels.torch_blocks import mix_experts
 from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.tasks import Experts, Gate, TasksConfig, TaskTowers
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count, Widths
 
 __all__ = ["MMoE"]
 
@@ -69,15 +69,6 @@ class MMoE(TasksConfig):
     """
 
     name = "mmoe"
-    experts: int = 4
-    gate_units: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_widths("gate_units", self.gate_units)
-        owner = f"tower {self.name!r}"
-        check_range(owner, "experts", self.experts, self.experts in COUNTS, COUNT)
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return MMoETower(layout, self)
+    network = MMoETower
+    experts: Count = 4
+    gate_units: Widths = ()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from widedeep.models.blocks import pair_products
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import check_range
+from widedeep.options import FractionBelow1
 
 __all__ = ["NFM"]
 
@@ -26,7 +26,7 @@ class NFMTower(nn.Module):
         super().__init__()
         self.dim = layout.field_dim(config.name, least=2)
         self.drop = nn.Dropout(config.pooling_dropout)
-        numbers = layout.dense.stop - layout.dense.start
+        numbers = layout.numbers
         self.hidden = config.hidden_layers(self.dim + numbers)
 
     def forward(self, inputs: DeepInput) -> Tensor:
@@ -56,14 +56,5 @@ class NFM(HiddenConfig):
     """
 
     name = "nfm"
-    pooling_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        dropout = self.pooling_dropout
-        allowed = "0 <= pooling_dropout < 1"
-        check_range(f"tower {self.name!r}", "pooling_dropout", dropout, 0 <= dropout < 1, allowed)
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return NFMTower(layout, self)
+    network = NFMTower
+    pooling_dropout: FractionBelow1 = 0.0

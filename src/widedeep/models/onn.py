@@ -13,7 +13,7 @@ from widedeep.models.blocks import FieldAwarePairs
 from widedeep.models.ffm import check_aware_width
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count
 
 __all__ = ["ONN"]
 
@@ -68,11 +68,7 @@ class ONN(HiddenConfig):
     """
 
     name = "onn"
-    dim: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(f"tower {self.name!r}", "dim", self.dim, self.dim in COUNTS, COUNT)
+    dim: Count = 4
 
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none: k for each operation."""
@@ -81,4 +77,4 @@ class ONN(HiddenConfig):
     def make(self, layout: DeepLayout) -> nn.Module:
         """Return the tower."""
         n_fields = check_aware_width(layout, self, self.dim)
-        return ONNTower(n_fields, layout.dense.stop - layout.dense.start, self)
+        return ONNTower(n_fields, layout.numbers, self)

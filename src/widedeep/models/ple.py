@@ -11,7 +11,7 @@ from widedeep.kernels.torch_blocks import mix_experts
 from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.tasks import Experts, Gate, TasksConfig, TaskTowers
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count, Widths
 
 __all__ = ["PLE"]
 
@@ -121,18 +121,8 @@ class PLE(TasksConfig):
     """
 
     name = "ple"
-    levels: int = 2
-    shared_experts: int = 1
-    task_experts: int = 1
-    gate_units: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_widths("gate_units", self.gate_units)
-        for option in ("levels", "shared_experts", "task_experts"):
-            value = getattr(self, option)
-            check_range(f"tower {self.name!r}", option, value, value in COUNTS, COUNT)
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return PLETower(layout, self)
+    network = PLETower
+    levels: Count = 2
+    shared_experts: Count = 1
+    task_experts: Count = 1
+    gate_units: Widths = ()

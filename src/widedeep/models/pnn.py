@@ -88,8 +88,5 @@ class PNN(HiddenConfig):
     """
 
     name = "pnn"
+    network = PNNTower
     product: Literal["inner", "outer", "both"] = "inner"
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return PNNTower(layout, self)

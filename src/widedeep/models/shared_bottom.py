@@ -53,7 +53,4 @@ class SharedBottom(TasksConfig):
     """
 
     name = "shared_bottom"
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return SharedBottomTower(layout, self)
+    network = SharedBottomTower

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError
 from widedeep.models.layer_options import Activation, checked_activation, make_activation
 from widedeep.models.tower import DeepInput, DeepLayout, Returns, TowerConfig, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count, FractionBelow1, Widths
 
 
 class EnsembleLinear(nn.Module):
@@ -99,23 +99,16 @@ class TabM(TowerConfig):
     """
 
     name = "tabm"
+    network = TabMTower
     has_members = True
-    members: int = 32
-    hidden_units: tuple[int, ...] = (256, 128)
+    members: Count = 32
+    hidden_units: Widths = (256, 128)
     activation: Activation = "relu"
-    dropout: float = 0.0
+    dropout: FractionBelow1 = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = f"tower {self.name!r}"
         object.__setattr__(self, "activation", checked_activation(self.activation, owner))
-        check_range(owner, "members", self.members, self.members in COUNTS, COUNT)
-        check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
-        for width in self.hidden_units:
-            check_range(owner, "hidden_units", width, width in COUNTS, f"widths: {COUNT} each")
         if not self.hidden_units:
             raise ConfigError(f"{owner}: got no hidden_units, expected at least one width")
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return TabMTower(layout, self)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from widedeep.models.blocks import HiddenLayers
 from widedeep.models.mlp import HiddenConfig
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Widths, check_range
 
 __all__ = ["Experts", "Gate", "TaskTowers", "TasksConfig"]
 
@@ -24,32 +23,16 @@ class TasksConfig(HiddenConfig):
             alone. Activation, dropout and batch norm are those of the other hidden layers.
     """
 
-    task_units: tuple[int, ...] = (64,)
+    task_units: Widths = (64,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_widths("task_units", self.task_units)
         owner, units = f"tower {self.name!r}", list(self.hidden_units)
         check_range(owner, "hidden_units", units, len(units) > 0, "one or more widths")
 
-    def check_widths(self, option: str, widths: Sequence[int]) -> None:
-        """Raise a ConfigError for a width below 1."""
-        for width in widths:
-            check_range(
-                f"tower {self.name!r}", option, width, width in COUNTS, f"widths: {COUNT} each"
-            )
-
     def layers(self, in_features: int, units: Sequence[int]) -> nn.Module:
         """Return hidden layers of these widths, which are none if there are no widths."""
-        if not units:
-            return nn.Identity()
-        return HiddenLayers(
-            in_features,
-            units,
-            activation=self.activation,
-            dropout=self.dropout,
-            batch_norm=self.batch_norm,
-        )
+        return self.hidden_layers(in_features, units) if units else nn.Identity()
 
 
 class TaskTowers(nn.Module):

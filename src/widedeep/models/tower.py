@@ -484,6 +484,9 @@ class TowerConfig:
     has_vectors: ClassVar[bool] = False
     """Whether it leaves the vectors that a bundle retrieves by."""
 
+    network: ClassVar[type[nn.Module] | None] = None
+    """The module that :meth:`make` makes of a layout and the options."""
+
     def __post_init__(self) -> None:
         check_types(self, f"tower {self.name!r}")
 
@@ -513,7 +516,9 @@ class TowerConfig:
         Raises:
             ConfigError: If the tower cannot read such an input.
         """
-        raise NotImplementedError
+        if self.network is None:
+            raise NotImplementedError
+        return self.network(layout, self)
 
 
 Config = TypeVar("Config", bound=type[TowerConfig])

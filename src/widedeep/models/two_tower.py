@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from widedeep.errors import ConfigError, nearest
 from widedeep.models.history_blocks import mean_pool
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, TrainingRows, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import COUNT, COUNTS, Allowed, Count, Positive, Widths, check_range
 
 __all__ = ["TwoTower"]
 
@@ -215,28 +216,20 @@ class TwoTower(HiddenConfig):
     """
 
     name = "two_tower"
+    network = TwoTowerTower
     has_vectors = True
-    hidden_units: tuple[int, ...] = (128,)
+    hidden_units: Widths = (128,)
     item: str | None = None
     label: str | None = None
-    dim: int = 32
-    temperature: float = 0.1
-    log_q: float = 0.0
+    dim: Count = 32
+    temperature: Positive = 0.1
+    log_q: Annotated[float, Allowed(lambda c: 0 <= c <= 1, "0 to 1")] = 0.0
     hard_negatives: int = 0
-    weight: float = 1.0
+    weight: Positive = 1.0
     ranking: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = f"tower {self.name!r}"
-        check_range(owner, "dim", self.dim, self.dim in COUNTS, COUNT)
-        for name in ("temperature", "weight"):
-            value = getattr(self, name)
-            check_range(owner, name, value, 0 < value < math.inf, "a number > 0")
-        check_range(owner, "log_q", self.log_q, 0 <= self.log_q <= 1, "0 to 1")
         hard = self.hard_negatives
         check_range(owner, "hard_negatives", hard, hard == 0 or hard in COUNTS, f"0, or {COUNT}")
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return TwoTowerTower(layout, self)

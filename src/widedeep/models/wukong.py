@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Count, Widths
 
 __all__ = ["WuKong"]
 
@@ -75,7 +75,7 @@ class WuKongTower(nn.Module):
 
     def __init__(self, layout: DeepLayout, config: WuKong) -> None:
         super().__init__()
-        numbers = layout.dense.stop - layout.dense.start
+        numbers = layout.numbers
         self.dim = layout.field_dim(config.name, least=1 if numbers else 2)
         self.numbers = nn.Linear(numbers, self.dim) if numbers else None
         n_vectors = len(layout.fields) + (1 if numbers else 0)
@@ -123,23 +123,15 @@ class WuKong(HiddenConfig):
     """
 
     name = "wukong"
-    layers: int = 2
-    fm_vectors: int = 16
-    linear_vectors: int = 16
-    rank: int = 8
-    fm_units: tuple[int, ...] = (128,)
+    network = WuKongTower
+    layers: Count = 2
+    fm_vectors: Count = 16
+    linear_vectors: Count = 16
+    rank: Count = 8
+    fm_units: Widths = (128,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = f"tower {self.name!r}"
-        for option in ("layers", "fm_vectors", "linear_vectors", "rank"):
-            number = getattr(self, option)
-            check_range(owner, option, number, number in COUNTS, COUNT)
         if not self.fm_units:
             raise ConfigError(f"{owner}: got fm_units=[], expected the width of a layer or more")
-        for width in self.fm_units:
-            check_range(owner, "fm_units", width, width in COUNTS, f"widths: {COUNT} each")
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return WuKongTower(layout, self)

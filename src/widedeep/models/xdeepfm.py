@@ -13,7 +13,7 @@ from widedeep.kernels.torch_products import outer_linear
 from widedeep.models.layer_options import Activation, checked_activation, make_activation
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import Widths
 
 __all__ = ["XDeepFM"]
 
@@ -130,7 +130,8 @@ class XDeepFM(HiddenConfig):
     """
 
     name = "xdeepfm"
-    cin_units: tuple[int, ...] = (128, 128)
+    network = XDeepFMTower
+    cin_units: Widths = (128, 128)
     split_half: bool = True
     cin_activation: Activation = "relu"
 
@@ -140,14 +141,8 @@ class XDeepFM(HiddenConfig):
         object.__setattr__(self, "cin_activation", checked_activation(self.cin_activation, owner))
         if not self.cin_units:
             raise ConfigError(f"{owner}: got cin_units=[], expected the width of a layer or more")
-        for width in self.cin_units:
-            check_range(owner, "cin_units", width, width in COUNTS, f"widths: {COUNT} each")
         if self.split_half and 1 in self.cin_units[:-1]:
             raise ConfigError(
                 f"{owner}: got cin_units={list(self.cin_units)} and split_half, expected at least "
                 "2 maps in each layer but the last: half of them go on; or set split_half=false"
             )
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return XDeepFMTower(layout, self)

@@ -17,7 +17,10 @@ from widedeep.models.config import ModelConfig
 from widedeep.options import (
     COUNT,
     COUNTS,
+    Allowed,
     Auto,
+    Count,
+    Positive,
     as_table,
     check_range,
     check_seed,
@@ -28,6 +31,7 @@ from widedeep.options import (
 from widedeep.ranks.config import DistributedConfig
 from widedeep.training.schedules import (
     PARTS,
+    DecayFraction,
     Schedule,
     ScheduleOption,
     describe_schedule,
@@ -46,6 +50,8 @@ __all__ = [
 LossReduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "auto"]
 MOST_PATCHES = 200  # from one whole version to the next
+_AT_LEAST_1 = Allowed(lambda n: n >= 1, "an integer of at least 1")
+_ABOVE_0 = Allowed(lambda x: x > 0, "a number above 0")
 Widths = Literal["fresh", "project"]
 Quality = Literal["fast", "good", "best"]
 DATA_PATHS = ("train", "valid", "test", "items")
@@ -71,14 +77,13 @@ class DataConfig:
     valid: str | list[str] | None = None
     test: str | list[str] | None = None
     items: str | list[str] | None = None
-    valid_fraction: float = 0.0
+    valid_fraction: Annotated[float, Allowed(lambda x: 0 <= x < 1, "0 <= share < 1")] = 0.0
     valid_by: str | None = None
     valid_latest: str | None = None
 
     def __post_init__(self) -> None:
-        owner, fraction = "[data]", self.valid_fraction
+        owner = "[data]"
         check_types(self, owner)
-        check_range(owner, "valid_fraction", fraction, 0 <= fraction < 1, "0 <= share < 1")
         if self.valid_by is not None and self.valid_latest is not None:
             raise ConfigError(
                 f"{owner}: got both valid_by = {self.valid_by!r} and valid_latest = "
@@ -181,26 +186,26 @@ class TrainConfig:
     seed: int = 0
     grad_scale: float | Literal["mean"] = 1.0
     loss_reduction: LossReduction = "mean"
-    clip_norm: float | None = None
+    clip_norm: Positive | None = None
     schedule: ScheduleOption = "auto"
     schedules: Mapping[str, ScheduleOption] = field(default_factory=dict)
-    decay_fraction: float = 0.2
-    warmup_steps: int = 0
+    decay_fraction: DecayFraction = 0.2
+    warmup_steps: Annotated[int, Allowed(lambda n: n >= 0, "an integer of at least 0")] = 0
     early_stopping: bool | Auto = "auto"
-    patience: int | None = None
+    patience: Count | None = None
     monitor: str | None = None
-    eval_every: int | None = None
-    eval_seconds: float | None = None
+    eval_every: Count | None = None
+    eval_seconds: Positive | None = None
     stop_at: Mapping[str, float] = field(default_factory=dict)
-    checkpoint_every: int | None = None
-    checkpoint_seconds: float | None = None
+    checkpoint_every: Count | None = None
+    checkpoint_seconds: Positive | None = None
     metrics: list[str] = field(default_factory=list)
     log: list[str | Mapping[str, Any]] = field(default_factory=list)
     threads: int | None = None
     precision: Precision = "fp32"
     device: str = "cpu"
-    pool_rows: int = 262_144
-    rollback_bytes: int = 4 << 30
+    pool_rows: Count = 262_144
+    rollback_bytes: Annotated[int, Allowed(lambda n: n >= 1, "at least 1")] = 4 << 30
     posterior: bool = False
     bundle_tables: TableKind = "fp32"
     freeze: list[str] = field(default_factory=list)
@@ -212,9 +217,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         owner = "[train]"
         check_types(self, owner)
-        for name in ("pool_rows", "patience", "eval_every", "checkpoint_every"):
-            value = getattr(self, name)
-            check_range(owner, name, value, value is None or value in COUNTS, COUNT)
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             in_range = value == "auto" or value in COUNTS
@@ -230,20 +232,11 @@ class TrainConfig:
             raise ConfigError(
                 f"{owner}: got patience = {self.patience} and early_stopping = false; drop one"
             )
-        in_range = self.rollback_bytes >= 1
-        check_range(owner, "rollback_bytes", self.rollback_bytes, in_range, "at least 1")
         check_threads(owner, self.threads)
         check_seed(owner, self.seed)
-        fraction = self.decay_fraction
-        check_range(owner, "decay_fraction", fraction, 0 < fraction < 1, "0 < fraction < 1")
-        steps = self.warmup_steps
-        check_range(owner, "warmup_steps", steps, steps >= 0, "an integer of at least 0")
         scale = self.grad_scale
         in_range = scale == "mean" or scale > 0
         check_range(owner, "grad_scale", scale, in_range, "a number > 0, or 'mean'")
-        for name in ("clip_norm", "eval_seconds", "checkpoint_seconds"):
-            value = getattr(self, name)
-            check_range(owner, name, value, value is None or value > 0, "a number > 0")
         for pattern, factor in self.rates.items():
             check_range(f"{owner} rates", repr(pattern), factor, 0 < factor < 1e30, "a number > 0")
         import_modules(self.metrics, "metrics")
@@ -342,13 +335,16 @@ class FollowConfig:
         "directory of versions, or its URL, in which to publish each bundle that passes the gate "
         "on the newest shards",
     ] = None
-    export_rows: Annotated[int | None, "rows to learn between two bundles"] = None
-    export_minutes: Annotated[float | None, "minutes between two bundles"] = None
+    export_rows: Annotated[int | None, _AT_LEAST_1, "rows to learn between two bundles"] = None
+    export_minutes: Annotated[float | None, _ABOVE_0, "minutes between two bundles"] = None
     judge_rows: Annotated[
-        int, "rows of the newest shards, at least, that the gate judges on before they are learned"
+        int,
+        _AT_LEAST_1,
+        "rows of the newest shards, at least, that the gate judges on before they are learned",
     ] = 10_000
     full_every: Annotated[
         int,
+        Allowed(lambda n: 1 <= n <= MOST_PATCHES, f"an integer from 1 to {MOST_PATCHES}"),
         "every so many-th published version is whole; those between are patches of the rows that "
         "changed",
     ] = 1
@@ -360,7 +356,9 @@ class FollowConfig:
         bool, "give rows to new values of each shard, once they were seen min_count times"
     ] = False
     evict_after: Annotated[
-        int | None, "with --grow: forget values that so many shards in a row did not hold"
+        int | None,
+        _AT_LEAST_1,
+        "with --grow: forget values that so many shards in a row did not hold",
     ] = None
     kafka: Annotated[
         Mapping[str, str] | None,
@@ -380,17 +378,6 @@ class FollowConfig:
                 f"{owner}: got patch_precision = {self.patch_precision!r} without patches; give "
                 "full_every = 2 or more"
             )
-        for name in ("export_rows", "judge_rows", "evict_after"):
-            value = getattr(self, name)
-            inside = value is None or value >= 1
-            check_range(owner, name, value, inside, "an integer of at least 1")
-        inside = 1 <= self.full_every <= MOST_PATCHES
-        check_range(
-            owner, "full_every", self.full_every, inside, f"an integer from 1 to {MOST_PATCHES}"
-        )
-        minutes = self.export_minutes
-        inside = minutes is None or minutes > 0
-        check_range(owner, "export_minutes", minutes or 0.0, inside, "a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -405,16 +392,14 @@ class TuneConfig:
             ``"dcn_v2"`` where the configuration has one of these as its only tower, else none.
     """
 
-    trials: int = 20
-    minutes: float = 10.0
+    trials: Count = 20
+    minutes: Annotated[float, _ABOVE_0] = 10.0
     seed: int = 0
     models: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         owner = "[tune]"
         check_types(self, owner)
-        check_range(owner, "trials", self.trials, self.trials in COUNTS, COUNT)
-        check_range(owner, "minutes", self.minutes, self.minutes > 0, "a number above 0")
         check_seed(owner, self.seed)
 
 

@@ -17,14 +17,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.metrics.registry import is_better
-from widedeep.options import COUNT, COUNTS, check_range, check_types, read_section
+from widedeep.options import (
+    Allowed,
+    Count,
+    Positive,
+    UnitInterval,
+    check_range,
+    check_types,
+    read_section,
+)
 
 __all__ = [
     "WSD",
@@ -41,6 +49,8 @@ __all__ = [
 
 PARTS = ("wide", "deep", "dense")
 """Parts of a model with a schedule each: wide weights, embeddings, dense parameters."""
+DecayFraction = Annotated[float, Allowed(lambda x: 0 < x < 1, "0 < fraction < 1")]
+_NOT_NEGATIVE = Allowed(lambda x: x >= 0, "at least 0")
 FUNCTION = "function "
 """Before the name of a function, where a checkpoint or bundle records one."""
 
@@ -144,12 +154,10 @@ class RecordedFunction(Schedule):
 class Decay(Schedule):
     """What decays over a number of steps, or over those of the run."""
 
-    decay_steps: int | None = None
+    decay_steps: Count | None = None
 
     def __post_init__(self) -> None:
         check_types(self, self.owner)
-        steps = self.decay_steps
-        check_range(self.owner, "decay_steps", steps, steps is None or steps in COUNTS, COUNT)
 
     @property
     def spans_run(self) -> bool:
@@ -172,11 +180,7 @@ class Linear(Decay):
     """
 
     name: ClassVar[str] = "linear"
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        Decay.__post_init__(self)
-        check_range(self.owner, "end", self.end, 0 <= self.end <= 1, "0 <= end <= 1")
+    end: UnitInterval = 0.0
 
     def at(self, step: int, total_steps: int | None) -> float:
         """Return the factor at a step."""
@@ -217,12 +221,8 @@ class Polynomial(Linear):
     """
 
     name: ClassVar[str] = "polynomial"
-    power: float = 1.0
+    power: Positive = 1.0
     cycle: bool = False
-
-    def __post_init__(self) -> None:
-        Linear.__post_init__(self)
-        check_range(self.owner, "power", self.power, self.power > 0, "a number > 0")
 
     def fraction(self, progress: float) -> float:
         """Return how much of the way to ``end`` is left."""
@@ -243,12 +243,8 @@ class Exponential(Decay):
     """
 
     name: ClassVar[str] = "exponential"
-    decay_rate: float = 0.1
+    decay_rate: Positive = 0.1
     staircase: bool = False
-
-    def __post_init__(self) -> None:
-        Decay.__post_init__(self)
-        check_range(self.owner, "decay_rate", self.decay_rate, self.decay_rate > 0, "a number > 0")
 
     def at(self, step: int, total_steps: int | None) -> float:
         """Return the factor at a step."""
@@ -271,7 +267,7 @@ class InverseTime(Exponential):
     """
 
     name: ClassVar[str] = "inverse_time"
-    decay_rate: float = 1.0
+    decay_rate: Positive = 1.0
 
     def after(self, progress: float) -> float:
         """Return the factor after so many times ``decay_steps``."""
@@ -291,12 +287,10 @@ class WSD(Schedule):
 
     name: ClassVar[str] = "wsd"
     needs_run: ClassVar[bool] = True
-    decay_fraction: float = 0.2
+    decay_fraction: DecayFraction = 0.2
 
     def __post_init__(self) -> None:
         check_types(self, self.owner)
-        fraction = self.decay_fraction
-        check_range(self.owner, "decay_fraction", fraction, 0 < fraction < 1, "0 < fraction < 1")
 
     @property
     def spans_run(self) -> bool:
@@ -358,21 +352,15 @@ class Plateau(Schedule):
 
     name: ClassVar[str] = "plateau"
     needs_run: ClassVar[bool] = True
-    factor: float = 0.5
-    patience: int = 1
-    min_delta: float = 0.0
-    cooldown: int = 0
-    end: float = 0.0
+    factor: Annotated[float, Allowed(lambda x: 0 < x < 1, "0 < {name} < 1")] = 0.5
+    patience: Count = 1
+    min_delta: Annotated[float, _NOT_NEGATIVE] = 0.0
+    cooldown: Annotated[int, _NOT_NEGATIVE] = 0
+    end: UnitInterval = 0.0
     monitor: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self, self.owner)
-        check_range(self.owner, "factor", self.factor, 0 < self.factor < 1, "0 < factor < 1")
-        check_range(self.owner, "patience", self.patience, self.patience in COUNTS, COUNT)
-        for name in ("min_delta", "cooldown"):
-            value = getattr(self, name)
-            check_range(self.owner, name, value, value >= 0, "at least 0")
-        check_range(self.owner, "end", self.end, 0 <= self.end <= 1, "0 <= end <= 1")
 
     def at(self, step: int, total_steps: int | None) -> float:
         """Return 1: :class:`RateSchedules` knows how often it fell."""
