@@ -51,6 +51,7 @@ LossReduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "auto"]
 MOST_PATCHES = 200  # from one whole version to the next
 _AT_LEAST_1 = Allowed(lambda n: n >= 1, "an integer of at least 1")
+_PATCHES = Allowed(range(1, MOST_PATCHES + 1).__contains__, f"an integer from 1 to {MOST_PATCHES}")
 _ABOVE_0 = Allowed(lambda x: x > 0, "a number above 0")
 Widths = Literal["fresh", "project"]
 Quality = Literal["fast", "good", "best"]
@@ -344,7 +345,7 @@ class FollowConfig:
     ] = 10_000
     full_every: Annotated[
         int,
-        Allowed(lambda n: 1 <= n <= MOST_PATCHES, f"an integer from 1 to {MOST_PATCHES}"),
+        _PATCHES,
         "every so many-th published version is whole; those between are patches of the rows that "
         "changed",
     ] = 1
