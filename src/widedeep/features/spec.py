@@ -13,8 +13,6 @@ from widedeep.errors import FeatureError, nearest, show_value
 from widedeep.features.kind import KINDS, Feature, check, is_name, load_installed_kinds
 from widedeep.features.toml import toml_table, toml_text
 
-__all__ = ["FeatureSpec"]
-
 _PLACEMENT_KEYS = ("wide", "deep", "item", "extra", "training_only")
 DATA_KEYS = ("label", "weight", "head_weights", "group", "label_vocabulary")
 

@@ -11,17 +11,6 @@ from torch import Tensor
 from widedeep import kernels
 from widedeep.kernels.torch_layers import native_threads
 
-__all__ = [
-    "aware_products",
-    "bilinear_products",
-    "dice",
-    "exp_norm",
-    "field_attention",
-    "field_convolution",
-    "gru_states",
-    "mix_experts",
-]
-
 
 def _flat(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().view(-1).numpy()

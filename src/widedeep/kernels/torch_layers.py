@@ -14,18 +14,6 @@ from torch import Tensor, nn
 from widedeep import kernels
 from widedeep.kernels import Tower, TowerLayer, TowerNorm
 
-__all__ = [
-    "BiasedBatchNorm",
-    "DenseLayer",
-    "TowerRoom",
-    "count_batch",
-    "dense_layers",
-    "make_tower",
-    "native_layers",
-    "native_threads",
-    "runs_native",
-]
-
 
 class BiasedBatchNorm(nn.BatchNorm1d):
     """Batch norm whose moving variance follows the batch's biased variance, as TensorFlow's.

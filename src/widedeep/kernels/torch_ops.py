@@ -22,27 +22,6 @@ from torch import Tensor
 
 from widedeep.kernels.sparse import IdOutOfRangeError
 
-__all__ = [
-    "PIECE",
-    "SortedIds",
-    "TensorBatch",
-    "TensorGroups",
-    "TensorSlots",
-    "as_array",
-    "cell_scales",
-    "check_ids",
-    "checked",
-    "find_rows",
-    "gather_pool",
-    "group_ids",
-    "key_type",
-    "segment_sum",
-    "select_tables",
-    "sort_ids",
-    "to_device",
-    "wide_forward",
-]
-
 PIECE = 128
 """Most occurrences of a row that are summed one after the other."""
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from widedeep import kernels
 from widedeep.kernels.torch_layers import native_threads, runs_native
 
-__all__ = ["attend_pairs", "can_attend_pairs"]
-
 _MAX_DIM = 256
 
 

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["outer_linear"]
-
 _LINES = 4096  # of outer products at a time: few enough for the cache, enough for threads
 
 

@@ -25,18 +25,6 @@ from widedeep.kernels.torch_ops import (
     key_type,
 )
 
-__all__ = [
-    "adagrad_rows",
-    "expand",
-    "find_rows",
-    "ftrl_rows",
-    "gather_pool",
-    "learn_rates",
-    "segment_sum",
-    "sort_ids",
-    "wide_forward",
-]
-
 _LANES = 512  # numbers that a program works on at a time
 _PLACES = 1024  # ids
 _EXACT = {"enable_fp_fusion": False}

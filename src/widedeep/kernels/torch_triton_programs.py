@@ -9,21 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = [
-    "adagrad_kernel",
-    "bounds_kernel",
-    "expand_kernel",
-    "ftrl_kernel",
-    "gather_kernel",
-    "join_kernel",
-    "keys_kernel",
-    "learn_kernel",
-    "piece_kernel",
-    "rows_kernel",
-    "starts_kernel",
-    "wide_kernel",
-]
-
 
 @triton.jit(do_not_specialize=["n_ids"])
 def keys_kernel(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["estimator_metrics"]
-
 # The mean of the losses comes first: of a head, the first that it has counts.
 _LOSSES = ("loss", "log_loss", "mse")
 _NAMES = {

@@ -7,20 +7,6 @@ from numpy.typing import ArrayLike
 from widedeep.metrics.binary import BinaryMetric
 from widedeep.metrics.rows import ScoreKind
 
-__all__ = [
-    "auc",
-    "calibration",
-    "expected_calibration_error",
-    "grouped_auc",
-    "hit_rate_at_k",
-    "log_loss",
-    "map_at_k",
-    "mrr",
-    "ndcg_at_k",
-    "normalized_entropy",
-    "pr_auc",
-]
-
 
 def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Return the exact area under the ROC curve; ties count half; NaN where one class is absent.

@@ -16,8 +16,6 @@ from widedeep.metrics.collection import MetricCollection
 from widedeep.metrics.registry import Metric, ReasonedValue, Undefined, register
 from widedeep.metrics.rows import ScoreKind, finite_matrix
 
-__all__ = ["MultilabelMetrics"]
-
 _BY_CLASS = ("auc", "log_loss", "label_mean", "prediction_mean")
 
 

@@ -12,16 +12,6 @@ from numpy.typing import ArrayLike
 
 from widedeep.errors import ConfigError, nearest, show_value
 
-__all__ = [
-    "Metric",
-    "StreamingMetric",
-    "Undefined",
-    "find_metric",
-    "register",
-    "registered",
-    "unregister",
-]
-
 Direction = Literal["higher", "lower", "nearest_1", "nearest_0"]
 LabelKind = Literal["binary", "multiclass", "multilabel", "regression", "amount", "ranking"]
 Input = Literal["rows", "sums", "curve", "ranking", "classes", "count"]

@@ -10,8 +10,6 @@ from widedeep.models.blocks import PairAttention
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
 from widedeep.options import Count, FractionBelow1
 
-__all__ = ["AFM"]
-
 
 class AFMTower(nn.Module):
     """All pairs' products, pooled by attention.

@@ -15,8 +15,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count, Widths
 
-__all__ = ["AFN"]
-
 _LEAST = 1e-7  # of an embedding's magnitude, before the logarithm
 
 

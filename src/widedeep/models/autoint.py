@@ -13,8 +13,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count
 
-__all__ = ["AutoInt"]
-
 
 class AutoIntTower(nn.Module):
     """Attention between fields, beside hidden layers if there are any.

@@ -12,8 +12,6 @@ from widedeep.models.history_blocks import Positions, TransformerLayer, events_a
 from widedeep.models.tower import register_tower
 from widedeep.options import Count
 
-__all__ = ["BST"]
-
 
 class BehaviourTransformer(nn.Module):
     """The candidate after its history, under transformer layers: what its own place becomes.

@@ -15,8 +15,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
 
-__all__ = ["CCPM"]
-
 _MAX_FIELDS = 256  # that our kernel counts
 
 

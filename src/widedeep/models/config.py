@@ -29,8 +29,6 @@ from widedeep.options import (
     import_modules,
 )
 
-__all__ = ["ModelConfig"]
-
 HIDDEN_UNITS = (256, 128)
 EMBEDDING_STD = 0.02
 

@@ -13,8 +13,6 @@ from widedeep.models.tasks import TasksConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Widths
 
-__all__ = ["DBMTL"]
-
 
 class DBMTLTower(nn.Module):
     """Shared hidden layers, each task's own, and layers that link a task to earlier ones.

@@ -13,8 +13,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count
 
-__all__ = ["DCN", "DCNMix", "DCNv2"]
-
 
 class VectorCrosses(nn.Module):
     """Cross layers with a vector: ``x_(l+1) = x_0 (w_l . x_l) + b_l + x_l``.

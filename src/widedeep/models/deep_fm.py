@@ -10,8 +10,6 @@ from widedeep.models.fm import FMTower
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 
-__all__ = ["DeepFM"]
-
 
 class DeepFMTower(nn.Module):
     """The factorization machine's logits plus a linear function of the last hidden layer.

@@ -15,8 +15,6 @@ from widedeep.models.history_blocks import GRU, PackedEvents, masked_softmax
 from widedeep.models.tower import register_tower
 from widedeep.options import Count, NotNegative
 
-__all__ = ["DIEN"]
-
 
 class NextEvent(nn.Module):
     """The auxiliary loss: the interest after an event tells the next event from a sampled one.

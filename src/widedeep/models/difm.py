@@ -12,8 +12,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count
 
-__all__ = ["DIFM"]
-
 
 class DIFMTower(nn.Module):
     """A factorization machine, its fields weighed by attention and by hidden layers.

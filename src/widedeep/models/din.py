@@ -14,8 +14,6 @@ from widedeep.models.history_blocks import DiceLayers, PackedEvents, masked_soft
 from widedeep.models.tower import register_tower
 from widedeep.options import COUNT, COUNTS, check_range
 
-__all__ = ["DIN"]
-
 
 class LocalActivation(nn.Module):
     """The history weighted by what each event says about the candidate.

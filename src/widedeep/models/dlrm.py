@@ -12,8 +12,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Widths
 
-__all__ = ["DLRM"]
-
 
 class DLRMTower(nn.Module):
     """Hidden layers over the numbers' vector and the scalar products of all pairs of vectors.

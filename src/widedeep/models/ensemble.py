@@ -25,8 +25,6 @@ from widedeep.models.tower import (
 )
 from widedeep.options import Count
 
-__all__ = ["Ensemble"]
-
 
 class EnsembleTower(nn.Module):
     """M towers, each with its output layer, over its own columns of every embedding.

@@ -13,8 +13,6 @@ from widedeep.models.tasks import TasksConfig, TaskTowers
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Widths
 
-__all__ = ["ESMM"]
-
 
 class ESMMTower(nn.Module):
     """A network for each task, which share the embeddings alone.

@@ -14,8 +14,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
 from widedeep.options import Count
 
-__all__ = ["FFM", "DeepFFM", "check_aware_width"]
-
 
 def check_aware_width(layout: DeepLayout, config: TowerConfig, dim: int) -> int:
     """Return F, if all fields have embeddings of the width that a field-aware tower demands.

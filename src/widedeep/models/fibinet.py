@@ -15,8 +15,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count
 
-__all__ = ["FiBiNET"]
-
 Bilinear = Literal["all", "each", "interaction"]
 
 

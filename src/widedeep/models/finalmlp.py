@@ -12,8 +12,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count, Widths
 
-__all__ = ["FinalMLP"]
-
 
 class FeatureGates(nn.Module):
     """The input times ``2 sigmoid(MLP(context))``, with a context of features or a learned one.

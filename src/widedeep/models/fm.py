@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from widedeep.models.blocks import PairSum, pair_products
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
 
-__all__ = ["FM"]
-
 
 class FMTower(nn.Module):
     """The sum of all pairs of fields' scalar products, weighted by dimension for further logits.

@@ -11,8 +11,6 @@ from widedeep.models.blocks import linear
 from widedeep.models.dcn import CrossConfig, CrossTower, MatrixCrosses
 from widedeep.models.tower import DeepLayout, register_tower
 
-__all__ = ["GDCN"]
-
 
 class GatedCrossLayer(nn.Module):
     """``x0 * (W x + b) * sigmoid(G x) + x``.

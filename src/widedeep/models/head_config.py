@@ -17,8 +17,6 @@ from widedeep.models.losses import loss_path, registered_losses
 from widedeep.options import as_table, check_types, read_section
 from widedeep.schema import Schema
 
-__all__ = ["HeadChoice", "make_heads"]
-
 HeadTable = Mapping[str, Any]
 HeadChoice = str | Head | HeadTable | None
 """A name that a head is registered by, a head, a table ``{"kind": name, ...}``, or one of these by

@@ -12,8 +12,6 @@ from widedeep.models.history_blocks import AttentionPool, max_pool, mean_pool, w
 from widedeep.models.tower import register_tower
 from widedeep.options import Count
 
-__all__ = ["HistoryPooling"]
-
 
 class PooledHistory(nn.Module):
     """One vector of a history, whatever the candidate is.

@@ -18,8 +18,6 @@ from widedeep.models.history_blocks import (
 from widedeep.models.tower import register_tower
 from widedeep.options import Count
 
-__all__ = ["HistoryTransformer"]
-
 
 class EncodedHistory(nn.Module):
     """A history under transformer layers, pooled.

@@ -11,8 +11,6 @@ from widedeep.models.blocks import PairSum, pair_products
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 
-__all__ = ["IFM", "WeighedFM"]
-
 
 class WeighedFM(nn.Module):
     """A factorization machine of both orders whose fields have a weight an example.

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from widedeep.errors import ConfigError, nearest
 
-__all__ = ["LossFunction", "register_loss", "registered_losses", "unregister_loss"]
-
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 LossAndGradient: TypeAlias = tuple[Tensor, Tensor]
 

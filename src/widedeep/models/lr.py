@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
 
-__all__ = ["LR"]
-
 
 class LRTower(nn.Module):
     """One linear layer.

@@ -16,8 +16,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Allowed, Count
 
-__all__ = ["MaskNet"]
-
 
 class FieldNorm(nn.Module):
     """Normalises each field's embedding by itself; the numbers go on as they are.

@@ -17,8 +17,6 @@ from widedeep.models.layer_options import (
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
 from widedeep.options import FractionBelow1, Widths
 
-__all__ = ["MLP"]
-
 
 class MLPTower(HiddenLayers):
     """Hidden layers over ``concat_BX``.

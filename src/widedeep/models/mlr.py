@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
 from widedeep.options import Count
 
-__all__ = ["MLR"]
-
 
 class MLRTower(nn.Module):
     """The logit of a mixture of M logistic regressions.

@@ -13,8 +13,6 @@ from widedeep.models.tasks import Experts, Gate, TasksConfig, TaskTowers
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count, Widths
 
-__all__ = ["MMoE"]
-
 
 class MMoETower(nn.Module):
     """Experts that all tasks share, a gate and hidden layers for each task.

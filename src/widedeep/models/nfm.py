@@ -12,8 +12,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import FractionBelow1
 
-__all__ = ["NFM"]
-
 
 class NFMTower(nn.Module):
     """Hidden layers over the sum of all pairs' products, and the numbers.

@@ -15,8 +15,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count
 
-__all__ = ["ONN"]
-
 
 class ONNTower(nn.Module):
     """Hidden layers over copies of the fields and scalar products of operation-aware embeddings.

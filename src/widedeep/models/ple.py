@@ -13,8 +13,6 @@ from widedeep.models.tasks import Experts, Gate, TasksConfig, TaskTowers
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count, Widths
 
-__all__ = ["PLE"]
-
 
 class ExtractionLayer(nn.Module):
     """One level: each task mixes its own experts and the shared ones, the shared state mixes all.

@@ -12,8 +12,6 @@ from widedeep.models.blocks import InnerPairs
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 
-__all__ = ["PNN"]
-
 
 class KernelPairs(nn.Module):
     """The outer product of each pair of fields, weighed by a matrix: ``v_i' K_ij v_j``.

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from widedeep.models.tasks import TasksConfig, TaskTowers
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 
-__all__ = ["SharedBottom"]
-
 
 class SharedBottomTower(nn.Module):
     """Hidden layers that all tasks share, then each task's own.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from widedeep.models.mlp import HiddenConfig
 from widedeep.options import Widths, check_range
 
-__all__ = ["Experts", "Gate", "TaskTowers", "TasksConfig"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TasksConfig(HiddenConfig):

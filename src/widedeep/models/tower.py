@@ -29,16 +29,6 @@ from widedeep.models.head_base import Head
 from widedeep.options import as_table, check_types, read_section
 from widedeep.schema import Schema, Slot
 
-__all__ = [
-    "DeepInput",
-    "DeepLayout",
-    "SequenceInput",
-    "TowerConfig",
-    "register_tower",
-    "registered_towers",
-    "unregister_tower",
-]
-
 Returns = Literal["features", "logits", "members"]
 
 

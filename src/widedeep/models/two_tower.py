@@ -17,8 +17,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, TrainingRows, register_tower
 from widedeep.options import COUNT, COUNTS, Allowed, Count, Positive, Widths, check_range
 
-__all__ = ["TwoTower"]
-
 _SEEN = 1 << 17  # counters of items; more ids share them
 _HORIZON = 10_000.0  # steps after which an occurrence counts 1/e of a new one
 _LOGITS_AT_ONCE = 1 << 22  # of positives by items

@@ -12,8 +12,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count, Widths
 
-__all__ = ["WuKong"]
-
 
 class FactorizationBlock(nn.Module):
     """Hidden layers over the scalar products of all vectors with r mixtures of them.

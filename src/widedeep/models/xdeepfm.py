@@ -15,8 +15,6 @@ from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Widths
 
-__all__ = ["XDeepFM"]
-
 
 class CompressedInteraction(nn.Module):
     """Maps that are weighed sums of products of the last layer's maps with all fields.

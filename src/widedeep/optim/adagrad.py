@@ -11,8 +11,6 @@ from torch import Tensor
 
 from widedeep.optim.base import Optimizer, Step, check_flag, check_range
 
-__all__ = ["Adagrad"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Adagrad(Optimizer, name="adagrad"):

@@ -13,8 +13,6 @@ from torch import Tensor
 from widedeep.errors import ConfigError, show_value
 from widedeep.optim.base import Optimizer, Step, check_range
 
-__all__ = ["Adam"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer, name="adam"):

@@ -26,16 +26,6 @@ from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.kernels.torch_device import triton_kernels
 from widedeep.kernels.torch_ops import as_array
 
-__all__ = [
-    "Optimizer",
-    "OptimizerChoice",
-    "Step",
-    "check_flag",
-    "check_range",
-    "describe_optimizer",
-    "make_optimizer",
-]
-
 _CLASSES: dict[str, type[Optimizer]] = {}  # by the name that tables give them
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from widedeep.errors import ConfigError, show_value
 from widedeep.optim.base import Optimizer, Step, check_range
 
-__all__ = ["FTRL"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class FTRL(Optimizer, name="ftrl"):

@@ -11,8 +11,6 @@ from torch import Tensor
 from widedeep.errors import ConfigError, show_value
 from widedeep.optim.base import Optimizer, Step, check_flag, check_range
 
-__all__ = ["RMSProp"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RMSProp(Optimizer, name="rmsprop"):

@@ -11,8 +11,6 @@ from torch import Tensor
 from widedeep.errors import ConfigError
 from widedeep.optim.base import Optimizer, Step, check_flag, check_range
 
-__all__ = ["SGD"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer, name="sgd"):
