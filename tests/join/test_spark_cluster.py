@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import pytest
 
 import widedeep as wd
 from tests.join.small_log import actions, impressions
+from tests.ports import free_port
 from widedeep.join import JoinResult, open_dataset, run_join
 
 SPARK = importlib.util.find_spec("pyspark")
@@ -103,17 +103,9 @@ class Cluster:
         return [app["name"] for app in (*state["activeapps"], *state["completedapps"])]
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    port, ui = free_ports(2)
+    port, ui = free_port(), free_port()
     folder = tmp_path_factory.mktemp("spark")
     running = Cluster(f"spark://127.0.0.1:{port}", ui)
     command = str(spark_home() / "bin" / "spark-class")

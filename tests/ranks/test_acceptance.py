@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.ranks.processes import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -77,7 +77,7 @@ def test_a_thread_outlives_its_errors_which_are_counted_and_logged_once(error: E
         return what is None
 
     thread = monitor.start("worker", turn)
-    eventually(lambda: thread.is_over, 10)
+    eventually(lambda: thread.is_over)
     assert len(worked) == 6
     assert metrics.errors == {"worker": 20}
     (line,) = stream.getvalue().splitlines()
@@ -98,10 +98,9 @@ def test_the_pause_after_an_error_doubles_up_to_a_bound(monkeypatch: pytest.Monk
         raise ValueError("again")
 
     thread = monitor.start("worker", turn)
-    time.sleep(0.5)
+    eventually(lambda: len(times) > 5)
     pauses = [after - before for before, after in pairwise(times)]
-    assert len(times) <= 9  # .02 + .04, then .08 each
-    assert pauses[0] >= 0.02 and pauses[1] >= 0.04 and pauses[2] >= 0.08
+    assert pauses[0] >= 0.02 and pauses[1] >= 0.04 and min(pauses[2:]) >= 0.08
     started = time.monotonic()
     thread.join(10)  # one that cannot even end is let go
     assert time.monotonic() - started < 5 and metrics.errors["worker"] >= len(times) - 1
@@ -119,11 +118,11 @@ def test_a_thread_that_only_fails_becomes_stuck_and_recovers() -> None:
         return not ends.wait(0.001)
 
     thread = monitor.start("worker", turn, stuck_s=0.1)
-    eventually(lambda: monitor.problems() != [], 5)
+    eventually(lambda: monitor.problems() != [])
     (problem,) = monitor.problems()
     assert "thread worker is stuck" in problem and "it does not work" in problem
     fails.clear()
-    eventually(lambda: monitor.problems() == [], 5)
+    eventually(lambda: monitor.problems() == [])
     (status,) = monitor.status()
     assert status.state == "running" and status.errors > 3 and status.error is not None
     ends.set()
@@ -145,7 +144,7 @@ def test_a_thread_that_hangs_is_stuck_and_one_that_is_gone_is_dead(
 
     monkeypatch.setattr(threading, "excepthook", lambda told: None)
     monitor.start("gone", gone)
-    eventually(lambda: {s.state for s in monitor.status()} == {"stuck", "dead"}, 5)
+    eventually(lambda: {s.state for s in monitor.status()} == {"stuck", "dead"})
     assert [problem.split(":")[0] for problem in monitor.problems()] == [
         "thread hangs is stuck",
         "thread gone is dead",
@@ -181,7 +180,7 @@ def test_each_kind_of_error_is_logged_though_another_was(quick: None) -> None:
         return False
 
     thread = monitor.start("worker", turn)
-    eventually(lambda: thread.is_over, 10)
+    eventually(lambda: thread.is_over)
     assert metrics.errors["worker"] == 12 and len(stream.getvalue().splitlines()) == 2
 
 

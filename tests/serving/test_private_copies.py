@@ -210,4 +210,4 @@ def test_a_cache_that_is_taken_away_while_it_is_used_is_made_again(
     first.close()
     assert scores(second.path) == scores(bundle)
     second.close()
-    eventually(lambda: not second.path.exists(), 1)
+    eventually(lambda: not second.path.exists())

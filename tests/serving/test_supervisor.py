@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,7 +109,7 @@ def test_sigterm_drains_all_workers(port: int, server: subprocess.Popen[bytes]) 
     answers: list[str] = []
     asking = threading.Thread(target=lambda: answers.append(ask(port, "slow")))
     asking.start()
-    time.sleep(0.6)
+    eventually(lambda: counted(port, "busy") == 1)
     server.send_signal(signal.SIGTERM)
     assert server.wait(60) == 0
     asking.join(10)

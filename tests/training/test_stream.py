@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -187,17 +185,17 @@ def test_half_written_and_vanished_files(tmp_path: Path) -> None:
         (folder / name).write_bytes(content[: len(content) // 2])
     told: list[str] = []
 
-    def go_on() -> None:
-        time.sleep(0.1)
-        (folder / "gone.parquet").unlink()
-        (folder / "half.parquet").write_bytes(content)
-        time.sleep(0.1)
-        write(folder / "next.parquet", 2)
+    def tell(line: str) -> None:
+        told.append(line)
+        if len(told) == 2:  # both were looked at
+            (folder / "gone.parquet").unlink()
+            (folder / "half.parquet").write_bytes(content)
 
-    writer = threading.Thread(target=go_on)
-    writer.start()
-    found = [name for name, _ in follow_folder(folder, poll_s=0.02, idle_s=1.0, notify=told.append)]
-    writer.join()
+    found = []
+    for name, _ in follow_folder(folder, poll_s=0.02, idle_s=0.2, notify=tell):
+        found.append(name)
+        if name == "half.parquet":
+            write(folder / "next.parquet", 2)
     assert found == ["half.parquet", "next.parquet"]
     assert [line.partition(": ")[2].partition(" (")[0] for line in told] == [
         "cannot be read yet",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import signal
 import socket
 import ssl
@@ -125,6 +126,12 @@ def resident_mb(process: int) -> float:
     return int(found.split()[1]) / 1024
 
 
+def processor_s(process: int) -> float:
+    """Seconds that a process and its threads have computed."""
+    words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_start_is_quick_without_torch_and_on_the_port_of_a_killed_server(apps: Path) -> None:
     starts: list[tuple[float, float, str]] = []
@@ -133,7 +140,8 @@ def test_start_is_quick_without_torch_and_on_the_port_of_a_killed_server(apps: P
         with running(*catalogue(apps), "--http", f":{port}") as server:
             server.wait_ready()
             assert server.call("POST", "/v1/rank", BODY).status == 200
-            took, pid = time.monotonic() - server.started, server.process.pid
+            pid = server.process.pid
+            took = processor_s(pid)
             maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
             starts.append((took, resident_mb(pid), maps))
             assert port in (0, server.port)
@@ -144,7 +152,7 @@ def test_start_is_quick_without_torch_and_on_the_port_of_a_killed_server(apps: P
     assert "libtorch" not in mapped
     assert "_native" in mapped
     assert resident < 200
-    assert took < 6.0  # under 2 s on a quiet machine; the tests may run beside others
+    assert took < 4.0
 
 
 def test_tls(apps: Path, tmp_path: Path) -> None:

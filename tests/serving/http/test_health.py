@@ -24,7 +24,7 @@ def test_a_thread_that_is_stuck_makes_the_server_unready_and_not_dead(own: Local
     monitor = own.service.monitor
     thread = monitor.start("hangs", lambda: not hangs.wait(0.5 if fails.is_set() else 30))
     thread.stuck_s = 0.05
-    eventually(lambda: own.get("/health/ready").status == 503, 5)
+    eventually(lambda: own.get("/health/ready").status == 503)
     told = own.get("/health/ready").json
     assert told["ready"] is False and "thread hangs is stuck" in told["reasons"][0]
     assert own.get("/v2/health/ready").status == 503
@@ -52,8 +52,8 @@ def test_errors_and_heartbeats_stand_in_the_figures(own: Local) -> None:
     def figures() -> str:
         return own.get("/metrics").body.decode()
 
-    eventually(lambda: 'widedeep_thread_errors_total{thread="careless"} 2.0' in figures(), 5)
-    eventually(lambda: 'widedeep_thread_heartbeat_seconds{thread="careless"}' in figures(), 5)
+    eventually(lambda: 'widedeep_thread_errors_total{thread="careless"} 2.0' in figures())
+    eventually(lambda: 'widedeep_thread_heartbeat_seconds{thread="careless"}' in figures())
     (line,) = (each for each in figures().splitlines() if "heartbeat_seconds{" in each)
     assert 0 <= float(line.split()[-1]) < 5
     ends.set()
@@ -74,4 +74,4 @@ def test_warnings_say_what_to_mend_and_leave_the_server_ready(
         assert own.get("/v1/status").json["warnings"] == told.json["warnings"]
     finally:
         registry._watcher.look()
-    eventually(lambda: own.get("/health/ready").json == {"ready": True}, 10)
+    eventually(lambda: own.get("/health/ready").json == {"ready": True})
