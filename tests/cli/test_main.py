@@ -252,10 +252,13 @@ def test_a_run_starts_from_another(run: Run, ads: Path) -> None:
 
 def test_a_run_follows_a_folder(run: Run, ads: Path) -> None:
     table = pq.read_table(ads / "test.parquet")
+    words = ("--follow", "new", "--idle", "0.2", "--poll", "0.05")
+    code, _, err = run("train", "ads.toml", *words)
+    assert (code, (ads / "runs").exists()) == (2, False)  # before anything is learned
+    assert "new: no such folder, expected the folder that new files come to" in err
     (ads / "new").mkdir()
     for i in range(3):
         pq.write_table(table.slice(60 * i, 60), ads / f"new/{i}.parquet")
-    words = ("--follow", "new", "--idle", "0.2", "--poll", "0.05")
     code, out, err = run("train", "ads.toml", *words, "--export-rows", "100")
     assert code == 0
     assert "learned 3 shards; bundle: runs/ads/bundle" in out

@@ -171,9 +171,29 @@ def test_files_come_when_they_are_whole(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("x")
     assert follow(tmp_path) == ["b.parquet", "day=2/a.parquet"]
     assert follow(tmp_path, done=["b.parquet"]) == ["day=2/a.parquet"]
-    assert follow(tmp_path / "not there yet") == []
     with pytest.raises(DataError, match="got a file, expected the folder"):
         follow(tmp_path / "note.txt")
+    with pytest.raises(DataError, match="no such folder, expected the folder that new files"):
+        follow(tmp_path / "not there")
+
+
+def test_an_empty_folder_and_one_that_goes_are_told_of(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    told: list[str] = []
+    assert follow(folder, notify=told.append) == []
+    assert told == [f"{folder}: no Parquet file yet; waiting for the first"]
+
+    write(folder / "a.parquet", 1)
+    told.clear()
+    names = iter(follow_folder(folder, poll_s=0.02, idle_s=0.5, notify=told.append))
+    assert next(names)[0] == "a.parquet"
+    folder.rename(tmp_path / "out")
+    back = threading.Timer(0.2, lambda: write(folder / "b.parquet", 2))
+    back.start()
+    assert [name for name, _ in names] == ["b.parquet"]
+    back.join()
+    assert told == [f"{folder}: the folder is gone; trying again"]
 
 
 def test_half_written_and_vanished_files(tmp_path: Path) -> None:

@@ -31,9 +31,11 @@ from widedeep.cli.parser import (
 from widedeep.cli.remote_runs import run_folder
 from widedeep.cli.runs import RunDirectory, model_to_start_from, pin_tables
 from widedeep.config import load_config, load_follow_config
+from widedeep.data.paths import check_followed
+from widedeep.data.topics import SCHEME
 from widedeep.errors import ConfigError
 from widedeep.gate.config import load_gate_config
-from widedeep.ranks.launch import launch, launched_size
+from widedeep.ranks.launch import launch, launched_rank, launched_size
 from widedeep.remote import is_url
 from widedeep.training.config import FollowConfig, Quality, RunConfig, WarmStartConfig
 
@@ -199,6 +201,9 @@ def _follow_config(arguments: argparse.Namespace) -> FollowConfig:
     options = typed_options(arguments, *names, "--idle")
     if options and arguments.follow is None:
         raise ConfigError(f"got {options[0]} without a folder to follow; add --follow DIR")
+    is_folder = arguments.follow is not None and not arguments.follow.startswith(SCHEME)
+    if is_folder and launched_rank() == 0:  # it alone looks there
+        check_followed(arguments.follow)
     values = field_values(arguments, _FOLLOW)
     return load_follow_config(arguments.config, arguments.set, options=values)
 

@@ -299,6 +299,18 @@ def _refuse_remote_table(fs: Any, url: str, path: str, names: Iterable[str]) -> 
 # ---- files that come later -----------------------------------------------------------------------
 
 
+def check_followed(folder: str | os.PathLike[str]) -> str:
+    """Return a folder that can be followed as text; behind a URL it comes with its first file."""
+    text = local_path(os.fspath(folder))
+    if not is_url(text) and not os.path.isdir(text):
+        got = "got a file" if os.path.exists(text) else "no such folder"
+        raise DataError(
+            f"{text}: {got}, expected the folder that new files come to; make the folder first, or "
+            f"correct the path (the working folder is {Path.cwd()})"
+        )
+    return text
+
+
 def follow_folder(
     folder: str | os.PathLike[str],
     *,
@@ -308,14 +320,15 @@ def follow_folder(
     notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[str, InputPath | InputFile]]:
     """Yield each new Parquet file of a folder and those below it, as soon as it is whole."""
-    text, seen = local_path(os.fspath(folder)), set(done)
-    if not is_url(text) and os.path.isfile(text):
-        raise DataError(f"{text}: got a file, expected the folder that new files come to")
+    text, seen = check_followed(folder), set(done)
     broken: dict[str, object] = {}
-    last, problem = time.monotonic(), ""
+    last, problem, is_first = time.monotonic(), "", True
     while True:
         try:
             files, problem = _listing(text), ""
+            if is_first and not files:
+                notify(f"{text}: no Parquet file yet; waiting for the first")
+            is_first = False
         except RemoteUnavailable as error:
             if not problem:
                 notify(f"{error}; trying again")
@@ -342,6 +355,8 @@ def _listing(folder: str) -> dict[str, InputFile]:
         files = [file for file in _remote_walk(fs, url, path) if find_format(file.path) is PARQUET]
         return {str(file.path)[len(url) + 1 :]: file for file in files}
     directory = Path(folder)
+    if not directory.is_dir():  # its disk may come back
+        raise RemoteUnavailable(f"{folder}: the folder is gone")
     return {
         file.relative_to(directory).as_posix(): _partitioned(file, directory)
         for file in _parquet_files(directory)
