@@ -58,7 +58,9 @@ void check_numbers(const Column& column, const Storage& storage, const std::stri
     }
     if (status[i] != Status::ok) {
       throw_feature(feature, row, where,
-                    got + "a number or null; set missing=\"mean\" or drop the row");
+                    got +
+                        "a number or null; write a number (in JSON without quotes) or null, or "
+                        "drop the row");
     }
     throw_feature(
         feature, row, where,

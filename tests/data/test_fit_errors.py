@@ -32,8 +32,8 @@ def refused(kind: type[Exception], spec: wd.FeatureSpec, data: Any) -> str:
         (
             NUMBER,
             ["1", "n/a"],
-            "feature 'x' (row 1 of the dict): got 'n/a' (str), expected a number or null; write it "
-            'as null (missing="mean" fills it), or drop the row',
+            "feature 'x' (row 1 of the dict): got 'n/a' (str), expected a number or null; write a "
+            "number (in JSON without quotes) or null, or drop the row",
         ),
         (
             NUMBER,

@@ -64,7 +64,7 @@ def test_the_message_of_the_contract() -> None:
         Transform(TWO)(table, targets=False, origin="train.parquet", first_row=17)
     assert str(error.value) == (
         "feature 'age' (row 17 of train.parquet): got 'n/a' (str), expected a number or null; "
-        'set missing="mean" or drop the row'
+        "write a number (in JSON without quotes) or null, or drop the row"
     )
 
 
@@ -82,7 +82,7 @@ CODES = make_schema(
             TWO,
             {"age": ["1", "x", "n/a"]},
             "feature 'age' (row 15 of a.csv): got '1' (str), expected a number or null; "
-            'set missing="mean" or drop the row',
+            "write a number (in JSON without quotes) or null, or drop the row",
         ),
         (
             TWO,

@@ -199,8 +199,8 @@ def _refuse_text(chunk: Chunk, array: pa.Array, name: str) -> None:
             raise chunk.refuse(
                 name,
                 row,
-                f"got {value!r} ({type(value).__name__}), expected a number or null; write it as "
-                'null (missing="mean" fills it), or drop the row',
+                f"got {value!r} ({type(value).__name__}), expected a number or null; write a "
+                "number (in JSON without quotes) or null, or drop the row",
             ) from None
     value = next((value for value in array.to_pylist() if value is not None), None)
     if value is not None:

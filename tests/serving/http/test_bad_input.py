@@ -30,6 +30,13 @@ def infer(**change: Any) -> dict[str, Any]:
         ("/v1/rank", {"candidates": ["a", 1.5]}, 400, "/candidates/1", "got `float`"),
         ("/v1/rank", {"candidates": ["a"], "k": -1}, 400, "/k", "got -1"),
         ("/v1/rank", {"candidates": ["a"], "user": {"age": "x"}}, 400, "/user/age", "'x' (str)"),
+        (
+            *("/v1/rank", {"candidates": ["a"], "user": {"age": "39"}}, 400, "/user/age"),
+            "got '39' (str), expected a number or null; write a number (in JSON without quotes)",
+        ),
+        ("/v1/rank", {"items": [{"price": 1}]}, 400, "/items", "give a list for each column, {"),
+        ("/v1/rank", {"items": {"price": 1}}, 400, "/items/...", "give a list for each column"),
+        ("/v1/rank", {"candidates": [{"price": 1}]}, 400, "/candidates/0", "give a list of ids"),
         ("/v1/rank", {"candidates": ["a"], "user": {"price": 1}}, 400, "/user/price", "the item's"),
         (
             *("/v1/rank", {"items": {"app": ["a", "b"], "price": [1, {"x": 1}]}}, 400),

@@ -17,6 +17,10 @@ _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _COLUMN_AND_ROW = re.compile(r"(feature|column) '(.*?)' \(row (\d+)[) ]")
 _PATH_SEPARATOR = " - at `$"
 _MAX_MESSAGE = 2_000
+_ADVICE = {
+    "items": '; give a list for each column, {"price": [1.5, 2.0]}, with a value for each item',
+    "candidates": "; give a list of ids, and columns of items in items",
+}
 
 
 class HttpError(Exception):
@@ -84,7 +88,9 @@ def bad_json(error: Exception) -> HttpError:
     if not separator:
         pointer = "" if isinstance(error, msgspec.ValidationError) else None
         return HttpError(400, message, pointer=pointer)
-    return HttpError(400, said, pointer=json_pointer("$" + where.removesuffix("`")))
+    pointer = json_pointer("$" + where.removesuffix("`"))
+    advice = _ADVICE.get(pointer[1:].partition("/")[0], "")
+    return HttpError(400, said + advice, pointer=pointer)
 
 
 def feature_error(
