@@ -22,6 +22,7 @@ from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows,
 from widedeep.bundle import BundleHead
 from widedeep.bundle.formula import Formula
 from widedeep.errors import ConfigError, DataError, RequestError
+from widedeep.serving.registry import Registry
 
 HEADS = (
     BundleHead(name="click", kind="binary", start=0, stop=1),
@@ -245,3 +246,19 @@ def test_a_server_that_cannot_use_its_formula_does_not_start(run: Run, folder: P
     words = ("--items", folder / "items.parquet", "--item-id", "app", "--http", ":0")
     ran = run("serve", folder / "apps" / "1", *words, "--rank-by", "click *")
     assert ran.code == 2 and "rank_by: got 'click *'" in ran.err
+    for path in (folder / "apps", folder / "apps" / "1"):
+        ran = run("serve", path, *words, "--rank-by", "clik * 2")
+        assert ran.code == 2 and "names no head of the model; did you mean 'click'?" in ran.err
+        ran = run("serve", path, *words, "--rank-by", "click * prise")
+        assert ran.code == 2 and "no column of the catalogue; did you mean 'price'?" in ran.err
+
+
+def test_a_version_that_lacks_a_formulas_head_fails_with_the_reason(folder: Path) -> None:
+    publish(folder / "two", "1", seed=1, heads=HEADS)
+    publish(folder / "two", "2", seed=1, heads=HEADS[:1])
+    options: dict[str, Any] = {"items": folder / "items.parquet", "item_id": "app"}
+    with Registry(folder / "two", rank_by="click * buy", **options) as registry:
+        assert registry.wait_ready(60)
+        status = {each.version: each for each in registry.status()}
+        assert (status["1"].state, status["2"].state) == ("serving", "failed")
+        assert "got 'buy' in 'click * buy', which is no head" in str(status["2"].error)

@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from widedeep.bundle import Bundle
+from widedeep.bundle.formula import Formula
 from widedeep.bundle.layout import POSTERIOR, SCHEMA, read_warmup
 from widedeep.bundle.manifest import read_manifest
 from widedeep.cli.options import add_fields, field_values
@@ -28,6 +30,7 @@ from widedeep.remote import is_url
 from widedeep.schema import stored_spec
 from widedeep.serving.config import LogConfig, ServeConfig, Settings, find_models
 from widedeep.serving.exploration import Exploration, no_posterior
+from widedeep.serving.formula_scores import FormulaScores
 from widedeep.serving.versions import Latest, RegistryOptions
 
 EXAMPLE = (
@@ -185,8 +188,10 @@ def _plan(arguments: argparse.Namespace) -> ServeConfig:
         precision="bfloat16" if arguments.bfloat16 else "float32",
         **field_values(arguments, _REGISTRY),
     )
-    _check_files(settings, registry)
+    columns = _check_files(settings, registry)
     models, exploration = find_models(arguments.models), _exploration(arguments)
+    if registry.rank_by is not None:
+        _check_formula(Formula(registry.rank_by), models, columns)
     if exploration is not None and exploration.needs_posterior:
         _check_posteriors(models)
     return ServeConfig(
@@ -199,26 +204,45 @@ def _plan(arguments: argparse.Namespace) -> ServeConfig:
     )
 
 
-def _check_files(settings: Settings, registry: RegistryOptions) -> None:
-    """Refuse files that are not there and columns that the catalogue lacks, before serving."""
+def _check_files(settings: Settings, registry: RegistryOptions) -> list[str] | None:
+    """Refuse files that are not there and columns that the catalogue lacks, before serving.
+
+    Returns:
+        The catalogue's columns; None where there is none, or it cannot be looked at yet.
+    """
     for name in ("tls_certificate", "tls_key", "tls_client_ca"):
         path = getattr(settings, name)
         if path is not None and not Path(path).is_file():
             raise ConfigError(f"{path}: no such file; name the PEM file of {_NETWORK[name]}")
     items = None if registry.items is None else str(registry.items)
     if items is None or is_url(items) or set("*?[") & set(items):
-        return
+        return None
     if not Path(items).exists():
         raise ConfigError(f"{items}: no such file; name the Parquet file of the items")
     try:
         columns = parquet.read_schema(items).names
     except (pa.ArrowException, OSError):
-        return  # what is wrong with it is told by the server, which looks again
+        return None  # what is wrong with it is told by the server, which looks again
     flags = {"--item-id": registry.item_id, "--popularity": settings.popularity}
     for flag, column in (flags | {"--category": settings.category}).items():
         if column is not None and column not in columns:
             known = nearest(column, columns)
             raise ConfigError(f"{items}: got {flag} {column!r}, no column; {known}")
+    return list(columns)
+
+
+def _check_formula(
+    formula: Formula, models: dict[str, Path | str], columns: list[str] | None
+) -> None:
+    """Refuse a formula that a version in service cannot rank by; a later one fails by itself."""
+    for path in models.values():
+        try:
+            bundle = Bundle.load(served_bundle(path), verify=False)
+        except BundleError:
+            continue  # the first version is on its way, or the server says what is wrong with it
+        scores = FormulaScores(formula, bundle)
+        if columns is not None:
+            scores.check_columns(columns)
 
 
 def _exploration(arguments: argparse.Namespace) -> Exploration | None:

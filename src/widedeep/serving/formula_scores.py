@@ -54,18 +54,19 @@ class FormulaScores:
                 f"{name}[{(classes or ('0',))[0]!r}]"
             )
 
-    def catalogue_numbers(self, catalogue: Catalogue) -> dict[str, Numbers]:
-        """Return the formula's columns of all items; NaN for a null."""
-        numbers = {}
+    def check_columns(self, names: Sequence[str]) -> None:
+        """Raise unless each of the formula's columns is one of the catalogue's."""
         for name in self.columns:
-            if name not in catalogue.table.column_names:
-                known = [*self._heads, *catalogue.table.column_names]
+            if name not in names:
                 raise DataError(
                     f"rank_by: got {name!r} in {self.formula.text!r}, which is no head of the "
-                    f"model and no column of the catalogue; {nearest(name, known)}"
+                    f"model and no column of the catalogue; {nearest(name, [*self._heads, *names])}"
                 )
-            numbers[name] = _as_numbers(catalogue.table[name], name)
-        return numbers
+
+    def catalogue_numbers(self, catalogue: Catalogue) -> dict[str, Numbers]:
+        """Return the formula's columns of all items; NaN for a null."""
+        self.check_columns(catalogue.table.column_names)
+        return {name: _as_numbers(catalogue.table[name], name) for name in self.columns}
 
     def program(self, heads: Sequence[str]) -> FormulaProgram | None:
         """Return :meth:`Formula.program`, where the steps know these heads by their place."""
