@@ -260,5 +260,5 @@ def test_a_version_that_lacks_a_formulas_head_fails_with_the_reason(folder: Path
     with Registry(folder / "two", rank_by="click * buy", **options) as registry:
         assert registry.wait_ready(60)
         status = {each.version: each for each in registry.status()}
-        assert (status["1"].state, status["2"].state) == ("serving", "failed")
+        assert (status["1"].state, status["2"].state) == ("ready", "failed")
         assert "got 'buy' in 'click * buy', which is no head" in str(status["2"].error)
