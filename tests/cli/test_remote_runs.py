@@ -68,13 +68,17 @@ def test_verbs_take_the_url_of_a_run(
     shutil.copytree(here, written.folder, dirs_exist_ok=True)
     written.upload()
     evaluated, same = (run("evaluate", where, "--json") for where in (url, here))
-    assert json.loads(evaluated.out)["metrics"] == json.loads(same.out)["metrics"]
+    document = json.loads(evaluated.out)
+    assert document["metrics"] == json.loads(same.out)["metrics"]
+    assert document["bundle"] == f"{url}/bundle" and f"test data of {url} (" in document["note"]
     assert f"next: widedeep export {url} -o bundles/run" in run("evaluate", url).out
-    assert run("export", url, "-o", "exported", "--tables", "int8").code == 0
+    exported = run("export", url, "-o", "exported", "--tables", "int8")
+    assert exported.code == 0 and f"from {url}/" in exported.out
     assert (tmp_path / "exported" / MANIFEST).is_file()
     small = ("--set", "gate.min_rows=100", "--set", "gate.max_latency_ms=1e4")
     judged = run("validate", url, *small)
     assert judged.code == 0, judged.out + judged.err
+    assert f"{url}/bundle: it may serve" in judged.out and f"test data of {url} (" in judged.out
     published = run("publish", url, "models")
     assert published.code == 0, published.err
     warm = ("train", ads_run / "ads.toml", "--set", "train.epochs=1", "--out", "warm", "--json")

@@ -9,6 +9,7 @@ from typing import Any
 
 from widedeep.bundle import Bundle
 from widedeep.cli.output import (
+    address_of,
     free_path,
     print_json,
     print_metrics,
@@ -29,7 +30,6 @@ from widedeep.metrics.estimator import estimator_metrics
 from widedeep.ranks.config import DistributedConfig
 from widedeep.ranks.launch import launch, launched_size
 from widedeep.ranks.ranks import Ranks, ranks_of
-from widedeep.remote import is_url
 
 EXAMPLE = (
     "  widedeep evaluate runs/ads test.parquet\n"
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     if bundle.compat is not None:
         metrics |= estimator_metrics(metrics, tuple(head.name for head in bundle.model.heads))
     if arguments.json:
-        document = {"bundle": bundle.path, "data": rows.origin, "note": rows.note}
+        document = {"bundle": address_of(bundle.path), "data": rows.origin, "note": rows.note}
         print_json({**document, "metrics": metrics, "policy": policy, "notes": notes})
         return EXIT_OK
     print_metrics({rows.heading: metrics})
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_text(f"note: {note}")
     if rows.note is not None:
         print_text(f"note: measured on {rows.note}")
-    named = arguments.model if is_url(arguments.model) else model
+    named = address_of(model)
     if bundle.path == model:
         print_validate(named, words)
     else:

@@ -13,6 +13,7 @@ from widedeep.bundle.manifest import MANIFEST
 from widedeep.bundle.onnx_model import TOLERANCE
 from widedeep.bundle.write import round_bundle
 from widedeep.cli.output import (
+    address_of,
     count,
     print_json,
     print_next,
@@ -99,10 +100,10 @@ def run(arguments: argparse.Namespace) -> int:
         bundle.path = arguments.out
     if arguments.json:
         rounding = None if bundle.rounding is None else dataclasses.asdict(bundle.rounding)
-        origin = {"checkpoint": source, "metrics": bundle.metrics, "rounding": rounding}
+        origin = {"checkpoint": address_of(source), "metrics": bundle.metrics, "rounding": rounding}
         print_json({"bundle": bundle.path, **origin})
     else:
-        print_text(f"from {source}")
+        print_text(f"from {address_of(source)}")
         print_text(repr(bundle))
         run = source.parent.parent
         print_validate(arguments.out, [] if run_of(run) is None else [shown_path(run)])
@@ -135,9 +136,9 @@ def _run_onnx(arguments: argparse.Namespace) -> int:
         inputs = export_onnx(bundle, out)
         size = out.stat().st_size
     if arguments.json:
-        print_json({"onnx": arguments.out, "bundle": bundle.path, "inputs": inputs})
+        print_json({"onnx": arguments.out, "bundle": address_of(bundle.path), "inputs": inputs})
         return EXIT_OK
-    print_text(f"from {bundle.path}\n")
+    print_text(f"from {address_of(bundle.path)}\n")
     print_table(("input", "holds"), list(inputs.items()))
     rows = count(len(bundle.warmup.rows), "stored row")
     print_text(

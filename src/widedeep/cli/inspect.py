@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.bundle import Bundle
-from widedeep.cli.output import number, print_json, print_next, print_table, print_text
+from widedeep.cli.output import address_of, number, print_json, print_next, print_table, print_text
 from widedeep.cli.parser import EXIT_OK, add_option, positive, whole
 from widedeep.cli.runs import holds_bundle, load_bundle
 from widedeep.errors import ConfigError, DataError
@@ -178,7 +178,7 @@ def _bundle_document(
         ]
 
     return {
-        "bundle": bundle.path,
+        "bundle": address_of(bundle.path),
         "schema": bundle.schema.fingerprint,
         "history": bundle.history,
         "metrics": bundle.metrics,

@@ -58,9 +58,28 @@ def print_next(*words: object, note: str = "") -> None:
     print_text(next_line(*words, note=note))
 
 
+_FETCHED: dict[Path, str] = {}  # The URL of each folder that was fetched
+
+
+def remember_url(folder: Path, url: str) -> Path:
+    """Return a folder that was fetched, which :func:`address_of` names by its URL from now on."""
+    _FETCHED[folder] = url.rstrip("/")
+    return folder
+
+
+def address_of(path: Path) -> str:
+    """Return a path as it is; of what was fetched from behind a URL, its URL."""
+    for folder in (path, *path.parents):
+        if folder in _FETCHED:
+            return "/".join((_FETCHED[folder], *path.relative_to(folder).parts))
+    return str(path)
+
+
 def shown_path(path: str | os.PathLike[str]) -> str:
-    """Return a path as seen from here, if it lies below; else as it is."""
+    """Return a path as seen from here, if it lies below; else as :func:`address_of` does."""
     absolute, here = Path(path).absolute(), Path.cwd()
+    if (address := address_of(Path(path))) != str(path):
+        return address
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
 
 

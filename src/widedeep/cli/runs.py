@@ -17,7 +17,7 @@ from typing import Any, Literal
 from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.bundle.plain_json import plain
-from widedeep.cli.output import free_path
+from widedeep.cli.output import address_of, free_path, remember_url
 from widedeep.cli.parser import typed_options
 from widedeep.cli.remote_runs import fetched_run
 from widedeep.config import load_config
@@ -269,19 +269,20 @@ def training_data(config: RunConfig) -> tuple[Any, Any | None]:
 
 def held_out_rows(run: RunDirectory) -> LabelledRows:
     """Return the test rows of a run, else its validation rows, and a note that says which."""
+    address = address_of(run.path)
     if not run.config.exists():
-        raise ConfigError(f"{run.path}: no {run.config.name} that would name test data")
+        raise ConfigError(f"{address}: no {run.config.name} that would name test data")
     config = load_config(run.config)
     if config.data.test is not None:
         rows = LabelledRows(data=config.data.test)
-        return replace(rows, note=f"the test data of {run.path} ({_text(rows.origin)})")
+        return replace(rows, note=f"the test data of {address} ({_text(rows.origin)})")
     valid = None if config.data.train is None else training_data(config)[1]
     if valid is None:
-        raise ConfigError(f"{run.config}: names neither test nor validation data")
+        raise ConfigError(f"{address}/{run.config.name}: names neither test nor validation data")
     rows = LabelledRows(data=valid)
     return replace(
         rows,
-        note=f"the validation data of {run.path} ({_text(rows.origin)}), which names no test data; "
+        note=f"the validation data of {address} ({_text(rows.origin)}), which names no test data; "
         "the model may have been chosen by them",
     )
 
@@ -295,8 +296,8 @@ def labelled_rows(words: Sequence[str], model: Path) -> LabelledRows:
         raise ConfigError(f"{model}: no such bundle or run; check the path")
     if run is None:
         raise ConfigError(
-            f"{model}: got no labelled data, and no run's folder whose configuration names some; "
-            "name a file of labelled rows, or the run's folder"
+            f"{address_of(model)}: got no labelled data, and no run's folder whose configuration "
+            "names some; name a file of labelled rows, or the run's folder"
         )
     return held_out_rows(run)
 
@@ -321,7 +322,7 @@ def local_model(path: str) -> Path:
     if not is_url(path):
         return Path(local_path(path))
     if (run := fetched_run(path)) is not None:
-        return run
+        return remember_url(run, path)
     remote = RemoteModels(path)
     versions = remote.refresh()
     # A bundle has one; a run's folder has its "bundle"; else it is the one that serves.
@@ -333,13 +334,13 @@ def local_model(path: str) -> Path:
         raise BundleError(
             f"{path}: got no bundle there, nor versions of which one serves; check the address"
         )
-    return remote.fetch(name)
+    return remember_url(remote.fetch(name), path if remote.is_bundle else f"{path}/{name}")
 
 
 def model_to_start_from(path: str) -> Path:
     """Return a run, a checkpoint or a bundle, whole; of a URL what is fetched from there."""
     run = fetched_run(path, checkpoints=True) if is_url(path) else None
-    model = local_model(path) if run is None else run
+    model = local_model(path) if run is None else remember_url(run, path)
     return _whole(model) if (model / MANIFEST).exists() else model
 
 

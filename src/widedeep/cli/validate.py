@@ -9,7 +9,15 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from widedeep.cli.output import count, number, print_json, print_next, print_table, print_text
+from widedeep.cli.output import (
+    address_of,
+    count,
+    number,
+    print_json,
+    print_next,
+    print_table,
+    print_text,
+)
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, add_set, threads, typed_options
 from widedeep.cli.runs import bundle_path_of, labelled_rows, local_model, run_of, served_bundle
 from widedeep.errors import BundleError
@@ -68,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     threads = arguments.threads or len(os.sched_getaffinity(0))
     with _against(arguments.against) as serving:
         verdict = validate(candidate, serving, rows.data, config=config, threads=threads)
+    verdict = _with_addresses(verdict, candidate, arguments.against)
     if rows.note is not None:
         verdict = dataclasses.replace(verdict, notes=(f"judged on {rows.note}", *verdict.notes))
     file = verdict_path(candidate) if arguments.out is None else Path(arguments.out)
@@ -84,6 +93,15 @@ def run(arguments: argparse.Namespace) -> int:
         _print_verdict(verdict, file, page)
         _print_after_verdict(arguments, passed=verdict.passed)
     return EXIT_OK if verdict.passed else EXIT_FAILED
+
+
+def _with_addresses(verdict: Verdict, candidate: Path, against: str | None) -> Verdict:
+    """Name what was fetched by its URL, not by its place in the cache."""
+    serving = verdict.serving
+    if serving is not None and against is not None and is_url(against):
+        serving = {**serving, "path": against}
+    own = {**verdict.candidate, "path": address_of(candidate)}
+    return dataclasses.replace(verdict, candidate=own, serving=serving)
 
 
 def print_validate(model: str | Path, data: Sequence[str]) -> None:
