@@ -11,7 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
+from tests.serving.versions import publish
 from widedeep.errors import DataError
+from widedeep.serving.impression_rows import UserIds
+from widedeep.serving.native_rows import log_shape
 
 TABLE = pa.table({"app": ["maps", "mail", "игра"], "price": [0.0, 2.5, None]})
 
@@ -65,8 +68,28 @@ def test_ids_are_told_apart_whatever_they_are() -> None:
 
 
 def test_integers_that_are_too_large_are_refused() -> None:
-    with pytest.raises(DataError, match="give larger ones as text"):
+    with pytest.raises(DataError, match="give ids beyond 64 bits as text"):
         wd.Catalogue(pa.table({"app": pa.array([2**63], pa.uint64())}), id_column="app")
+
+
+@pytest.mark.parametrize(
+    ("ids", "kind"),
+    [
+        (pa.chunked_array([], pa.string()), pa.string()),
+        (pa.chunked_array([["maps"], ["mail"]], pa.string_view()), pa.string()),
+        (pa.chunked_array([pa.array(["maps", "mail"]).dictionary_encode()]), pa.string()),
+        (pa.chunked_array([pa.array([7, 9]).dictionary_encode()]), pa.int64()),
+        (pa.chunked_array([pa.array([7, 9], pa.uint8())]), pa.int64()),
+    ],
+)
+def test_ids_are_texts_or_integers_in_the_log_whatever_column_holds_them(
+    ids: pa.ChunkedArray, kind: pa.DataType, tmp_path: Path
+) -> None:
+    items = pa.table({"app": ids, "price": pa.nulls(len(ids), pa.float64())})
+    catalogue = wd.Catalogue(items, id_column="app")
+    assert (catalogue.id_values.type, catalogue.ids) == (kind, ids.to_pylist())
+    ranker = wd.Ranker(publish(tmp_path, "1", seed=1))
+    assert log_shape(ranker, catalogue, "1", UserIds(column="user", key=None), None) is not None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep.data.arrow_types import logical_type
@@ -39,6 +38,7 @@ class Catalogue:
     Attributes:
         table: The rows, in the given order.
         id_column: The column of ids.
+        id_values: The ids as text or integers of 64 bits.
         index: Row of each id.
         version: Version name in rankings, replies and logs.
 
@@ -56,8 +56,12 @@ class Catalogue:
 
     def __init__(self, table: pa.Table, *, id_column: str, version: str | None = None) -> None:
         self.id_column = id_column
+        for place, field in enumerate(table.schema):
+            if pa.types.is_string_view(field.type):  # Arrow can neither take nor filter them
+                table = table.set_column(place, field.name, table[place].cast(pa.large_string()))
         self.table = table
-        self.index = _index(_id_values(table, id_column), id_column)
+        self.id_values = _id_values(table, id_column)
+        self.index = _index(self.id_values, id_column)
         self.version = _checksum(table, id_column) if version is None else version
 
     @classmethod
@@ -88,7 +92,7 @@ class Catalogue:
     @cached_property
     def ids(self) -> list[Any]:
         """The ids, in the order of the rows: text or integers."""
-        return list(_id_values(self.table, self.id_column).to_pylist())
+        return list(self.id_values.to_pylist())
 
     def positions(self, ids: Sequence[object]) -> NDArray[np.int64]:
         """Return the row of each id, and -1 for an id that is not in the catalogue.
@@ -147,7 +151,12 @@ def _id_values(table: pa.Table, id_column: str) -> pa.ChunkedArray:
             f"the catalogue's column {id_column!r} is {column.type}; expected ids of text or "
             "integers: convert it"
         )
-    return column if column.type == kind else pc.cast(column, kind)
+    try:
+        return column.cast(pa.int64() if pa.types.is_integer(kind) else kind)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"the catalogue's column {id_column!r}: {error}; give ids beyond 64 bits as text"
+        ) from error
 
 
 def _converted(id_: object) -> str | int | None:
@@ -171,12 +180,7 @@ def _index(ids: pa.ChunkedArray, id_column: str) -> ItemIds:
             f"the catalogue's column {id_column!r} holds {id_!r} more than once (rows {row} and "
             f"{last_row[id_]}); keep one row an item"
         )
-    try:
-        return ItemIds(values)
-    except ValueError as error:
-        raise DataError(
-            f"the catalogue's column {id_column!r}: {error}; give larger ones as text"
-        ) from error
+    return ItemIds(values)
 
 
 def _checksum(table: pa.Table, id_column: str) -> str:

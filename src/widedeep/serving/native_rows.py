@@ -123,7 +123,9 @@ def log_shape(
             query[name] = kind
         else:
             return None
-    ids = _item_ids(catalogue)
+    ids = catalogue.id_values.combine_chunks()
+    if isinstance(ids, pa.ChunkedArray):  # more bytes of text than one array can hold
+        return None
     headers = [
         _header(catalogue, version, ids.type, user, sources, items)
         for user in (pa.int64(), pa.string())
@@ -164,12 +166,6 @@ def _header(
         schema=pa.schema([(name, kind) for name, kind, _ in columns]),
         sources=[source for _, _, source in columns],
     )
-
-
-def _item_ids(catalogue: Catalogue) -> pa.Array:
-    ids = catalogue.table[catalogue.id_column]
-    kind = pa.int64() if pa.types.is_integer(ids.type) else pa.string()
-    return pa.concat_arrays(ids.cast(kind).chunks)
 
 
 def _kind(kind: pa.DataType) -> str | None:
