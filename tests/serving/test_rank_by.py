@@ -247,7 +247,7 @@ def test_a_server_that_cannot_use_its_formula_does_not_start(run: Run, folder: P
     ran = run("serve", folder / "apps" / "1", *words, "--rank-by", "click *")
     assert ran.code == 2 and "rank_by: got 'click *'" in ran.err
     for path in (folder / "apps", folder / "apps" / "1"):
-        ran = run("serve", path, *words, "--rank-by", "clik * 2")
+        ran = run("serve", path, *words, "--rank-by", "clicks * 2")
         assert ran.code == 2 and "names no head of the model; did you mean 'click'?" in ran.err
         ran = run("serve", path, *words, "--rank-by", "click * prise")
         assert ran.code == 2 and "no column of the catalogue; did you mean 'price'?" in ran.err

@@ -44,9 +44,14 @@ ASK: dict[str, Any] = {"user": USER, "candidates": ITEMS, "request_id": "r1"}
 
 
 @pytest.fixture(scope="module")
-def server(apps: Path) -> Iterator[Running]:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("log") / "server.log"
+
+
+@pytest.fixture(scope="module")
+def server(apps: Path, log: Path) -> Iterator[Running]:
     words = (apps, "--items", apps.parent / "items.parquet", "--item-id", "app")
-    with running(*words) as server:
+    with running(*words, log=log) as server:
         server.wait_ready()
         yield server
 
@@ -526,10 +531,15 @@ def test_a_connection_may_ask_anything_in_turn(server: Running, pieces: int) -> 
     assert "explanations" in bodies[1] and "explanations" not in bodies[0]
 
 
-def test_a_late_deadline_and_ids_of_headers(server: Running) -> None:
+def test_a_late_deadline_and_ids_of_headers(server: Running, log: Path) -> None:
     body = json.dumps({"user": USER, "candidates": ITEMS}).encode()
-    late = server.call("POST", "/v1/rank", body, {"X-Request-Timeout-Ms": "0.0001"})
-    assert (late.status, "deadline" in late.json["error"]) == (504, True)
+    late = {"X-Request-Timeout-Ms": "0.0001", "X-Request-Id": "too-late"}
+    answer = server.call("POST", "/v1/rank", body, late)
+    assert (answer.status, "deadline" in answer.json["error"]) == (504, True)
+    eventually(lambda: '"request_id":"too-late"' in log.read_text())
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    line = next(line for line in lines if line.get("request_id") == "too-late")
+    assert (line["status"], line["model"], line["path"]) == (504, "apps", "/v1/rank")
     named = server.call("POST", "/v1/rank", body, {"X-Request-Id": 'a"b'})
     assert named.headers["x-request-id"] == named.json["request_id"] == 'a"b'
 

@@ -212,6 +212,8 @@ class NativeStats:
             False: "/v1/rank" if is_only else "/v1/models/{model}:rank",
             True: "/v2/models/{model}/infer",
         }
+        names = service.models.registries
+        self._models = {path: name for name in names for path in self.paths(name)}
         self._lock = threading.Lock()
         self._versions: dict[RankRoute, NativeVersion] = {}
         self._shadows: dict[str, ShadowScoring | None] = {}
@@ -220,6 +222,10 @@ class NativeStats:
         self._in_flight = self._dropped = self._sampled = 0
         self._closing = threading.Event()
         self._thread = service.monitor.start("accounts", self._turn)
+
+    def paths(self, model: str) -> tuple[str, str]:
+        """Return the paths of a model's rankings, and of its scores of rows."""
+        return self._labels[False].format(model=model), self._labels[True].format(model=model)
 
     def follow(self, versions: Iterable[NativeVersion], set_routes: Callable[[], None]) -> None:
         """Set routes to these versions, and count their requests."""
@@ -351,8 +357,8 @@ class NativeStats:
                 path=path,
                 status=status,
                 ms=round(seconds * 1e3, 3),
-                model=None if native is None else native.model,
-                version=None if native is None else native.version.name,
+                model=self._models.get(path),
+                version=None if native is None else native.version.name,  # None: refused
                 rows=n_rows or None,
                 caller=caller or None,
             )
@@ -496,9 +502,7 @@ class NativeConnections:
         if stable is None or (has_canary and canary is None):
             stable = canary = None  # Python answers for both
         self._stats.set_shadow(model, routes.shadow)
-        is_only = len(self._service.models.registries) == 1
-        rank = "/v1/rank" if is_only else f"/v1/models/{model}:rank"
-        infer = f"/v2/models/{model}/infer"
+        rank, infer = self._stats.paths(model)
         first = None if stable is None else stable.route
         second = None if canary is None else canary.route
         infers = all(route is None or route.infers for route in (first, second))
