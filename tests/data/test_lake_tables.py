@@ -13,6 +13,7 @@ import deltalake
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 from pyroaring import BitMap
 
@@ -184,6 +185,94 @@ def test_snapshots_of_an_iceberg_table(place: str, tmp_path: Path) -> None:
         open_source(f"{folder}@5")
     with pytest.raises(DataError, match="no column 'day'"):
         open_source(folder, columns=["day"])
+
+
+def delete_by_file(table: Any, rows: Sequence[tuple[int, int]], *, equality: bool = False) -> None:
+    """Delete rows (file, place in it) as Spark does: by a file of deletes in a manifest."""
+    from pyiceberg import manifest
+    from pyiceberg.table.snapshots import Operation, Snapshot, Summary
+    from pyiceberg.table.update import AddSnapshotUpdate, SetSnapshotRefUpdate
+    from pyiceberg.typedef import Record
+
+    class DeleteManifestWriter(manifest.ManifestWriterV2):
+        def content(self) -> manifest.ManifestContent:
+            return manifest.ManifestContent.DELETES
+
+    kinds, snapshot = manifest.DataFileContent, table.metadata.new_snapshot_id()
+    files = [task.file.file_path for task in table.scan().plan_files()]
+    # The columns' reserved numbers, by which readers know them
+    fields = [
+        pa.field(name, kind, False, {"PARQUET:field_id": number})
+        for name, kind, number in (
+            *(("file_path", pa.string(), "2147483546"), ("pos", pa.int64(), "2147483545")),
+        )
+    ]
+    deletes = pa.table([[files[f] for f, _ in rows], [n for _, n in rows]], pa.schema(fields))
+    root = table.location()
+    path = f"{root}/data/deletes-{snapshot}.parquet"
+    pq.write_table(deletes, path.removeprefix("file://"))
+    file = manifest.DataFile.from_args(
+        content=kinds.EQUALITY_DELETES if equality else kinds.POSITION_DELETES,
+        file_path=path,
+        file_format=manifest.FileFormat.PARQUET,
+        partition=Record(),
+        record_count=len(rows),
+        file_size_in_bytes=Path(path.removeprefix("file://")).stat().st_size,
+        equality_ids=[1] if equality else None,
+    )
+    file.spec_id = 0
+    added = manifest.ManifestEntry.from_args(
+        status=manifest.ManifestEntryStatus.ADDED, snapshot_id=snapshot, data_file=file
+    )
+    output = table.io.new_output(f"{root}/metadata/deletes-{snapshot}.avro")
+    with DeleteManifestWriter(table.spec(), table.schema(), output, snapshot, "deflate") as writer:
+        writer.add_entry(added)
+    before, sequence = table.current_snapshot(), table.metadata.last_sequence_number + 1
+    listed = f"{root}/metadata/snap-{snapshot}.avro"
+    output = table.io.new_output(listed)
+    with manifest.write_manifest_list(
+        2, output, snapshot, before.snapshot_id, sequence, "deflate"
+    ) as list_writer:
+        list_writer.add_manifests([*before.manifests(table.io), writer.to_manifest_file()])
+    new = Snapshot(
+        snapshot_id=snapshot,
+        parent_snapshot_id=before.snapshot_id,
+        sequence_number=sequence,
+        manifest_list=listed,
+        timestamp_ms=before.timestamp_ms + 1,
+        summary=Summary(Operation.DELETE),
+        schema_id=table.schema().schema_id,
+    )
+    main = SetSnapshotRefUpdate(ref_name="main", type="branch", snapshot_id=snapshot)
+    table.catalog.commit_table(table, (), (AddSnapshotUpdate(snapshot=new), main))
+    table.refresh()
+
+
+def test_files_of_deletes_of_an_iceberg_table(tmp_path: Path) -> None:
+    from pyiceberg.types import DoubleType
+
+    table = iceberg_table(str(tmp_path / "lake"), tmp_path)
+    folder, before = table.location().removeprefix("file://"), table.scan().to_arrow()
+    delete_by_file(table, [(0, 0), (0, 1), (1, 0), (1, 3)])
+    delete_by_file(table, [(1, 0), (1, 18)])  # one of them again
+    expected = table.scan().to_arrow()
+    assert before.num_rows - expected.num_rows == 5
+    assert rows_of(folder) == expected.to_pylist()
+    assert rows_of(folder, ["age"]) == expected.select(["age"]).to_pylist()
+    with table.update_schema() as update:  # another column of the same name
+        update.delete_column("price")
+    with table.update_schema() as update:
+        update.add_column("price", DoubleType())
+    assert rows_of(folder) == table.scan().to_arrow().to_pylist()
+    assert {row["price"] for row in rows_of(folder)} == {None}
+    for snapshot in table.snapshots():
+        then = table.scan(snapshot_id=snapshot.snapshot_id).to_arrow().to_pylist()
+        assert rows_of(f"{folder}@{snapshot.snapshot_id}") == then
+    delete_by_file(table, [(0, 0)], equality=True)
+    with pytest.raises(
+        DataError, match=r"cannot be read .* equality deletes"
+    ):
+        rows_of(folder)
 
 
 def test_datasets_of_pyarrow(tmp_path: Path) -> None:
