@@ -225,6 +225,27 @@ def test_a_schema_and_a_follower_take_partitions(folder: str) -> None:
     assert [rows_of(data, ["day"])[0]["day"] for _, data in shards] == [0, 1, 2, 3]
 
 
+def test_a_follower_asks_once_for_tables_and_then_lists(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs, globs = type(fsspec.filesystem("memory")), []
+    glob = fs.glob
+
+    def counted(self: Any, path: str, **options: Any) -> Any:
+        globs.append(path)
+        return glob(self, path, **options)
+
+    monkeypatch.setattr(fs, "glob", counted)
+    shards = follow_folder(f"{memory}/in/new", idle_s=30, poll_s=0.001)
+    for name in ("a.parquet", "b.parquet", "c.parquet"):
+        upload(f"{memory}/in/new/{name}")
+        assert next(shards)[0] == name
+        assert len(globs) == len(set(globs)) == 9  # three formats, in three folders
+    upload(f"{memory}/in/new/_delta_log/0.parquet")
+    with pytest.raises(DataError, match="the folder of a Delta Lake table"):
+        next(shards)
+
+
 def test_a_file_that_changes_behind_a_url_is_an_error(memory: str) -> None:
     url = upload(f"{memory}/rows.parquet")
     with open_source(url) as source:

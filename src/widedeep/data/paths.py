@@ -243,12 +243,12 @@ def _behind_url(url: str) -> list[InputFile]:
     return _whole_folder(url, _remote_walk(fs, url.rstrip("/"), path))
 
 
-def _remote_walk(fs: Any, url: str, path: str) -> list[InputFile]:
+def _remote_walk(fs: Any, url: str, path: str, *, looks_above: bool = True) -> list[InputFile]:
     """Return the files of a remote folder that are neither hidden nor unfinished."""
     with remote_errors(url):
         infos = fs.find(path, detail=True)
     names = {str(name)[len(path) :].strip("/"): info for name, info in infos.items()}
-    _refuse_remote_table(fs, url, path, names)
+    _refuse_remote_table(fs, url, path, names, looks_above=looks_above)
     return [
         _remote_file(fs, url, name, info)
         for name, info in sorted(names.items())
@@ -283,13 +283,17 @@ def _remote_matches(fs: Any, url: str, pattern: str) -> list[InputFile]:
     return sorted(files.values(), key=lambda file: str(file.path))
 
 
-def _refuse_remote_table(fs: Any, url: str, path: str, names: Iterable[str]) -> None:
+def _refuse_remote_table(
+    fs: Any, url: str, path: str, names: Iterable[str], *, looks_above: bool = True
+) -> None:
     """Refuse files of a table format: of the folder, of those below it, and of those above."""
     folders = [path, *(str(parent) for parent in PurePosixPath(path).parents)][:-1]
     for mark, name, reader in TABLE_FORMATS:
         pattern = f"*/{mark}/*" if mark != _ICEBERG else f"*/{mark}"
         if any(fnmatch(f"/{file}", pattern) for file in names):
             raise _table_format_error(url, name, reader)
+        if not looks_above:
+            continue
         with remote_errors(url):
             tables = [folder for folder in folders if fs.glob(f"{folder}/{mark}")]
         if tables:
@@ -325,7 +329,7 @@ def follow_folder(
     last, problem, is_first = time.monotonic(), "", True
     while True:
         try:
-            files, problem = _listing(text), ""
+            files, problem = _listing(text, is_first=is_first), ""
             if is_first and not files:
                 notify(f"{text}: no Parquet file yet; waiting for the first")
             is_first = False
@@ -347,12 +351,19 @@ def follow_folder(
         time.sleep(poll_s)
 
 
-def _listing(folder: str) -> dict[str, InputFile]:
-    """Return the Parquet files of a folder and those below it, by their names from there."""
+def _listing(folder: str, *, is_first: bool) -> dict[str, InputFile]:
+    """Return the Parquet files of a folder and those below it, by their names from there.
+
+    Only the first look asks an object store, too, whether the folder lies in a table's.
+    """
     if is_url(folder):
         fs, path = open_filesystem(folder)
         url = folder.rstrip("/")
-        files = [file for file in _remote_walk(fs, url, path) if find_format(file.path) is PARQUET]
+        files = [
+            file
+            for file in _remote_walk(fs, url, path, looks_above=is_first)
+            if find_format(file.path) is PARQUET
+        ]
         return {str(file.path)[len(url) + 1 :]: file for file in files}
     directory = Path(folder)
     if not directory.is_dir():  # its disk may come back
