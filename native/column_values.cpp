@@ -115,11 +115,17 @@ Status decimal_to_integer(const Scalars& scalars, std::int64_t i, std::int64_t* 
   return *out == value ? Status::ok : Status::bad;
 }
 
-Status real_to_integer(double value, std::int64_t* out) {
+Status floor_of(double value, double limit, std::int64_t* out) {
   if (std::isnan(value)) return Status::null;
-  if (!(value >= -kTwo63 && value < kTwo63) || value != std::floor(value)) return Status::bad;
-  *out = static_cast<std::int64_t>(value);
+  if (!(value > -limit && value < limit)) return Status::bad;
+  *out = static_cast<std::int64_t>(std::floor(value));
   return Status::ok;
+}
+
+// From 2^53 on a double may stand for its neighbours, too: an id would be rounded to another.
+Status real_to_integer(double value, std::int64_t* out) {
+  const Status status = floor_of(value, kTwo53, out);
+  return status == Status::ok && value != std::floor(value) ? Status::bad : status;
 }
 
 double round_to_half(double value) {
@@ -190,7 +196,7 @@ Status count_to_time(std::int64_t count, const Storage& storage, std::int64_t* o
 
 Status real_to_time(double value, const Storage& storage, std::int64_t* out) {
   std::int64_t count = 0;
-  const Status status = real_to_integer(std::floor(value), &count);
+  const Status status = floor_of(value, kTwo63, &count);
   return status == Status::ok ? count_to_time(count, storage, out) : status;
 }
 

@@ -247,9 +247,10 @@ void CategoricalPart::encode_elements(const PartInput& input, std::int64_t begin
 
 void CategoricalPart::throw_bad(const Column& column, std::int64_t element, std::int64_t row,
                                 const Where& where) const {
-  const char* expected = reads_text()        ? "text, an integer or null"
-                         : storage.is_time() ? kTimeExpected
-                                             : "a whole number of at most 64 bits or null";
+  const char* expected = reads_text() ? "text, an integer or null"
+                         : storage.is_time()
+                             ? kTimeExpected
+                             : "a whole number of at most 64 bits (as a float below 2**53) or null";
   const char* advice = reads_text()        ? " to text"
                        : storage.is_time() ? " to timestamps"
                                            : " to integers or declare the feature over text";

@@ -82,13 +82,15 @@ def refused(kind: type[Exception], spec: wd.FeatureSpec, data: Any) -> str:
             CATEGORY,
             [1.0, None, 2.5],
             "feature 'x' (row 2 of the dict): got 2.5 (double), expected text or whole numbers of "
-            "64 bits; use bucketized(...) for numbers, or cast the column to text",
+            "64 bits (as floats below 2**53); use bucketized(...) for numbers, or cast the column "
+            "to text",
         ),
         (
             CATEGORY,
             [[1.0], [2.0, 0.5]],
             "feature 'x' (row 1 of the dict): got 0.5 (double), expected text or whole numbers of "
-            "64 bits; use bucketized(...) for numbers, or cast the column to text",
+            "64 bits (as floats below 2**53); use bucketized(...) for numbers, or cast the column "
+            "to text",
         ),
         (
             CATEGORY,
@@ -182,7 +184,8 @@ def test_a_value_that_does_not_fit(spec: wd.FeatureSpec, values: Any, message: s
             LABELLED.replace(group="g"),
             {"y": [1, 0, 1], "g": [1.0, 2.0, 2.5]},
             "group 'g' (row 2 of the dict): got 2.5 (double), expected text or whole numbers of "
-            "64 bits; use bucketized(...) for numbers, or cast the column to text",
+            "64 bits (as floats below 2**53); use bucketized(...) for numbers, or cast the column "
+            "to text",
         ),
         (
             DataError,

@@ -269,9 +269,7 @@ def test_files_of_deletes_of_an_iceberg_table(tmp_path: Path) -> None:
         then = table.scan(snapshot_id=snapshot.snapshot_id).to_arrow().to_pylist()
         assert rows_of(f"{folder}@{snapshot.snapshot_id}") == then
     delete_by_file(table, [(0, 0)], equality=True)
-    with pytest.raises(
-        DataError, match=r"cannot be read .* equality deletes"
-    ):
+    with pytest.raises(DataError, match=r"cannot be read .* equality deletes"):
         rows_of(folder)
 
 

@@ -94,6 +94,9 @@ def test_json_fields_that_come_late_and_change(
         DataError, match=r"'user' holds a number beyond 64 bits.* write ids as text"
     ):
         open_source(tmp_path / "ids.jsonl", column_types={"user": "category"})
+    write_json(tmp_path / "near.jsonl", [{"user": 0.5}, {"user": 2**53 + 1}])
+    with pytest.raises(DataError, match=r"beyond 2\^53 beside fractions, which loses digits"):
+        open_source(tmp_path / "near.jsonl", column_types={"user": "category"})
     write_json(tmp_path / "b.jsonl", [{"a": 1}] * 10 + [{"a": [1]}])
     with pytest.raises(DataError, match=r"the field 'a' is .* in different rows"):
         open_source(tmp_path / "b.jsonl")

@@ -130,14 +130,15 @@ CODES = make_schema(
             CODES,
             {"code": [1.0, None, 1.5]},
             "feature 'code' (row 17 of a.csv): got 1.5 (float), expected a whole number of at most "
-            "64 bits or null; convert column 'code' to integers or declare the feature over text",
+            "64 bits (as a float below 2**53) or null; convert column 'code' to integers or "
+            "declare the feature over text",
         ),
         (
             CODES,
             {"code": ["1", "2", "it's\n"]},
             "feature 'code' (row 17 of a.csv): got 'it\\'s\\x0a' (str), expected a whole number of "
-            "at most 64 bits or null; convert column 'code' to integers or declare the feature "
-            "over text",
+            "at most 64 bits (as a float below 2**53) or null; convert column 'code' to integers "
+            "or declare the feature over text",
         ),
         (
             LISTS,

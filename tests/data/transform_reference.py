@@ -78,7 +78,7 @@ def as_integer(value: object) -> int:
     if not math.isfinite(number) or number != int(number):
         raise ReferenceError(value)
     limit = 2**64 if isinstance(value, int | str | bytes) else 2**63
-    if not -(2**63) <= number < limit:
+    if not -(2**63) <= number < limit or (isinstance(value, float) and abs(value) >= 2**53):
         raise ReferenceError(value)
     return int(number)
 

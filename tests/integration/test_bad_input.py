@@ -175,6 +175,8 @@ BAD_VALUES: list[Any] = [
      r"feature 'job' \(row 9 of .*\): got 1.5 \(\w+\), expected text.*; \S+"),
     ("user", "abc", FeatureError,
      r"feature 'user' \(row 9 of .*\): got 'abc' \(str\), expected a whole number.*; convert"),
+    ("user", 2.0**53, FeatureError,  # or 2**53 + 1
+     r"feature 'user' \(row 9 of .*\): got 9007199254740992.0 \(float\), .* below 2\*\*53.*; \S+"),
 ]  # fmt: skip
 
 

@@ -219,14 +219,16 @@ def read_integers(chunk: Chunk, name: str, kind: ColumnType) -> pa.Int64Array:
             _check_range(chunk, plain, name, kind)
         return plain.drop_null().cast(pa.int64())
     floats = _floats(plain)
-    wrong = ~np.isnan(floats) & ((floats != np.floor(floats)) | (np.abs(floats) >= _INT64))
+    # From 2**53 on a float may stand for its neighbours, too: an id would be rounded to another.
+    limit = _INT64 if pa.types.is_decimal(plain.type) else 2**53
+    wrong = ~np.isnan(floats) & ((floats != np.floor(floats)) | (np.abs(floats) >= limit))
     if wrong.any():
         element = int(wrong.argmax())
         raise chunk.refuse(
             name,
             row_of(chunk.array, kind, element),
-            f"got {elements[element]} ({elements.type}), expected text or whole numbers of 64 bits;"
-            " use bucketized(...) for numbers, or cast the column to text",
+            f"got {elements[element]} ({elements.type}), expected text or whole numbers of 64 bits "
+            "(as floats below 2**53); use bucketized(...) for numbers, or cast the column to text",
         )
     if pa.types.is_decimal(plain.type):
         return plain.drop_null().cast(pa.int64())

@@ -15,7 +15,7 @@ from widedeep.errors import DataError
 from widedeep.remote import InputPath, open_bytes
 
 _CHUNK_BYTES = 16 << 20
-_WHOLE = 2.0**53  # Up to here a float64 holds every whole number
+_WHOLE = 2.0**53  # Below it a float64 holds every whole number
 
 
 def _open(
@@ -87,7 +87,7 @@ def _parsed(path: InputPath, line: int, text: bytes, schema: pa.Schema) -> pa.Ta
 def _check_ids(path: InputPath, line: int, table: pa.Table) -> None:
     """Refuse ids that became floating-point numbers of too few digits."""
     for field, column in zip(table.schema, table.columns, strict=True):
-        if pa.types.is_floating(field.type) and (pc.max(pc.abs(column)).as_py() or 0) > _WHOLE:
+        if pa.types.is_floating(field.type) and (pc.max(pc.abs(column)).as_py() or 0) >= _WHOLE:
             raise DataError(
                 f"{path}, counted from line {line}: the field {field.name!r} holds a number beyond "
                 "64 bits, or beyond 2^53 beside fractions, which loses digits; write ids as text"

@@ -696,6 +696,12 @@ def inline_items(
                 "give one value an item in every column",
             )
     ids = columns.get(id_column) if id_column is not None else None
+    for row, id_ in enumerate(ids or ()):
+        if isinstance(id_, float) and abs(id_) >= 2**53:
+            raise RequestError(
+                f"candidates.{id_column}[{row}]",
+                f"got {id_} (float), an id that may have been rounded; give integers or text",
+            )
     return list(range(length)) if ids is None else ids, columns
 
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.serving.http.calls import Local
+import widedeep as wd
+from tests.serving.http.calls import Local, running
+from widedeep.errors import RequestError
+from widedeep.serving.registry import Registry
 
 INFER = "/v2/models/apps/infer"
 
@@ -229,3 +237,48 @@ def test_malformed_binary_tensors(local: Local, raw: bytes, sizes: list[int]) ->
     head = json.dumps({"inputs": inputs}).encode()
     length = {"Inference-Header-Content-Length": str(len(head))}
     assert local.post(INFER, head + raw, length).status in (200, 400)
+
+
+def test_ids_beyond_2_to_the_53_are_exact_or_refused(tmp_path: Path) -> None:
+    """Of two neighbours, which a float64 cannot tell apart, each has its own score."""
+    first = 2**53
+    ids = [first + n % 3 for n in range(90)]
+    rows = pa.table({"user": ids, "app": ids[::-1], "y": [n % 2 for n in range(90)]})
+    spec = wd.FeatureSpec(
+        label="y", features=wd.categorical("user", "app", min_count=1), item=["app"]
+    )
+    trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, rows)), progress=False, threads=1)
+    trainer.fit(rows, epochs=3)
+    trainer.export(tmp_path / "m" / "1")
+    pq.write_table(pa.table({"app": [first, first + 1]}), tmp_path / "items.parquet")
+    words = (tmp_path / "m", "--items", tmp_path / "items.parquet", "--item-id", "app")
+    ranker = wd.Ranker(tmp_path / "m/1", items=tmp_path / "items.parquet", item_id="app")
+
+    def expected(user: int) -> list[float]:
+        scores = trainer.predict([{"user": user, "app": app} for app in (first, first + 1)])
+        return sorted(np.asarray(scores).tolist(), reverse=True)
+
+    asked = b'{"user":{"user":%s},"candidates":[9007199254740992,"9007199254740993"]}'
+    items = b'{"user":{"user":9007199254740993},"items":{"app":[%s]}}'
+    with running(*words) as native, Registry(tmp_path / "m") as registry:
+        native.wait_ready()
+        assert registry.wait_ready(60)
+        local = Local({"m": registry})
+        for user in (first, first + 1):
+            for text in (b"%d" % user, b'"%d"' % user):
+                answer = native.call("POST", "/v1/rank", asked % text)
+                assert answer.json["scores"] == pytest.approx(expected(user), abs=1e-6)
+                row = {"user": int(text.strip(b'"'))}
+                ranking = ranker.rank(row, candidates=[first, first + 1])
+                assert answer.json["scores"] == ranking.scores.tolist()
+        for number in (b"9007199254740993.0", b"9.007199254740993e15", b"1e300", b"%d" % 2**64):
+            for post in (partial(native.call, "POST"), local.post):
+                for body, pointer in ((asked, "/user/user"), (items, "/items/app/0")):
+                    if body is asked and post == local.post:
+                        continue  # it has no catalogue
+                    answer = post("/v1/rank", body % number)
+                    assert (answer.status, answer.json["pointer"]) == (400, pointer), number
+    with pytest.raises(RequestError, match=r"candidates.id\[1\]: .*may have been rounded"):
+        wd.Ranker(tmp_path / "m/1", item_id="id").rank(
+            {}, candidates={"id": [1.0, 2.0**53], "app": [1, 1]}
+        )
