@@ -147,27 +147,36 @@ def test_a_run_that_is_killed_goes_on(copy: Path, broker: tuple[str, int]) -> No
     assert state["position"]["rows"] == 3 * ROWS
 
 
-def test_a_broker_that_is_away_and_comes_back(broker: tuple[str, int]) -> None:
-    address, process = broker
-    send(address, "away", [{"n": i} for i in range(10)])
+@pytest.mark.parametrize(
+    ("away_s", "settings"),
+    [
+        (0, {"socket.timeout.ms": "1000", "fetch.wait.max.ms": "100"}),
+        pytest.param(65, {}, marks=pytest.mark.slow),  # requests time out after a minute
+    ],
+)
+def test_a_broker_that_is_away_and_comes_back(
+    broker: tuple[str, int], away_s: float, settings: dict[str, str]
+) -> None:
+    (address, process), name = broker, f"away-{away_s}"
+    send(address, name, [{"n": i} for i in range(10)])
     lines: list[str] = []
-    settings = {"socket.timeout.ms": "1000", "fetch.wait.max.ms": "100"}
-    topic = Topic.of_url(f"kafka://{address}/away?rows=10", settings)
-    pieces = follow_topic(topic, ["n"], idle_s=20, notify=lines.append)
-    assert next(pieces) == ("kafka:away 0:0-10", [{"n": i} for i in range(10)])
+    topic = Topic.of_url(f"kafka://{address}/{name}?rows=10", settings)
+    pieces = follow_topic(topic, ["n"], idle_s=20 + 2 * away_s, notify=lines.append)
+    assert next(pieces) == (f"kafka:{name} 0:0-10", [{"n": i} for i in range(10)])
     with ThreadPoolExecutor(1) as pool:
         os.kill(process, signal.SIGSTOP)
         try:
             piece = pool.submit(next, pieces)  # asks while nobody answers
+            time.sleep(away_s)
             deadline = time.monotonic() + 30
             while not lines and time.monotonic() < deadline:
                 time.sleep(0.1)
         finally:
             os.kill(process, signal.SIGCONT)
         assert "trying again" in lines[0], lines
-        send(address, "away", [{"n": i} for i in range(10, 20)])
+        send(address, name, [{"n": i} for i in range(10, 20)])
         rows = [{"n": i} for i in range(10, 20)]
-        assert piece.result(timeout=60) == ("kafka:away 0:10-20", rows)
+        assert piece.result(timeout=60) == (f"kafka:{name} 0:10-20", rows)
     assert lines[-1].endswith("there again")
     pieces.close()
 

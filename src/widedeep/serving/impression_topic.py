@@ -25,7 +25,8 @@ class LogTopic:
 
     A message's key is the user's id as text, its value a JSON object: the row by column, times in
     ISO 8601. Up to 64 MiB wait for brokers that are away; what was not delivered after five
-    minutes, or was refused, is lost and counted.
+    minutes, or was refused, is lost and counted. After an error that ends the producer another one
+    takes over, with the messages that were not under way.
 
     Args:
         url: ``kafka://HOST:PORT[,HOST:PORT]/TOPIC``.
@@ -41,30 +42,30 @@ class LogTopic:
             import confluent_kafka
         if "?" in url:
             raise ConfigError(f"got {url!r}, expected no options: kafka://HOST:PORT/TOPIC")
-        self._refusal_type = confluent_kafka.KafkaException
+        self._kafka = confluent_kafka
         topic = Topic.of_url(url)
         self._name, self._brokers = topic.name, topic.brokers
         self._produced = self._delivered = self._failed = self._unfit = 0
-        self._away = self._refusal = ""
+        self._away = self._refusal = self._fatal = ""
+        self._unsent: list[tuple[bytes, bytes]] = []  # what an ended producer had not begun to send
         self._rows: pa.Table | Chunk | None = None  # the rows that are being sent
         self._messages: Iterator[tuple[bytes, bytes]] = iter(())
         self._message: tuple[bytes, bytes] | None = None
+        self._settings: dict[str, Any] = {
+            "enable.idempotence": True,  # retries send nothing twice, and keep the order
+            "linger.ms": 20,
+            "compression.type": "lz4",
+            **client_settings(settings, "--log-kafka"),
+            "bootstrap.servers": topic.brokers,
+            "queue.buffering.max.kbytes": _BUFFER_KB,
+            "queue.buffering.max.messages": _BUFFER_MESSAGES,
+            "delivery.report.only.error": True,
+            "on_delivery": self._on_failure,
+            "error_cb": self._on_error,
+            "log_level": 0,
+        }
         try:
-            self._producer = confluent_kafka.Producer(
-                {
-                    "enable.idempotence": True,  # retries send nothing twice, and keep the order
-                    "linger.ms": 20,
-                    "compression.type": "lz4",
-                    **client_settings(settings, "--log-kafka"),
-                    "bootstrap.servers": topic.brokers,
-                    "queue.buffering.max.kbytes": _BUFFER_KB,
-                    "queue.buffering.max.messages": _BUFFER_MESSAGES,
-                    "delivery.report.only.error": True,
-                    "on_delivery": self._on_failure,
-                    "error_cb": self._on_error,
-                    "log_level": 0,
-                }
-            )
+            self._producer = confluent_kafka.Producer(self._settings)
         except confluent_kafka.KafkaException as error:
             raise ConfigError(f"--log-kafka: {error.args[0].str()}") from error
 
@@ -101,13 +102,28 @@ class LogTopic:
                 if time.monotonic() >= end:
                     raise self._failure(f"{self._brokers}: no room for more messages") from None
                 self._producer.poll(0.05)
-            except self._refusal_type as error:  # this message alone: it is too large
-                self._unfit += 1
+            except self._kafka.KafkaException as error:
+                if error.args[0].code() == self._kafka.KafkaError._FATAL:
+                    self._replace_producer(error.args[0].str())
+                    continue
+                self._unfit += 1  # this message alone: it is too large
                 self._refusal = error.args[0].str()
                 return
             else:
                 self._produced += 1
                 return
+
+    def _replace_producer(self, reason: str) -> None:
+        """Go on after an error that ended the producer, as when a broker has forgotten it."""
+        failed, self._fatal = self._failed, reason
+        self._producer.purge()
+        self._failed += self._producer.flush(1.0)
+        unsent, self._unsent, self._fatal = self._unsent, [], ""
+        self._producer = self._kafka.Producer(self._settings)
+        self._produced -= len(unsent)
+        for key, value in unsent:
+            self._send(key, value)
+        self._refusal = f"{reason}; a new producer goes on, {self._failed - failed} rows are lost"
 
     def write_text(self, line: str) -> None:
         """Count a request with values that fit no column: readers expect rows alone."""
@@ -116,6 +132,8 @@ class LogTopic:
     def rotate(self, *, all_of_them: bool = False) -> None:
         """See to what was sent; raise OSError while the brokers are away, or if they refused."""
         self._producer.poll(0)
+        if self._fatal:
+            self._replace_producer(self._fatal)
         if all_of_them and self._producer.flush(_FLUSH_S):
             self._producer.purge()
             self._producer.flush(1.0)
@@ -140,8 +158,12 @@ class LogTopic:
 
     def _on_error(self, error: Any) -> None:
         self._away = error.str()
+        self._fatal = self._fatal or (error.str() if error.fatal() else "")
 
-    def _on_failure(self, error: Any, _: Any) -> None:
+    def _on_failure(self, error: Any, message: Any) -> None:
+        if self._fatal and error.code() == self._kafka.KafkaError._PURGE_QUEUE:
+            self._unsent.append((message.key(), message.value()))
+            return
         self._failed += 1
         self._refusal = error.str()
 
