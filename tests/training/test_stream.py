@@ -186,13 +186,15 @@ def test_an_empty_folder_and_one_that_goes_are_told_of(tmp_path: Path) -> None:
 
     write(folder / "a.parquet", 1)
     told.clear()
-    names = iter(follow_folder(folder, poll_s=0.02, idle_s=0.5, notify=told.append))
+
+    def bring_back(line: str) -> None:
+        told.append(line)
+        write(folder / "b.parquet", 2)
+
+    names = iter(follow_folder(folder, poll_s=0.02, idle_s=0.5, notify=bring_back))
     assert next(names)[0] == "a.parquet"
     folder.rename(tmp_path / "out")
-    back = threading.Timer(0.2, lambda: write(folder / "b.parquet", 2))
-    back.start()
     assert [name for name, _ in names] == ["b.parquet"]
-    back.join()
     assert told == [f"{folder}: the folder is gone; trying again"]
 
 
