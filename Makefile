@@ -38,7 +38,8 @@ help:
 	@echo "make format        let ruff and clang-format rewrite the sources"
 	@echo "make bench         every benchmarks/bench_*.py (an hour); QUICK=1 runs them short (minutes)"
 	@echo "make bench-peers   other libraries on the same rows, each in its own environment, into"
-	@echo "                   benchmarks/RESULTS.md; PEER_ARGS='--train-rows 100000' runs them shorter"
+	@echo "                   benchmarks/RESULTS.md; PEER_ARGS='--train-rows 100000' runs them shorter; goes"
+	@echo "                   on where it stopped"
 	@echo "make bench-models  every tower against the same model elsewhere, into RESULTS.md; QUICK=1"
 	@echo "make bench-quality the league table beside trees and networks, into RESULTS.md (hours; goes on"
 	@echo "                   where it stopped, a cell at a time); ONLINE_RETAIL=FILE adds a set; QUICK=1 in minutes"
@@ -197,7 +198,8 @@ benchmarks/peers/.venv-serving/.ready: benchmarks/peers/serving/requirements.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-# Each peer lives in an environment of its own, made from its pinned requirements.
+# Each peer lives in an environment of its own, made from its pinned requirements. What alone-NAME.txt
+# lists comes without what it requires: TorchRec asks for FBGEMM's build for GPUs.
 PEERS := $(patsubst benchmarks/peers/requirements-%.txt,%,$(wildcard benchmarks/peers/requirements-[!m]*.txt))
 PEER_ARGS ?=
 bench-peers: native $(PEERS:%=peers-%)
@@ -211,6 +213,8 @@ benchmarks/peers/.venv-%/.ready: benchmarks/peers/requirements-%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
 	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $<
+	$(if $(wildcard benchmarks/peers/alone-$*.txt),$(@D)/bin/python -m pip install --quiet \
+	    --disable-pip-version-check --no-deps -r benchmarks/peers/alone-$*.txt)
 	touch $@
 
 docs: native $(DOCS_READY)

@@ -2,10 +2,12 @@
 
     python benchmarks/peers/run_all.py [--train-rows 400000] [--repeats 3] [--only NAME ...]
 
-Each peer runs in its own process and environment (`make bench-peers` makes them), one after the
-other, and the turns are repeated; the table shows medians. DeepCTR-Torch learns a number of batches
-alone, at two sizes of its tables, since a pass would take an hour; pytorch-widedeep learns 100,000
-rows, since it prepares a few thousand a second. Their quality is that of the rows they learned.
+Each peer runs in its own process and environment (`make bench-peers` makes them), on one thread,
+one after the other, and the turns are repeated; the table shows medians, of processor time where it
+is time. DeepCTR-Torch learns a number of batches alone, at two sizes of its tables, since a pass
+would take an hour; pytorch-widedeep learns a quarter, since it prepares a few thousand a second.
+Their quality is that of the rows they learned. Results are kept beside the rows (benchmarks/data),
+so that a run goes on where an earlier one stopped; `--again` forgets them.
 """
 
 from __future__ import annotations
@@ -19,22 +21,53 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.csv
+import pyarrow.parquet as pq
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from results_file import machine, write_section
+from shared_task import NUMBERS, WORDS
 from sweep_defaults import data_file
 
 HERE = Path(__file__).resolve().parent
+TEST_ROWS = 100_000
 RUNS: dict[str, tuple[str, list[str]]] = {
     "widedeep": ("widedeep_itself", []),
     "widedeep, encoded": ("widedeep_itself", ["--encode"]),
     "widedeep, wide only": ("widedeep_itself", ["--wide-only"]),
-    "Vowpal Wabbit (wide only)": ("vowpal_wabbit", []),
-    "tf.estimator 2.15": ("tf_estimator_dnn_linear", []),
-    "pytorch-widedeep": ("pytorch_widedeep_tab", ["--train-rows", "100000"]),
+    "widedeep, wide only, one by one": ("widedeep_itself", ["--wide-only", "--batch", "1"]),
+    "Vowpal Wabbit": ("vowpal_wabbit", []),
+    "Vowpal Wabbit, at equal quality": ("vowpal_wabbit", []),
+    "scikit-learn's SGD": ("sklearn_sgd", []),
+    "River": ("river_ftrl", []),
+    "FuxiCTR, DCN-v2": ("fuxictr_dcn_v2", []),
+    "TorchRec, DLRM": ("torchrec_dlrm", []),
+    "TorchRec, DLRM with cross layers": ("torchrec_dlrm", ["--dcn"]),
+    "tf.estimator": ("tf_estimator_dnn_linear", []),
+    "pytorch-widedeep": ("pytorch_widedeep_tab", []),
     "DeepCTR-Torch, own ids": ("deepctr_torch_wdl", ["--batches", "60"]),
     "DeepCTR-Torch, 5.6M ids": ("deepctr_torch_wdl", ["--batches", "15", "--ids", "5600000"]),
-    "LightGBM (trees)": ("lightgbm_trees", []),
+    "LightGBM": ("lightgbm_trees", []),
+    "CatBoost": ("catboost_trees", []),
+}
+ONE_BY_ONE = "widedeep, wide only, one by one"
+# Which of our rows a peer is set against; the wide and deep model where none is named.
+AGAINST = {
+    "Vowpal Wabbit": ONE_BY_ONE,
+    "Vowpal Wabbit, at equal quality": ONE_BY_ONE,
+    "scikit-learn's SGD": ONE_BY_ONE,
+    "River": ONE_BY_ONE,
+}
+# Of the rows to learn, where a peer does not take just these: the one prepares few a second, and
+# the other needs that many to be as good as our wide part.
+SHARES = {"pytorch-widedeep": 0.25, "Vowpal Wabbit, at equal quality": 2.25}
+NOT_RUN = (
+    "TorchEasyRec: not run. It is on no package index: its releases, and pinned builds of what it "
+    "needs (pyfg, graphlearn, FBGEMM), lie in its vendor's bucket."
+)
+ONE_THREAD = {
+    f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "POLARS_MAX")
 }
 SHOWN = {
     "rows": "rows learned",
@@ -54,17 +87,34 @@ def python_of(script: str) -> Path:
     return Path(sys.executable) if script == "widedeep_itself" else own
 
 
-def run_once(name: str, data: Path, asked: argparse.Namespace) -> dict[str, Any] | str:
+def csv_files(rows: int) -> list[Path]:
+    """Return the rows to learn and to be judged on as text, written on the first call."""
+    data = data_file(0)
+    names = [f"{data.stem}_first_{rows}.csv", f"{data.stem}_last_{TEST_ROWS}.csv"]
+    paths = [data.with_name(name) for name in names]
+    if not all(path.exists() for path in paths):
+        table = pq.read_table(data, columns=["label", *NUMBERS, *WORDS])
+        last = table.slice(table.num_rows - TEST_ROWS)
+        for path, part in zip(paths, (table.slice(0, rows), last), strict=True):
+            pyarrow.csv.write_csv(part, path, pyarrow.csv.WriteOptions(quoting_style="none"))
+    return paths
+
+
+def run_once(name: str, asked: argparse.Namespace) -> dict[str, Any] | str:
     """Run a peer; return what it printed, or why it did not."""
     script, options = RUNS[name]
     python = python_of(script)
     if not python.exists():
         return f"no environment: run: make peers-{script}"
-    rows = ["--train-rows", str(asked.train_rows), "--batch", str(asked.batch)]
-    command = [str(python), str(HERE / f"{script}.py"), str(data), *rows, *options]
+    files = csv_files(round(asked.train_rows * SHARES.get(name, 1)))
+    command = [python, HERE / f"{script}.py", *files, "--batch", str(asked.batch), *options]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=asked.limit, env=dict(os.environ)
+            command,
+            capture_output=True,
+            text=True,
+            timeout=asked.limit,
+            env=os.environ | ONE_THREAD,
         )
     except subprocess.TimeoutExpired:
         return f"stopped after {asked.limit} s"
@@ -92,17 +142,21 @@ def shown(value: Any) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def section(found: dict[str, list[dict[str, Any]]], failed: dict[str, str], rows: int) -> str:
+def section(
+    found: dict[str, list[dict[str, Any]]], failed: dict[str, str], asked: argparse.Namespace
+) -> str:
     """Return the section's Markdown."""
-    waiting = os.environ.get("OMP_WAIT_POLICY")
+    turns = max(map(len, found.values()), default=0)
     lines = [
         "## Peers: from raw text to a judged model",
         "",
-        f"`make bench-peers` on {machine()}. {rows:,} rows of `criteo_like.py` (salt 0) to learn "
-        "unless the table says fewer, the last 100,000 to be judged on; batches of 2,048 where a "
-        f"peer has batches; medians of {max(map(len, found.values()), default=0)} interleaved "
-        "runs. Rates from text count preparation and training together."
-        + (f" OMP_WAIT_POLICY={waiting} for all." if waiting else ""),
+        f"`make bench-peers` on {machine()}. {asked.train_rows:,} rows of `criteo_like.py` "
+        "(salt 0) to learn unless the table says otherwise, the last 100,000 to be judged on; "
+        "batches of 2,048 where a peer has batches. One thread each, processor time; "
+        + ("one run of each. " if turns < 2 else f"medians of {turns} interleaved runs. ")
+        + "Everybody starts from one CSV file; rates from text count reading, preparation and "
+        "training. Every peer but LightGBM is told the three crosses."
+        + (" The machine was loaded by other work." if asked.loaded else ""),
         "",
         f"| | version | {' | '.join(SHOWN.values())} |",
         f"|---|---|{'---|' * len(SHOWN)}",
@@ -116,30 +170,42 @@ def section(found: dict[str, list[dict[str, Any]]], failed: dict[str, str], rows
     lines.append("")
     lines.extend(f"- {name}: {row['note']}." for name, row in medians.items())
     lines.extend(f"- {name}: did not finish ({why})." for name, why in failed.items())
+    lines.append(f"- {NOT_RUN}")
     lines.extend(ratios(medians))
     return "\n".join(lines)
 
 
 def ratios(medians: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the lines that set our rates against the peers'; a wide model against wide ones."""
+    """Return the lines that set our rates and quality against the peers'."""
     found = []
     for name, row in medians.items():
-        if name.startswith("widedeep"):
+        own = medians.get(AGAINST.get(name, "widedeep"))
+        if name.startswith("widedeep") or own is None:
             continue
-        wide = "wide only" in name
-        own = medians.get("widedeep, wide only" if wide else "widedeep")
         encoded = medians.get("widedeep, encoded")
-        if own is None:
-            continue
         cells = [f"{own[k] / row[k]:.1f}" for k in ("rows_per_s_from_text", "rows_per_s")]
-        alone = (
-            "-" if wide or encoded is None else f"{encoded['rows_per_s'] / row['rows_per_s']:.1f}"
-        )
-        found.append(f"| {name} | {' | '.join([*cells, alone])} |")
+        alone = name not in AGAINST and encoded is not None
+        cells.append(f"{encoded['rows_per_s'] / row['rows_per_s']:.1f}" if alone else "-")
+        cells.append(f"{row['peak_mb'] / own['peak_mb']:.2f}")
+        late = row["latency_ms"]
+        cells.append("-" if late is None else f"{late / own['latency_ms']:.1f}")
+        cells.append(f"{own['auc'] - row['auc']:+.4f}")
+        found.append(f"| {name} | {' | '.join(cells)} |")
     if not found:
         return []
-    head = "| | from text | training, ours encodes too | training alone, ours encoded beforehand |"
-    return ["", "Our rate over theirs, in this run:", "", head, "|---|---|---|---|", *found]
+    head = (
+        "| | rate from text | of training, ours encodes too | of training alone, ours encoded "
+        "beforehand | their memory | their latency | our AUC less theirs |"
+    )
+    return [
+        "",
+        "How often ours is ahead, in this run (wide only and one by one against peers that are; "
+        "below 1 the peer is):",
+        "",
+        head,
+        "|---" * 7 + "|",
+        *found,
+    ]
 
 
 def main() -> None:
@@ -151,20 +217,31 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=int, default=900, help="seconds a peer may take")
+    parser.add_argument("--again", action="store_true", help="forget the runs of before")
+    parser.add_argument("--loaded", action="store_true", help="say that the machine was")
     parser.add_argument("--only", nargs="*", choices=RUNS, default=list(RUNS))
     asked = parser.parse_args()
-    data = data_file(0)
-    found: dict[str, list[dict[str, Any]]] = {}
+    kept = data_file(0).with_name(f"peers_{asked.train_rows}.jsonl")
+    if asked.again:
+        kept.unlink(missing_ok=True)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in RUNS}
     failed: dict[str, str] = {}
-    for _ in range(asked.repeats):
+    for line in kept.read_text(encoding="utf-8").splitlines() if kept.exists() else ():
+        name, result = json.loads(line)
+        found[name].append(result)
+    for turn in range(asked.repeats):
         for name in asked.only:
-            result = run_once(name, data, asked)
+            if len(found[name]) > turn:
+                continue
+            result = run_once(name, asked)
+            print(f"{name}: {result}", flush=True)
             if isinstance(result, str):
                 failed[name] = result
-            else:
-                found.setdefault(name, []).append(result)
-            print(f"{name}: {result}", flush=True)
-    write_section("training:peers", section(found, failed, asked.train_rows))
+                continue
+            found[name].append(result)
+            with kept.open("a", encoding="utf-8") as out:
+                out.write(json.dumps([name, result]) + "\n")
+    write_section("training:peers", section({k: v for k, v in found.items() if v}, failed, asked))
 
 
 if __name__ == "__main__":
