@@ -1,5 +1,4 @@
 #include "outer_update.hpp"
-#include "rows_isa.hpp"
 #include "tower_vector.hpp"
 
 namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
@@ -15,59 +14,58 @@ bool any_gradient(const OuterUpdate& request, int64_t output) {
   return false;
 }
 
-// The gradients of `count` weights of one output, from column on.
-void sum_rows(const OuterUpdate& request, int64_t output, int64_t column, int64_t count,
-              float* sums) {
-  const float* grad = request.grad.data + output;
-  const float* in = request.in.data + column;
-  if (count == kColumns) {
-    Vec sum[kVectors];
-    for (int v = 0; v < kVectors; ++v) sum[v] = vec_zero();
-    for (int64_t r = 0; r < request.rows; ++r) {
-      const Vec all = vec_all(grad[r * request.grad.stride]);
-      const float* row = in + r * request.in.stride;
-      for (int v = 0; v < kVectors; ++v) {
-        sum[v] = vec_multiply_add(all, vec_load(row + v * kLanes), sum[v]);
-      }
-    }
-    for (int v = 0; v < kVectors; ++v) vec_store(sums + v * kLanes, sum[v]);
-    return;
+// The weights of one output in V registers from column on, of which `lanes` are in the last one.
+template <int V>
+inline void move_columns(const OuterUpdate& request, int64_t output, int64_t column,
+                         int64_t lanes) {
+  const auto load = [&](const float* p, int v) {
+    return V > 1 ? vec_load(p + v * kLanes) : vec_load_first(p, lanes);
+  };
+  const auto store = [&](float* p, int v, Vec numbers) {
+    return V > 1 ? vec_store(p + v * kLanes, numbers) : vec_store_first(p, numbers, lanes);
+  };
+  float* const weights = request.weights.data + output * request.weights.stride + column;
+  float* const accumulators =
+      request.accumulator.data + output * request.accumulator.stride + column;
+  Vec w[V];
+  Vec sums[V];
+  for (int v = 0; v < V; ++v) w[v] = load(weights, v);
+  for (int v = 0; v < V; ++v) sums[v] = vec_zero();
+  for (int64_t r = 0; r < request.rows; ++r) {
+    const Vec grad = vec_all(request.grad.data[r * request.grad.stride + output]);
+    const float* in = request.in.data + r * request.in.stride + column;
+    for (int v = 0; v < V; ++v) sums[v] = vec_multiply_add(grad, load(in, v), sums[v]);
+    if (request.grad_in.data == nullptr) continue;
+    float* below = request.grad_in.data + r * request.grad_in.stride + column;
+    for (int v = 0; v < V; ++v) store(below, v, vec_multiply_add(grad, w[v], load(below, v)));
   }
-  for (int64_t at = 0; at < count; at += kLanes) {
-    const int64_t lanes = count - at < kLanes ? count - at : kLanes;
-    Vec sum = vec_zero();
-    for (int64_t r = 0; r < request.rows; ++r) {
-      const Vec row = vec_load_first(in + r * request.in.stride + at, lanes);
-      sum = vec_multiply_add(vec_all(grad[r * request.grad.stride]), row, sum);
-    }
-    vec_store(sums + at, sum);
+  const Vec scale = vec_all(request.grad_scale);
+  const Vec lr = vec_all(request.lr);
+  const Vec eps = vec_all(request.eps);
+  const Vec l2 = vec_all(request.l2);
+  for (int v = 0; v < V; ++v) {
+    const Vec g = sums[v] * scale + l2 * w[v];
+    const Vec n = load(accumulators, v) + g * g;
+    store(accumulators, v, n);
+    store(weights, v, w[v] - lr * g / (vec_sqrt(n) + eps));
   }
 }
 
 }  // namespace
 
 void adagrad_outer_range(const OuterUpdate& request, int64_t begin, int64_t end) {
-  alignas(64) float sums[kColumns];
-  const float scale = request.grad_scale;
-  const float lr = request.lr;
-  const float eps = request.eps;
-  const float l2 = request.l2;
-  for (int64_t output = begin; output < end; ++output) {
-    if (l2 == 0.0f && !any_gradient(request, output)) continue;
-    for (int64_t column = 0; column < request.weights.width; column += kColumns) {
-      const int64_t rest = request.weights.width - column;
-      const int64_t count = rest < kColumns ? rest : kColumns;
-      sum_rows(request, output, column, count, sums);
-      float* __restrict w = request.weights.data + output * request.weights.stride + column;
-      float* __restrict acc =
-          request.accumulator.data + output * request.accumulator.stride + column;
-      WIDEDEEP_SIMD
-      for (int64_t i = 0; i < count; ++i) {
-        const float g = sums[i] * scale + l2 * w[i];
-        const float n = acc[i] + g * g;
-        acc[i] = n;
-        w[i] -= lr * g / (__builtin_sqrtf(n) + eps);
-      }
+  for (int64_t r = 0; request.grad_in.data != nullptr && r < request.rows; ++r) {
+    float* const below = request.grad_in.data + r * request.grad_in.stride;
+    for (int64_t column = begin; column < end; ++column) below[column] = 0.0f;
+  }
+  for (int64_t output = 0; output < request.grad.width; ++output) {
+    if (request.l2 == 0.0f && !any_gradient(request, output)) continue;
+    int64_t column = begin;
+    for (; end - column >= kColumns; column += kColumns) {
+      move_columns<kVectors>(request, output, column, kLanes);
+    }
+    for (; column < end; column += kLanes) {
+      move_columns<1>(request, output, column, end - column < kLanes ? end - column : kLanes);
     }
   }
 }

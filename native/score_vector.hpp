@@ -30,6 +30,7 @@ inline void vec_store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 inline Vec vec_all(float x) { return _mm512_set1_ps(x); }
 inline Vec vec_add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec vec_max(Vec a, Vec b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+inline Vec vec_sqrt(Vec a) { return _mm512_maskz_sqrt_ps(0xffff, a); }
 inline Vec vec_multiply_add(Vec a, Vec b, Vec sum) { return _mm512_fmadd_ps(a, b, sum); }
 
 #elif defined(WIDEDEEP_ISA_IS_avx2)
@@ -48,6 +49,7 @@ inline void vec_store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
 inline Vec vec_all(float x) { return _mm256_set1_ps(x); }
 inline Vec vec_add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec vec_max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec vec_sqrt(Vec a) { return _mm256_sqrt_ps(a); }
 inline Vec vec_multiply_add(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
 
 #elif defined(__x86_64__)
@@ -66,6 +68,7 @@ inline void vec_store(float* p, Vec v) { _mm_storeu_ps(p, v); }
 inline Vec vec_all(float x) { return _mm_set1_ps(x); }
 inline Vec vec_add(Vec a, Vec b) { return _mm_add_ps(a, b); }
 inline Vec vec_max(Vec a, Vec b) { return _mm_max_ps(a, b); }
+inline Vec vec_sqrt(Vec a) { return _mm_sqrt_ps(a); }
 inline Vec vec_multiply_add(Vec a, Vec b, Vec sum) { return _mm_add_ps(_mm_mul_ps(a, b), sum); }
 
 #elif defined(__aarch64__)
@@ -83,6 +86,7 @@ inline void vec_store(float* p, Vec v) { vst1q_f32(p, v); }
 inline Vec vec_all(float x) { return vdupq_n_f32(x); }
 inline Vec vec_add(Vec a, Vec b) { return vaddq_f32(a, b); }
 inline Vec vec_max(Vec a, Vec b) { return vmaxq_f32(a, b); }
+inline Vec vec_sqrt(Vec a) { return vsqrtq_f32(a); }
 inline Vec vec_multiply_add(Vec a, Vec b, Vec sum) { return vfmaq_f32(sum, a, b); }
 
 #else

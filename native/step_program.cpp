@@ -81,30 +81,45 @@ class FewRows {
       if (span.update.rule != RowUpdate::Rule::adagrad) return;
     }
     for (const DenseSpan& span : plan.dense) split(*plan.tower, span);
+    std::sort(weights_.begin(), weights_.end(),
+              [](const Weights& a, const Weights& b) { return a.layer > b.layer; });
+    const auto n_layers = static_cast<std::size_t>(plan.tower->n_layers);
+    is_whole_ =
+        weights_.size() == n_layers &&
+        std::all_of(plan.tower->layers, plan.tower->layers + n_layers, [](const TowerLayer& layer) {
+          return layer.is_simple() && layer.norm == nullptr;
+        });
     fits_ = true;
   }
 
   bool takes(int64_t rows) const { return fits_ && rows <= kMostOuterRows; }
 
-  // Moves all of them, after tower_backward() and tower_bias_gradients().
+  // The backward pass down to grad_in, and all updates.
   void move(const TowerBatch& tower, double factor, double scale, int threads) const {
+    const bool backward = is_whole_ && tower.rows <= kMostBackwardRows;
+    if (!backward) tower_backward(tower, threads);
     for (const Weights& one : weights_) {
       const TowerLayer& layer = tower.layers[one.layer];
-      const Rows& below = tower.layers[one.layer == 0 ? 0 : one.layer - 1].out;
-      const ConstRows in =
-          one.layer == 0 ? tower.in : ConstRows{below.data, below.stride, below.width};
+      const bool first = one.layer == 0;
+      const TowerLayer& below = tower.layers[first ? 0 : one.layer - 1];
       const RowUpdate& update = one.span.update;
-      const OuterUpdate request{{layer.grad.data, layer.grad.stride, layer.outputs},
-                                in,
-                                tower.rows,
-                                update.weights,
-                                update.first,
-                                static_cast<float>(scale),
-                                static_cast<float>(update.lr * (factor * one.span.factor)),
-                                static_cast<float>(update.eps),
-                                static_cast<float>(update.l2)};
-      adagrad_outer(request, layer.outputs * in.width < kFewNumbers ? 1 : threads);
+      OuterUpdate request{
+          {layer.grad.data, layer.grad.stride, layer.outputs},
+          first ? tower.in : ConstRows{below.out.data, below.out.stride, below.out.width},
+          tower.rows,
+          update.weights,
+          update.first,
+          static_cast<float>(scale),
+          static_cast<float>(update.lr * (factor * one.span.factor)),
+          static_cast<float>(update.eps),
+          static_cast<float>(update.l2)};
+      if (backward) {
+        if (layer.activation == Activation::relu) mask(layer, tower.rows);
+        request.grad_in = first ? tower.grad_in : below.grad;
+      }
+      adagrad_outer(request, layer.outputs * update.weights.width < kFewNumbers ? 1 : threads);
     }
+    tower_bias_gradients(tower);
     for (const DenseSpan& span : rest_) {
       span.update.move(nullptr, 1, span.grads, factor * span.factor, scale, 1);
     }
@@ -136,6 +151,12 @@ class FewRows {
     if (end < size) rest_.push_back(part(span, end, 1, size - end, size - end));
   }
 
+  // From the gradient of a layer's outputs to that of its sums.
+  static void mask(const TowerLayer& layer, int64_t rows) {
+    WIDEDEEP_DISPATCH(mask_rows)
+    (layer.grad, {layer.out.data, layer.out.stride, layer.out.width}, 0, rows);
+  }
+
   static DenseSpan part(const DenseSpan& span, int64_t at, int64_t rows, int64_t width,
                         int64_t stride) {
     DenseSpan own = span;
@@ -147,7 +168,8 @@ class FewRows {
   }
 
   bool fits_ = false;
-  std::vector<Weights> weights_{};
+  bool is_whole_ = false;  // `weights_` are those of all layers, and these have simple slopes
+  std::vector<Weights> weights_{};  // from the last layer down
   std::vector<DenseSpan> rest_{};
 };
 
@@ -210,18 +232,14 @@ class StepProgram::Buffers {
       const Rows& grad = tower_.layers[tower_.n_layers - 1].grad;
       for (int64_t i = 0; i < n; ++i) grad.data[i * grad.stride] = grads[i];
       if (few) {
-        tower_backward(tower_, threads);
-        tower_bias_gradients(tower_);
+        few_.move(tower_, factors[2], scale, threads);
       } else {
         running.emplace(tower_, threads);
       }
     }
     sum(batch, {grads, 1, 1}, used);
     move_rows(factors, row_scale, results, used);
-    if (few) {
-      few_.move(tower_, factors[2], scale, threads);
-      return true;
-    }
+    if (few) return true;
     if (running) running->wait();
     for (const DenseSpan& span : plan_.dense) {
       const int64_t numbers = span.rows * span.update.weights.width;

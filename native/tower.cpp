@@ -68,9 +68,14 @@ struct PackedWeight {
 class PackedTower {
  public:
   // Forward: inputs of a layer are the product's inputs. Backward: its outputs are.
-  PackedTower(const Functions& use, const TowerLayer* layers, int64_t n_layers, bool backward,
-              int threads)
-      : use_(use), layers_(layers), backward_(backward) {
+  PackedTower(const Functions& use, const TowerBatch& batch, bool backward, int threads)
+      : use_(use), layers_(batch.layers), backward_(backward) {
+    const TowerLayer* const layers = batch.layers;
+    const int64_t n_layers = batch.n_layers;
+    few_ = !backward && !batch.bf16 &&
+           std::all_of(layers, layers + n_layers, [&](const TowerLayer& layer) {
+             return WIDEDEEP_DISPATCH(multiplies_few_rows)(batch.rows, layer.weight.width);
+           });
     int64_t floats = 0;
     for (int64_t i = 0; i < n_layers; ++i) {
       const int64_t inputs = backward ? layers[i].outputs : layers[i].weight.width;
@@ -79,6 +84,7 @@ class PackedTower {
       n_panels_ += panels_of(outputs);
       floats += round_to((inputs + 1) * panels_of(outputs) * panel_, kLine);
     }
+    if (few_) return;
     data_ = allocate(floats);
     float* at = data_.get();
     for (PackedWeight& layer : packed_) {
@@ -94,8 +100,18 @@ class PackedTower {
   RowProduct product(int64_t layer, const ConstRows& in, const Rows& out) const {
     const PackedWeight& packed = packed_[static_cast<std::size_t>(layer)];
     RowProduct request{in, packed.panels, packed.outputs, nullptr, false, {nullptr, 0, 0}, out};
-    if (!backward_ && layers_[layer].bias != nullptr) request.bias = packed.bias;
+    const float* const bias = backward_ ? nullptr : layers_[layer].bias;
+    if (bias != nullptr) request.bias = few_ ? bias : packed.bias;
+    if (few_) request.weight = layers_[layer].weight;
     return request;
+  }
+
+  void multiply(const RowProduct& product, int64_t first, int64_t last, float* scratch) const {
+    if (few_) {
+      WIDEDEEP_DISPATCH(product_few_rows)(product, first, last);
+    } else {
+      use_.product_rows(product, first, last, scratch);
+    }
   }
 
   // Floats a row of the widest layer's inputs takes, in whole cache lines.
@@ -134,6 +150,7 @@ class PackedTower {
   const Functions& use_;
   const TowerLayer* layers_;
   bool backward_;
+  bool few_;  // rows: nothing is packed
   int64_t panel_ = use_.tower_panel();
   int64_t n_panels_ = 0;
   std::vector<PackedWeight> packed_{};
@@ -342,7 +359,7 @@ class Segments {
     const ConstRows in = i == 0 ? batch_.in : read(batch_.layers[i - 1].out);
     RowProduct product = packed_.product(i, in, layer.out);
     product.relu = layer.is_simple() && layer.activation == Activation::relu;
-    use_.product_rows(product, first, last, scratch);
+    packed_.multiply(product, first, last, scratch);
     if (layer.is_simple()) return;
     const UnitRows units{layer.activation, layer.dropout, layer_key(key, i),
                          layer.outputs,    layer.out,     layer.slope};
@@ -363,7 +380,7 @@ class Segments {
       const TowerLayer& below = batch_.layers[i - 1];
       if (below.is_simple() && below.activation == Activation::relu) product.mask = read(below.out);
     }
-    use_.product_rows(product, first, last, scratch);
+    packed_.multiply(product, first, last, scratch);
   }
 
   const TowerBatch& batch_;
@@ -378,7 +395,7 @@ bool has_bf16_products() { return has_avx512bf16(); }
 
 void tower_forward(const TowerBatch& batch, uint64_t key, int threads) {
   const Functions use = functions(batch.bf16);
-  const PackedTower packed(use, batch.layers, batch.n_layers, false, threads);
+  const PackedTower packed(use, batch, false, threads);
   Segments(batch, use, packed, threads).forward(key);
 }
 
@@ -404,7 +421,7 @@ struct TowerGradients::State {
 
 void tower_backward(const TowerBatch& batch, int threads) {
   const Functions use = functions(batch.bf16);
-  const PackedTower packed(use, batch.layers, batch.n_layers, true, threads);
+  const PackedTower packed(use, batch, true, threads);
   Segments(batch, use, packed, threads).backward();
 }
 

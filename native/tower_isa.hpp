@@ -19,6 +19,7 @@ struct RowProduct {
   bool relu = false;                 // after the bias
   ConstRows mask = {nullptr, 0, 0};  // outputs are 0 where this is not above 0; or null
   Rows out;
+  ConstRows weight = {nullptr, 0, 0};  // Bᵀ, for product_few_rows(), which reads no panels
 };
 
 // out = gradᵀ · in, summed over the batch's rows one after the other.
@@ -48,7 +49,10 @@ constexpr int64_t kGradientRows = 192;
 
 WIDEDEEP_DECLARE_ISA(WIDEDEEP_TOWER_FUNCTIONS;
                      void column_sums(const ConstRows& grad, int64_t rows, float* out,
-                                      int64_t begin, int64_t end))
+                                      int64_t begin, int64_t end);
+                     /* Whether so few rows are multiplied faster by weights as they lie. */
+                     bool multiplies_few_rows(int64_t rows, int64_t inputs);
+                     void product_few_rows(const RowProduct& request, int64_t begin, int64_t end))
 
 #if defined(__x86_64__)
 namespace avx512bf16 {

@@ -114,7 +114,7 @@ def as_runs(step: TrainStep, rows: Batch, batch_rows: int) -> tuple[list[bytes],
 MODELS: dict[str, Callable[..., TrainStep]] = {
     "wide": lambda **k: make_step(SINGLE, deep=[], **k),
     "wide of bags": lambda **k: make_step(deep=[], optimizers={"wide": wd.FTRL(adapt=0)}, **k),
-    "wide and deep": lambda **k: make_step(SINGLE, **k),
+    "wide and deep": lambda **k: make_step(SINGLE, hidden_units=[70, 40], **k),
     "bags and numbers": lambda **k: make_step(**k),
     "deep": lambda **k: make_step(wide=[], activation="gelu", **k),
     "weights": lambda **k: make_step(weight="w", config={"loss_reduction": "sum"}, **k),
@@ -125,10 +125,10 @@ MODELS: dict[str, Callable[..., TrainStep]] = {
 }
 
 
-@pytest.mark.parametrize("batch_rows", [1, 16, 256])
+@pytest.mark.parametrize("batch_rows", [1, 2, 16, 256])
 @pytest.mark.parametrize("model", MODELS)
 def test_a_run_has_the_bits_of_its_steps(model: str, batch_rows: int) -> None:
-    count = {1: 20, 16: 90, 256: 700}[batch_rows]
+    count = {1: 20, 2: 21, 16: 90, 256: 700}[batch_rows]
     for threads in (1, 2):
         first, second = (MODELS[model](threads=threads) for _ in range(2))
         assert first.program.fits
