@@ -533,9 +533,6 @@ def _columns(spec: FeatureSpec) -> list[str]:
 def declared_types(spec: FeatureSpec) -> dict[str, ColumnKind]:
     """Return what a spec declares its columns to be, for files that do not say it (CSV).
 
-    Args:
-        spec: The declaration. Labels may be numbers or classes: their values decide.
-
     Example:
         >>> import widedeep as wd
         >>> spec = wd.FeatureSpec(features=[*wd.numeric("age"), *wd.categorical("zip")])

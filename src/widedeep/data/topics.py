@@ -36,25 +36,19 @@ Row = dict[str, Any]
 class Topic:
     """A topic and how it is cut into pieces: ``kafka://host:9092,host:9092/topic?rows=50000``.
 
-    Args:
-        brokers: Addresses, ``host:port``, separated by commas.
-        name: The topic.
-        rows: Messages of a piece, at most.
-        seconds: After so long a piece ends with fewer.
-        begin: Where a stream that has learned nothing begins: ``"earliest"`` or ``"latest"``.
-        bad: What to do with a message that is no JSON object: ``"stop"``, or ``"skip"``, counted.
-        settings: Further settings of librdkafka; ``$NAME`` stands for an environment variable.
-
     Raises:
         ConfigError: If a value is not allowed.
     """
 
-    brokers: str
-    name: str
-    rows: int = 50_000
-    seconds: float = 60.0
+    brokers: str  # Addresses, ``host:port``, separated by commas
+    name: str  # The topic
+    rows: int = 50_000  # Messages of a piece, at most
+    seconds: float = 60.0  # After so long a piece ends with fewer
+    # Where a stream that has learned nothing begins: ``"earliest"`` or ``"latest"``
     begin: str = "earliest"
+    # What to do with a message that is no JSON object: ``"stop"``, or ``"skip"``, counted
     bad: str = "stop"
+    # Further settings of librdkafka; ``$NAME`` stands for an environment variable
     settings: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -355,12 +349,7 @@ def offsets_after(topic: str, names: Collection[str]) -> dict[int, int]:
 
 
 def client_settings(settings: Mapping[str, str], owner: str) -> dict[str, str]:
-    """Return settings of librdkafka; ``$NAME`` stands for an environment variable.
-
-    Args:
-        settings: The settings, as they were given.
-        owner: The option that they come from, for messages.
-    """
+    """Return settings of librdkafka; ``$NAME`` stands for an environment variable."""
     values = {}
     for key, value in settings.items():
         if value.startswith("$") and value[1:] not in os.environ:

@@ -33,42 +33,28 @@ _HALF_WIDTH = 1.96  # standard errors of a 95 % interval
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ColumnImportance:
-    """How much worse a head's metric is when columns are shuffled among rows.
+    """How much worse a head's metric is when columns are shuffled among rows."""
 
-    Args:
-        columns: The columns, shuffled together: one, or one with the columns of its weights and of
-            parallel sequences.
-        features: The features that read them, crosses too.
-        worse: How much worse the metric is, the mean of the repeats; below 0 it is better.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-    """
-
+    # The columns, shuffled together: one, or one with the columns of its weights and of parallel
+    # sequences
     columns: tuple[str, ...]
-    features: tuple[str, ...]
-    worse: float
-    low: float
-    high: float
+    features: tuple[str, ...]  # The features that read them, crosses too
+    worse: float  # How much worse the metric is, the mean of the repeats; below 0 it is better
+    low: float  # Lower end of its 95 % interval
+    high: float  # Upper end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadImportance:
-    """What each column is worth to a head.
+    """What each column is worth to a head."""
 
-    Args:
-        metric: ``"auc"`` of a binary head whose labels are of both classes, ``"rmse"`` of a
-            regression, else ``"log_loss"``.
-        value: The metric of the sample as it is.
-        rows: Rows of the sample with a label and a weight above 0.
-        repeats: How often each column was shuffled.
-        columns: One entry per column, the most important first.
-    """
-
+    # ``"auc"`` of a binary head whose labels are of both classes, ``"rmse"`` of a regression, else
+    # ``"log_loss"``
     metric: str
-    value: float
-    rows: int
-    repeats: int
-    columns: tuple[ColumnImportance, ...]
+    value: float  # The metric of the sample as it is
+    rows: int  # Rows of the sample with a label and a weight above 0
+    repeats: int  # How often each column was shuffled
+    columns: tuple[ColumnImportance, ...]  # One entry per column, the most important first
 
 
 def permutation_importance(

@@ -22,7 +22,6 @@ from widedeep.features.kind import (
     NumberInput,
     SchemaChange,
     bucket_text,
-    check,
     check_at_least,
     check_combiner,
     check_feature_names,
@@ -76,41 +75,33 @@ class Bucketized(Feature):
         check_name_and_source(self.name, self.source)
         ways = {"boundaries": self.boundaries, "quantiles": self.quantiles, "bins": self.bins}
         options = [way for way, value in ways.items() if value is not None]
-        check(
+        self.require(
             len(options) == 1,
-            self.name,
             f"got {' and '.join(options) or 'no way to cut it'}, expected one of boundaries=[...], "
             "quantiles=n and bins=n",
         )
         for option in ("quantiles", "bins"):
             check_at_least(self.name, option, getattr(self, option), 2, MAX_COLUMNS)
         check_at_least(self.name, "size", self.size, 1, MAX_COLUMNS)
-        check(
+        self.require(
             self.size == 1 or self.boundaries is not None,
-            self.name,
             f"got size={self.size} and {' and '.join(options)}, expected boundaries=[...] for a "
             "vector; give them, or declare its components as columns of their own",
         )
         check_combiner(self.name, self.combiner)
-        check(
-            self.combiner is not None,
-            self.name,
-            "got combiner=None, and buckets are no sequence",
-        )
-        check(
+        self.require(self.combiner is not None, "got combiner=None, and buckets are no sequence")
+        self.require(
             self.size != 1 or self.combiner == "mean",
-            self.name,
             f"got combiner={self.combiner!r}, which has no effect on one number; leave it out",
         )
         check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         self._set_embedding(self.embedding, by_value=False)
         if self.boundaries is not None:
-            check(
+            self.require(
                 isinstance(self.boundaries, tuple)
                 and len(self.boundaries) > 0
                 and all(finite_number(value) is not None for value in self.boundaries)
                 and all(a < b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)),
-                self.name,
                 f"got boundaries={show_value(self.boundaries)}, "
                 "expected strictly increasing finite numbers",
             )

@@ -142,34 +142,28 @@ class Categorical(Feature):
             "num_buckets": self.num_buckets,
         }
         options = [way for way, value in ways.items() if value is not None]
-        check(
-            len(options) <= 1, self.name, f"got {' and '.join(options)}; give at most one of them"
-        )
+        self.require(len(options) <= 1, f"got {' and '.join(options)}; give at most one of them")
         for option, least in (("min_count", 1), ("oov_buckets", 0)):
             check_at_least(self.name, option, getattr(self, option), least)
         for option in ("max_size", "hash_buckets", "num_buckets", "maxlen"):
             check_at_least(self.name, option, getattr(self, option), 1)
         check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         check_combiner(self.name, self.combiner)
-        check(
+        self.require(
             self.combiner != "max" or self.weights is None,
-            self.name,
             "got combiner='max' and weights, which a maximum has no use for; drop one of them",
         )
-        check(
+        self.require(
             is_word(self.oov, OOV_POLICIES),
-            self.name,
             f"got oov={show_value(self.oov)}, expected 'id' or 'drop'",
         )
         check_end_read(self.name, self.keep)
-        check(
+        self.require(
             not (self.oov_buckets and (self.hash_buckets or self.num_buckets)),
-            self.name,
             "oov_buckets needs a vocabulary; drop it, or drop hash_buckets/num_buckets",
         )
-        check(
+        self.require(
             isinstance(self.empty_as_null, bool),
-            self.name,
             f"got empty_as_null={show_value(self.empty_as_null)}, expected true or false",
         )
         self._check_compose()
@@ -177,9 +171,8 @@ class Categorical(Feature):
         self._check_default()
         self._set_embedding(self.embedding)
         pretrained = self.embedding is not None and self.embedding.pretrained is not None
-        check(
+        self.require(
             not (pretrained and self.hash_buckets),
-            self.name,
             "got hash_buckets and pretrained embeddings, but several values share a hash bucket; "
             "learn a vocabulary, or drop pretrained",
         )
@@ -187,14 +180,12 @@ class Categorical(Feature):
     def _check_compose(self) -> None:
         if self.compose is None:
             return
-        check(
+        self.require(
             is_word(self.compose, COMPOSITIONS),
-            self.name,
             f"got compose={show_value(self.compose)}, expected 'quotient_remainder' or None",
         )
-        check(
+        self.require(
             self.hash_buckets is not None and self.combiner is not None,
-            self.name,
             f"got compose={self.compose!r}, which needs hash_buckets, and a combiner for the two "
             "rows of a value",
         )
@@ -209,9 +200,8 @@ class Categorical(Feature):
             "oov_buckets": self.oov_buckets or None,
             "oov": None if self.oov == "id" else self.oov,
         }.items():
-            check(
+            self.require(
                 other is None,
-                self.name,
                 f"{got} and {option}={show_value(other)}, which say two things of an unseen value; "
                 "drop one of them",
             )
@@ -221,7 +211,7 @@ class Categorical(Feature):
             expected = f"an integer from 0 to num_buckets - 1 = {self.num_buckets - 1}"
         elif self.vocabulary is not None:
             fits = value in self.vocabulary and type(value) is type(self.vocabulary[0])
-        check(fits, self.name, f"{got}, expected {expected}")
+        self.require(fits, f"{got}, expected {expected}")
 
     @property
     def remainders(self) -> int | None:
@@ -330,9 +320,8 @@ class Categorical(Feature):
         else:
             text = pa.scalar(str(value).encode(), pa.large_binary())
             index = pc.index(values, text).as_py()
-        check(
+        self.require(
             index >= 0,
-            self.name,
             f"got default_value={show_value(value)}, which is not in the vocabulary that was "
             "learned; give a value that it holds, or the vocabulary",
         )

@@ -78,17 +78,13 @@ class Crossed(Feature):
 
     def __post_init__(self) -> None:
         check(is_name(self.name), show_value(self.name), "expected a name: a non-empty string")
-        check(
+        self.require(
             isinstance(self.parts, tuple) and all(is_name(part_name) for part_name in self.parts),
-            self.name,
             f"got parts={show_value(self.parts)}, expected names of features or columns",
         )
-        check(
-            len(self.parts) >= 2, self.name, f"got {len(self.parts)} part(s), expected two or more"
-        )
-        check(
+        self.require(len(self.parts) >= 2, f"got {len(self.parts)} part(s), expected two or more")
+        self.require(
             len(set(self.parts)) == len(self.parts),
-            self.name,
             f"got a part twice in {list(self.parts)}; a feature crossed with itself adds nothing",
         )
         for option in ("min_count", "max_size", "hash_buckets", "max_combinations"):
@@ -97,24 +93,20 @@ class Crossed(Feature):
         check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         self._set_embedding(self.embedding, by_value=False)
         check_combiner(self.name, self.combiner)
-        check(
-            self.combiner is not None,
-            self.name,
-            "got combiner=None, and a cross cannot keep a sequence",
+        self.require(
+            self.combiner is not None, "got combiner=None, and a cross cannot keep a sequence"
         )
 
     def _check_hash_key(self) -> None:
         key = self.hash_key
         is_integer = isinstance(key, int) and not isinstance(key, bool) and key in INT64
-        check(
+        self.require(
             key is None or is_integer,
-            self.name,
             f"got hash_key={show_value(key)}, expected an integer of 64 bits, from -2**63 to "
             "2**63 - 1",
         )
-        check(
+        self.require(
             key is None or self.hash_buckets is not None,
-            self.name,
             f"got hash_key={show_value(key)}, which has no effect without hash_buckets; give "
             "hash_buckets, or leave it out",
         )

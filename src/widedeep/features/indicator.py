@@ -14,7 +14,6 @@ from widedeep.features.kind import (
     Input,
     Learned,
     SchemaChange,
-    check,
     check_name_and_source,
     register_kind,
 )
@@ -49,9 +48,8 @@ class Indicator(Feature):
 
     def __post_init__(self) -> None:
         check_name_and_source(self.name, self.source)
-        check(
+        self.require(
             self.source != self.name,
-            self.name,
             "got its own name as source, expected that of the feature whose values it counts",
         )
 
@@ -84,9 +82,8 @@ class Indicator(Feature):
 
     def check_columns(self, columns: int) -> None:
         """Refuse a source of too many values."""
-        check(
+        self.require(
             columns <= MAX_INDICATOR_COLUMNS,
-            self.name,
             f"its source {self.source!r} has {columns:,} values, expected at most "
             f"{MAX_INDICATOR_COLUMNS:,}, for each is a column of the first layer; embed the "
             "source in the deep part instead, or give it max_size= or min_count=",

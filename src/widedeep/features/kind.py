@@ -187,6 +187,10 @@ class Feature:
     table_options: ClassVar[tuple[str, ...]] = ()
     """Options on which features that share an embedding table agree; none: no table is shared."""
 
+    def require(self, condition: bool, message: str) -> None:
+        """Raise a :class:`FeatureError` about the feature unless a condition holds."""
+        check(condition, self.name, message)
+
     # ---- inputs ----
 
     def inputs(self) -> tuple[Input, ...]:
@@ -400,9 +404,8 @@ class Feature:
     def _set_embedding(self, value: object, *, by_value: bool = True) -> None:
         """Keep the option ``embedding``, which may be a table; ids without values have no file."""
         options = embedding_options(self.name, value)
-        check(
+        self.require(
             by_value or options is None or options.pretrained is None,
-            self.name,
             f"got pretrained embeddings, which a {self.kind} feature has no values to find by; "
             "drop pretrained",
         )

@@ -30,7 +30,6 @@ from widedeep.features.kind import (
     PeriodicEmbedding,
     SchemaChange,
     bucket_text,
-    check,
     check_at_least,
     check_end_read,
     check_feature_names,
@@ -132,25 +131,22 @@ class Numeric(Feature):
         for option in ("shift", "scale"):
             object.__setattr__(self, option, _plain_scaling(getattr(self, option)))
         check_name_and_source(self.name, self.source)
-        check(
+        self.require(
             is_word(self.transform, NUMERIC_TRANSFORMS),
-            self.name,
             f"got transform={show_value(self.transform)}, "
             f"{nearest(str(self.transform), NUMERIC_TRANSFORMS)}",
         )
         check_at_least(self.name, "quantiles", self.quantiles, 2, MAX_COLUMNS)
         check_at_least(self.name, "size", self.size, 1, MAX_COLUMNS)
         if isinstance(self.missing, str):
-            check(
+            self.require(
                 self.missing in ("mean", "indicator"),
-                self.name,
                 f"got missing={show_value(self.missing)}, expected 'mean', 'indicator' or a number",
             )
         else:
             number = None if isinstance(self.missing, bool) else finite_number(self.missing)
-            check(
+            self.require(
                 number is not None,
-                self.name,
                 f"got missing={show_value(self.missing)}, expected 'mean', 'indicator' or a "
                 "finite number",
             )
@@ -159,9 +155,8 @@ class Numeric(Feature):
         check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         check_at_least(self.name, "frequencies", self.frequencies, 1, MAX_COLUMNS)
         std = None if isinstance(self.frequency_std, bool) else finite_number(self.frequency_std)
-        check(
+        self.require(
             std is not None and std > 0,
-            self.name,
             f"got frequency_std={show_value(self.frequency_std)}, expected a number above 0",
         )
         object.__setattr__(self, "frequency_std", std)
@@ -175,20 +170,17 @@ class Numeric(Feature):
     def _check_embedding(self) -> None:
         """Refuse an unknown embedding, and options that have no effect with the given one."""
         got = self.embedding
-        check(
+        self.require(
             got is None or is_word(got, _EMBEDDINGS),
-            self.name,
             f"got embedding={show_value(got)}, {nearest(str(got), _EMBEDDINGS)}",
         )
-        check(
+        self.require(
             got is None or self.size == 1,
-            self.name,
             f"got embedding={got!r} and size={self.size}, expected size=1; declare the components "
             "as columns of their own",
         )
-        check(
+        self.require(
             got != "periodic" or self.transform in _STANDARDISED,
-            self.name,
             f"got transform={self.transform!r}, expected 'quantile', 'standard' or 'log1p' for "
             "embedding='periodic', whose frequencies are those of standardised numbers",
         )
@@ -204,9 +196,8 @@ class Numeric(Feature):
             "frequency_std": got == "periodic",
         }
         for option in self.changed_options():
-            check(
+            self.require(
                 used.get(option, True),
-                self.name,
                 f"got {option}={show_value(getattr(self, option))}, which has no effect with "
                 f"embedding={got!r}; leave it out",
             )
@@ -215,16 +206,14 @@ class Numeric(Feature):
         """Refuse options that have no meaning in a sequence, or outside of one."""
         changed = self.changed_options()
         for option in ("maxlen", "keep"):
-            check(
+            self.require(
                 self.is_sequence or option not in changed,
-                self.name,
                 f"got {option}={show_value(getattr(self, option))}, which has no effect on a plain "
                 "number; name the sequence that it describes (parallel=...), or leave it out",
             )
         for option in ("missing", "size", "embedding"):
-            check(
+            self.require(
                 not self.is_sequence or option not in changed,
-                self.name,
                 f"got {option}={show_value(getattr(self, option))} and parallel="
                 f"{show_value(self.parallel)}, expected one plain number per event, whose null has "
                 f"a vector of its own; leave {option} out",
@@ -236,25 +225,22 @@ class Numeric(Feature):
             return
         for option, other in (("shift", "scale"), ("scale", "shift")):
             got = getattr(self, option)
-            check(
+            self.require(
                 got is not None,
-                self.name,
                 f"got {other}={show_value(getattr(self, other))} without {option}; give both: "
                 "(x - shift) * scale",
             )
             numbers = got if isinstance(got, tuple) else (got,) * self.size
-            check(
+            self.require(
                 len(numbers) == self.size
                 and all(finite_number(number) is not None for number in numbers)
                 and (option == "shift" or all(number != 0 for number in numbers)),
-                self.name,
                 f"got {option}={show_value(got)}, expected a finite number"
                 + (" other than 0" if option == "scale" else "")
                 + (f", or {self.size} of them" if self.size > 1 else ""),
             )
-        check(
+        self.require(
             self.transform == "standard",
-            self.name,
             f"got shift, scale and transform={self.transform!r}, expected transform='standard', "
             "which they replace mean and deviation of",
         )

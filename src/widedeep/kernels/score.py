@@ -27,9 +27,6 @@ Side = Literal["query", "item", "pair"]
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Return the nearest bfloat16 of each number, as its bits; ties go to the even one.
 
-    Args:
-        values: float32 of any shape.
-
     Example:
         >>> import numpy as np
         >>> bits = to_bfloat16(np.array([1.0, 3.14159], np.float32))
@@ -44,9 +41,6 @@ def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Return the numbers that these bits stand for.
-
-    Args:
-        bits: From :func:`to_bfloat16`.
 
     Example:
         >>> import numpy as np

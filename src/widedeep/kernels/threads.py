@@ -57,10 +57,6 @@ def limit_spinning(threads: int, processors: int) -> bool:
     Nothing is done where ``OMP_WAIT_POLICY`` or ``GOMP_SPINCOUNT`` says what is wanted, and without
     libgomp, which torch's builds for Linux have.
 
-    Args:
-        threads: Threads that torch computes with.
-        processors: Processors that this process may run on.
-
     Example:
         >>> limit_spinning(1, 4)  # one thread waits for nobody
         False

@@ -107,11 +107,6 @@ class _GRUStates(torch.autograd.Function):
 def field_attention(projected: Tensor, heads: int, scale: float) -> Tensor:
     """Return ``relu(softmax(scale q . k) v + residual)`` of every field, by head.
 
-    Args:
-        projected: Queries, keys, values and residuals side by side, each of all heads.
-        heads: Number of heads.
-        scale: Factor of the scores.
-
     Shape:
         (B, F, 4 A) -> (B, F, A)
     """
@@ -418,10 +413,6 @@ class _AwareProducts(torch.autograd.Function):
 
 def mix_experts(gates_BE: Tensor, experts: Sequence[Tensor]) -> Tensor:
     """Return ``sum_e g_e f_e`` without a copy of the experts' outputs side by side.
-
-    Args:
-        gates_BE: Weight of each expert.
-        experts: E outputs (B, H).
 
     Shape:
         (B, E), E times (B, H) -> (B, H)

@@ -40,19 +40,12 @@ class BiasedBatchNorm(nn.BatchNorm1d):
 
 @dataclass(frozen=True, slots=True)
 class DenseLayer:
-    """A linear layer, then its activation, dropout and batch norm.
+    """A linear layer, then its activation, dropout and batch norm."""
 
-    Args:
-        linear: Its weight, and its bias if it has one.
-        activation: As :class:`widedeep.kernels.TowerLayer` names it.
-        dropout: Probability to drop a unit, 0 <= dropout < 1.
-        norm: Normalises the outputs, or None.
-    """
-
-    linear: nn.Linear
-    activation: str = "linear"
-    dropout: float = 0.0
-    norm: nn.BatchNorm1d | None = None
+    linear: nn.Linear  # Its weight, and its bias if it has one
+    activation: str = "linear"  # As :class:`widedeep.kernels.TowerLayer` names it
+    dropout: float = 0.0  # Probability to drop a unit, 0 <= dropout < 1
+    norm: nn.BatchNorm1d | None = None  # Normalises the outputs, or None
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -78,17 +71,11 @@ class DenseLayer:
 
 @dataclass(slots=True)
 class TowerRoom:
-    """What the passes over a batch of B rows leave, by layer.
+    """What the passes over a batch of B rows leave, by layer."""
 
-    Args:
-        layers: The layers.
-        rows: Most rows of a batch.
-        empty: Makes a matrix of float32 of this shape.
-    """
-
-    layers: Sequence[DenseLayer]
-    rows: int
-    empty: Callable[[int, int], Tensor] = torch.empty
+    layers: Sequence[DenseLayer]  # The layers
+    rows: int  # Most rows of a batch
+    empty: Callable[[int, int], Tensor] = torch.empty  # Makes a matrix of float32 of this shape
     outputs: list[Tensor] = field(init=False)
     grads: list[Tensor] = field(init=False)
     slopes: list[Tensor | None] = field(init=False)
@@ -112,12 +99,6 @@ def make_tower(
     input_BX: Tensor, room: TowerRoom, gradients: Sequence[Tensor], *, bf16: bool = False
 ) -> Tower:
     """Bind layers, a batch's input and the room for it.
-
-    Args:
-        input_BX: The batch, of not more rows than the room's.
-        room: The layers, and what the passes leave.
-        gradients: Where the gradients of the layers' parameters go, in their order.
-        bf16: Round the factors of products to bfloat16.
 
     Shape:
         input_BX (B, X)
@@ -190,9 +171,6 @@ def native_layers(threads: int) -> Iterator[None]:
 
     Elsewhere (a bundle's export, a loop of one's own) they are torch's operations.
 
-    Args:
-        threads: Threads for their kernels; no result depends on it.
-
     Example:
         >>> with native_layers(2):
         ...     runs_native(torch.zeros(3, 4))
@@ -226,10 +204,6 @@ def dense_layers(layers: Sequence[DenseLayer], hidden: Tensor) -> Tensor:
     """Return what the layers compute in training, as one operation of torch's graph.
 
     Units are dropped by a key from torch's generator: equal seeds drop equal units.
-
-    Args:
-        layers: One at least; parameters in float32 on the CPU.
-        hidden: Their input.
 
     Shape:
         (B, X) -> (B, H)
@@ -281,9 +255,6 @@ class _DenseLayers(torch.autograd.Function):
 
 def pair_products(fields_BFD: Tensor) -> Tensor:
     """Return the sum over all pairs of fields of their elementwise products.
-
-    Args:
-        fields_BFD: In float32 on the CPU.
 
     Shape:
         (B, F, D) -> (B, D)

@@ -31,9 +31,6 @@ _LOWER = (1 << 32) - 1
 def as_array(tensor: Tensor) -> NDArray[Any]:
     """Return a tensor of the CPU as a NumPy view; NumPy has bfloat16 as its bits, uint16.
 
-    Args:
-        tensor: Any numbers.
-
     Example:
         >>> as_array(torch.ones(1, dtype=torch.bfloat16)).tolist() == [0x3F80]
         True
@@ -46,10 +43,6 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """Copy an array to a device; a GPU gets it in its own time, and nobody waits.
-
-    Args:
-        array: Any numbers.
-        device: Where they go.
 
     Example:
         >>> to_device(np.arange(3), torch.device("cpu")).tolist()
@@ -64,25 +57,16 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TensorBatch:
-    """The ids of a batch on a device.
+    """The ids of a batch on a device."""
 
-    Args:
-        ids_N: int64 feature-local ids.
-        offsets_BF: int64 of length B * F + 1, or None where every cell holds one id.
-        values_N: float32 weight of each id, or None.
-        n_features: F.
-        n_cells: B * F.
-        others: The batch's other arrays by name, where they came along.
-        memory: What all of these are parts of, if they came in one piece.
-    """
-
-    ids_N: Tensor
-    offsets_BF: Tensor | None
-    values_N: Tensor | None
-    n_features: int
-    n_cells: int
+    ids_N: Tensor  # int64 feature-local ids
+    offsets_BF: Tensor | None  # int64 of length B * F + 1, or None where every cell holds one id
+    values_N: Tensor | None  # float32 weight of each id, or None
+    n_features: int  # F
+    n_cells: int  # B * F
+    # The batch's other arrays by name, where they came along
     others: Mapping[str, Tensor] = field(default_factory=dict)
-    memory: Tensor | None = None
+    memory: Tensor | None = None  # What all of these are parts of, if they came in one piece
 
     @cached_property
     def lengths_BF(self) -> Tensor:
@@ -107,72 +91,46 @@ class TensorBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorSlots:
-    """The slots that take part, as tensors over all F features.
+    """The slots that take part, as tensors over all F features."""
 
-    Args:
-        features: Ascending slots.
-        columns: First column of each of them.
-        base_F: int64 first row of each slot's table, -1 where it takes no part.
-        size_F: int64 rows of each slot's table.
-        combiner_F: int64 combiner of each slot.
-        column_F: int64 first column of each slot.
-        sums_alone: True if every combiner is the sum.
-    """
-
-    features: tuple[int, ...]
-    columns: tuple[int, ...]
-    base_F: Tensor
-    size_F: Tensor
-    combiner_F: Tensor
-    column_F: Tensor
-    sums_alone: bool
+    features: tuple[int, ...]  # Ascending slots
+    columns: tuple[int, ...]  # First column of each of them
+    base_F: Tensor  # int64 first row of each slot's table, -1 where it takes no part
+    size_F: Tensor  # int64 rows of each slot's table
+    combiner_F: Tensor  # int64 combiner of each slot
+    column_F: Tensor  # int64 first column of each slot
+    sums_alone: bool  # True if every combiner is the sum
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SortedIds:
-    """The ids of a batch in the order of their rows.
+    """The ids of a batch in the order of their rows."""
 
-    Args:
-        rows_N: The row of each, ascending; those of other tables behind the last row.
-        order_N: int64 occurrence of each.
-        numbers_N: int64 (N + 1) rows begun up to each place in the upper half, pieces begun in the
-            lower; the place behind the last begins both.
-        bounds: int64 on the device: place, row and piece that begin each logical table (3, T + 1).
-        host_bounds: The same on the host.
-    """
-
-    rows_N: Tensor
-    order_N: Tensor
+    rows_N: Tensor  # The row of each, ascending; those of other tables behind the last row
+    order_N: Tensor  # int64 occurrence of each
+    # int64 (N + 1) rows begun up to each place in the upper half, pieces begun in the lower; the
+    # place behind the last begins both
     numbers_N: Tensor
+    # int64 on the device: place, row and piece that begin each logical table (3, T + 1)
     bounds: Tensor
-    host_bounds: NDArray[np.int64]
+    host_bounds: NDArray[np.int64]  # The same on the host
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorGroups:
-    """The distinct rows of a batch and their occurrences.
+    """The distinct rows of a batch and their occurrences."""
 
-    Args:
-        rows_U: int64 distinct rows, ascending within a logical table.
-        starts_U: int64 place in ``order`` where each begins, and where the last ends (U + 1).
-        order: int64 occurrences by row, ascending within one.
-        pieces_U: int64 first piece of each row, and the end (U + 1), counted from ``first_piece``.
-        first_Q: int64 place in ``order`` where each piece begins, and the end (Q + 1).
-        first_piece: Number of the first piece.
-        table_starts: First row of each logical table in ``rows_U``, and their number (T + 1).
-        bounds: int64 (3, T + 1): first place, row and piece of each logical table.
-        device_table_starts: ``table_starts`` on the device, if it has them.
-    """
-
-    rows_U: Tensor
-    starts_U: Tensor
-    order: Tensor
+    rows_U: Tensor  # int64 distinct rows, ascending within a logical table
+    starts_U: Tensor  # int64 place in ``order`` where each begins, and where the last ends (U + 1)
+    order: Tensor  # int64 occurrences by row, ascending within one
+    # int64 first piece of each row, and the end (U + 1), counted from ``first_piece``
     pieces_U: Tensor
-    first_Q: Tensor
-    first_piece: int
+    first_Q: Tensor  # int64 place in ``order`` where each piece begins, and the end (Q + 1)
+    first_piece: int  # Number of the first piece
+    # First row of each logical table in ``rows_U``, and their number (T + 1)
     table_starts: NDArray[np.int64]
-    bounds: NDArray[np.int64]
-    device_table_starts: Tensor | None = None
+    bounds: NDArray[np.int64]  # int64 (3, T + 1): first place, row and piece of each logical table
+    device_table_starts: Tensor | None = None  # ``table_starts`` on the device, if it has them
 
 
 def check_ids(batch: TensorBatch, slots: TensorSlots) -> None:
@@ -194,12 +152,6 @@ def group_ids(
     batch: TensorBatch, slots: TensorSlots, bounds_T: Tensor, n_rows: int
 ) -> TensorGroups:
     """Find the distinct rows and the occurrences of each.
-
-    Args:
-        batch: The batch.
-        slots: The slots that take part.
-        bounds_T: int64 ascending first row of each logical table, and their number (T + 1).
-        n_rows: Their number.
 
     Raises:
         IdOutOfRangeError: If an id lies outside its table.

@@ -21,12 +21,6 @@ def can_attend_pairs(fields_BFD: Tensor) -> bool:
 def attend_pairs(fields_BFD: Tensor, weight_AD: Tensor, bias_A: Tensor, score_A: Tensor) -> Tensor:
     """Return ``sum_p softmax_p(score . relu(weight p + bias)) p`` over the products p = v_i * v_j.
 
-    Args:
-        fields_BFD: Two fields or more, at most 256 wide.
-        weight_AD: Weight of the attention's hidden layer.
-        bias_A: Its bias.
-        score_A: Weights that make a score of its units.
-
     Shape:
         (B, F, D) -> (B, D)
     """

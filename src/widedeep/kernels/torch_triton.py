@@ -118,15 +118,7 @@ def wide_forward(
 def segment_sum(
     grad_BX: Tensor, groups: TensorGroups, batch: TensorBatch, slots: TensorSlots, width: int
 ) -> Tensor:
-    """Sum the gradient of every touched row over its occurrences.
-
-    Args:
-        grad_BX: Gradient of the pooled buffer, or of the logits.
-        groups: Groups of this batch and these slots.
-        batch: The batch.
-        slots: The slots.
-        width: D.
-    """
+    """Sum the gradient of every touched row over its occurrences."""
     rows, n_pieces = len(groups.rows_U), len(groups.first_Q) - 1
     sums = torch.empty(rows, width, device=grad_BX.device)
     if not rows:
@@ -149,13 +141,7 @@ def segment_sum(
 
 
 def expand(values_T: Tensor, starts_T: Tensor, rows: int) -> Tensor:
-    """Give each touched row its logical table's value, float32.
-
-    Args:
-        values_T: float32 value of each logical table.
-        starts_T: int64 first touched row of each, and their number (T + 1).
-        rows: Their number.
-    """
+    """Give each touched row its logical table's value, float32."""
     out = torch.empty(rows, device=values_T.device)
     if rows:
         programs.expand_kernel[(triton.cdiv(rows, _LANES),)](
@@ -169,12 +155,7 @@ def learn_rates(
 ) -> None:
     """Move each feature's rate; sums are float64 and have a fixed order.
 
-    Args:
-        products_U: float32 gradient times weight of each touched row.
-        starts_T: int64 first touched row of each feature, and their number (T + 1).
-        log_rates: float64, changed in place.
-        evidence: float64, changed in place.
-        options: float64: the step, what stands for no evidence, the lowest and the highest rate.
+    ``options`` are the step, what stands for no evidence, the lowest and the highest rate.
     """
     programs.learn_kernel[(len(log_rates),)](
         products_U, starts_T, log_rates, evidence, options[0:], options[1:], options[2:],
@@ -194,16 +175,6 @@ def adagrad_rows(
     grad_scale: float,
 ) -> Any:
     """Adagrad in one pass over the touched records (see :class:`widedeep.optim.Adagrad`).
-
-    Args:
-        weights: float32 (R, D), changed in place.
-        accumulator: float32 (R, D) of the same strides, changed in place.
-        rows_U: int64 distinct rows, or None for all.
-        grads_UD: float32 gradient of each of them.
-        lr: Learning rate.
-        eps: Added to the root.
-        l2: Factor of the weight that is added to the gradient.
-        grad_scale: What gradients are multiplied by.
 
     Returns:
         NotImplemented for an accumulator of one number a row, else None.
@@ -239,22 +210,6 @@ def ftrl_rows(
     products_U: Tensor | None,
 ) -> Tensor | Any:
     """FTRL of the power -0.5 in one pass over the touched records (see `widedeep.optim.FTRL`).
-
-    Args:
-        weights: float32 (R, D), changed in place.
-        z: float32 (R, D) of the same strides, changed in place.
-        n: As ``z``.
-        rows_U: int64 distinct rows, or None for all.
-        grads_UD: float32 gradient of each of them.
-        lr: Learning rate.
-        l1: Threshold.
-        l2: Curvature added.
-        beta: Added to the root.
-        lr_power: -0.5; others are not computed here.
-        shrinkage: Factor of the weight in z.
-        grad_scale: What gradients are multiplied by.
-        rates_U: Factor of each row's rate, or None.
-        products_U: Filled with each row's sum of gradient times weight, or None.
 
     Returns:
         Change of the non-zero count, int64; NotImplemented for another power.

@@ -257,13 +257,7 @@ def loss_metric(names: Collection[str]) -> str:
 
 
 def check_quality_metric(name: str, names: Collection[str], option: str) -> None:
-    """Refuse a metric that will not be evaluated, or that says nothing about quality.
-
-    Args:
-        name: The metric.
-        names: Those that will be evaluated.
-        option: What names it, for the error, such as ``"monitor="``.
-    """
+    """Refuse a metric that will not be evaluated, or that says nothing about quality."""
 
     def is_quality(name: str) -> bool:
         metric = find_metric(name)

@@ -224,10 +224,6 @@ def hadamard_pairs(left_BFD: Tensor, right_BFD: Tensor | None = None) -> Tensor:
     Pairs (i, j) with i < j are in the order of ``itertools.combinations``. One field at a time is
     multiplied with all that follow it: copies of both sides would be most of the work.
 
-    Args:
-        left_BFD: The pair's field i; the last field is the first of no pair, and may be left out.
-        right_BFD: The pair's field j; None: the same as ``left_BFD``.
-
     Shape:
         (B, F, D) -> (B, P, D)
     """
@@ -288,10 +284,6 @@ class FieldAwarePairs(nn.Module):
 
 class PairAttention(nn.Module):
     """The products of all pairs of fields, pooled by attention: ``softmax_p(h . relu(W p + b))``.
-
-    Args:
-        dim: D, the width of the embeddings.
-        units: Width of the attention's hidden layer.
 
     Shape:
         (B, F, D) -> (B, D)
@@ -358,10 +350,6 @@ class FieldGates(nn.Module):
     """A weight for each field, by squeeze and excitation: ``relu(W_2 relu(W_1 mean_d v_i))``.
 
     Huang et al. 2019, *FiBiNET*, equations 2 and 3.
-
-    Args:
-        n_fields: Number of fields.
-        units: Width of the hidden layer.
 
     Shape:
         (B, F, D) -> (B, F)

@@ -149,14 +149,10 @@ class CrossTower(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class CrossConfig(HiddenConfig):
-    """A tower of cross layers: the options that all of these have.
+    """A tower of cross layers: the options that all of these have."""
 
-    Args:
-        layers: Number of cross layers.
-        structure: ``"parallel"``: hidden layers beside the cross layers; ``"stacked"``: over them.
-    """
-
-    layers: Count = 3
+    layers: Count = 3  # Number of cross layers
+    # ``"parallel"``: hidden layers beside the cross layers; ``"stacked"``: over them
     structure: Literal["parallel", "stacked"] = "parallel"
 
 

@@ -19,11 +19,6 @@ from widedeep.options import Count, NotNegative
 class NextEvent(nn.Module):
     """The auxiliary loss: the interest after an event tells the next event from a sampled one.
 
-    Args:
-        state_width: H, width of an interest.
-        event_width: E, width of an event.
-        weight: Factor of the loss.
-
     Shape:
         N events of B examples, (N, H), (N, E) -> (B,)
     """

@@ -73,13 +73,9 @@ class LocalActivation(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class InterestConfig(TargetConfig):
-    """A tower over interests, with Dice in its hidden layers.
+    """A tower over interests, with Dice in its hidden layers."""
 
-    Args:
-        dice: Dice as the activation of the hidden layers; if not, ``activation``.
-    """
-
-    dice: bool = True
+    dice: bool = True  # Dice as the activation of the hidden layers; if not, ``activation``
 
     def __post_init__(self) -> None:
         super().__post_init__()

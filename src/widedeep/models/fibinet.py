@@ -21,11 +21,6 @@ Bilinear = Literal["all", "each", "interaction"]
 class BilinearPairs(nn.Module):
     """The bilinear product of each pair of fields: ``v_i W * v_j``.
 
-    Args:
-        n_fields: Number of fields.
-        dim: D, the width of the embeddings.
-        kind: One W for all pairs, one for each first field, or one for each pair.
-
     Shape:
         (B, F, D) -> (B, P, D), pairs in the order of ``itertools.combinations``
     """

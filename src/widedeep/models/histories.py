@@ -15,23 +15,14 @@ from widedeep.models.tower import DeepInput, DeepLayout
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """One history of B examples: T places for events of width E each.
+    """One history of B examples: T places for events of width E each."""
 
-    Args:
-        keys_BTE: The events, zeros in padding.
-        mask_BT: bool, True where a place holds an event.
-        query_BE: The candidate as an event, or None where nothing is compared.
-        name: The sequence.
-        attention: See :class:`widedeep.models.DeepInput`.
-        own_losses: See :class:`widedeep.models.DeepInput`.
-    """
-
-    keys_BTE: Tensor
-    mask_BT: Tensor
-    query_BE: Tensor | None
-    name: str = ""
-    attention: dict[str, Tensor] | None = None
-    own_losses: list[Tensor] | None = None
+    keys_BTE: Tensor  # The events, zeros in padding
+    mask_BT: Tensor  # bool, True where a place holds an event
+    query_BE: Tensor | None  # The candidate as an event, or None where nothing is compared
+    name: str = ""  # The sequence
+    attention: dict[str, Tensor] | None = None  # See :class:`widedeep.models.DeepInput`
+    own_losses: list[Tensor] | None = None  # See :class:`widedeep.models.DeepInput`
 
     def leave_weights(self, weights_BT: Tensor) -> None:
         """Leave the weights of the events for an explanation, if one is asked for."""
@@ -198,14 +189,10 @@ class HistoryConfig(HiddenConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig(HistoryConfig):
-    """A tower that compares histories with the candidate.
+    """A tower that compares histories with the candidate."""
 
-    Args:
-        targets: Sequence to the feature that it is compared with. By default the pooled feature
-            that shares its table. Of parallel sequences, those without a target are what is said
-            of an event.
-    """
-
+    # Sequence to the feature that it is compared with. By default the pooled feature that shares
+    # its table. Of parallel sequences, those without a target are what is said of an event
     targets: Mapping[str, str] = field(default_factory=dict)
 
     def histories(self, layout: DeepLayout) -> Iterator[History]:

@@ -113,18 +113,14 @@ def checked_activation(value: Activation, owner: str) -> Activation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchNormOptions:
-    """How batch norms follow what they have seen.
+    """How batch norms follow what they have seen."""
 
-    Args:
-        momentum: Share of the old moving mean and variance that a step keeps, 0 <= momentum < 1
-            (TensorFlow's meaning; PyTorch's is 1 - momentum).
-        eps: Added to the variance, > 0.
-        biased: The moving variance follows the batch's biased variance, divided by B (as
-            TensorFlow's), not by B - 1 (as PyTorch's).
-    """
-
+    # Share of the old moving mean and variance that a step keeps, 0 <= momentum < 1 (TensorFlow's
+    # meaning; PyTorch's is 1 - momentum)
     momentum: FractionBelow1 = 0.9
-    eps: Positive = 1e-5
+    eps: Positive = 1e-5  # Added to the variance, > 0
+    # The moving variance follows the batch's biased variance, divided by B (as TensorFlow's), not
+    # by B - 1 (as PyTorch's)
     biased: bool = False
 
     def __post_init__(self) -> None:

@@ -38,19 +38,12 @@ class MLPTower(HiddenLayers):
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenConfig(TowerConfig):
-    """A tower with hidden layers: the options that all of these have.
+    """A tower with hidden layers: the options that all of these have."""
 
-    Args:
-        hidden_units: Width of each hidden layer.
-        activation: Activation of the hidden layers.
-        dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
-        batch_norm: Normalise each hidden layer.
-    """
-
-    hidden_units: Widths = (256, 128)
-    activation: Activation = "relu"
-    dropout: FractionBelow1 = 0.0
-    batch_norm: BatchNorm = False
+    hidden_units: Widths = (256, 128)  # Width of each hidden layer
+    activation: Activation = "relu"  # Activation of the hidden layers
+    dropout: FractionBelow1 = 0.0  # Probability to drop a hidden unit, 0 <= dropout < 1
+    batch_norm: BatchNorm = False  # Normalise each hidden layer
 
     def __post_init__(self) -> None:
         super().__post_init__()

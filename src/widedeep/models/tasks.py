@@ -14,13 +14,10 @@ from widedeep.options import Widths, check_range
 
 @dataclass(frozen=True, kw_only=True)
 class TasksConfig(HiddenConfig):
-    """A tower for several labels: the options that all of these have.
+    """A tower for several labels: the options that all of these have."""
 
-    Args:
-        task_units: Width of each hidden layer of a task's own tower; empty for a linear layer
-            alone. Activation, dropout and batch norm are those of the other hidden layers.
-    """
-
+    # Width of each hidden layer of a task's own tower; empty for a linear layer alone. Activation,
+    # dropout and batch norm are those of the other hidden layers
     task_units: Widths = (64,)
 
     def __post_init__(self) -> None:

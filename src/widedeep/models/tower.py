@@ -355,15 +355,10 @@ def scale_grad(values: Tensor, factor: float) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """The rows of a training step, for a tower whose own loss reads labels or ids.
+    """The rows of a training step, for a tower whose own loss reads labels or ids."""
 
-    Args:
-        batch: The rows.
-        schema: Their schema.
-    """
-
-    batch: Batch
-    schema: Schema
+    batch: Batch  # The rows
+    schema: Schema  # Their schema
 
     def labels(self, head: str) -> NDArray[np.float32]:
         """Return the labels of a head, (B,); NaN for none."""

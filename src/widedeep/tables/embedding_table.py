@@ -388,15 +388,7 @@ class EmbeddingTable:
         *,
         threads: int = 1,
     ) -> Tensor:
-        """Sum what askers sent for each row, asker after asker.
-
-        Args:
-            lists: What :meth:`group_lists` grouped.
-            groups: Its result, or another table's groups of it.
-            grads_MD: Gradients that were sent.
-            rows_N: Each place's row of them; read where ``groups`` has the place.
-            threads: Threads to use.
-        """
+        """Sum what askers sent for each row, asker after asker."""
         assert isinstance(groups.occurrences, kernels.Groups)
         n_tables, width = len(self.sizes), grads_MD.shape[1]
         askers = (len(lists.offsets_BF) - 1) // n_tables

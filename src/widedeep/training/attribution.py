@@ -28,12 +28,6 @@ def integrated_gradients(
     that a feature makes from what is usual; together they are the row's logit less that of the
     baseline, but for the error of ``steps`` midpoints. A head of classes is explained for the
     class that the model gives the highest logit.
-
-    Args:
-        model: The model; dropout is off.
-        batch: B rows.
-        steps: Points on the way.
-        threads: Threads of the lookup.
     """
     was_training = model.training
     model.eval()

@@ -68,9 +68,6 @@ class EarlyStopping:
 
         Without a monitor, the model's loss becomes it.
 
-        Args:
-            names: The metrics that will be.
-
         Raises:
             ConfigError: With the nearest name.
         """
@@ -82,11 +79,6 @@ class EarlyStopping:
         self, metrics: Mapping[str, float], step: int, reasons: Mapping[str, str] | None = None
     ) -> bool:
         """Take an evaluation; return True if it is the best so far.
-
-        Args:
-            metrics: By name.
-            step: The step that the model was evaluated at.
-            reasons: Why metrics are not defined.
 
         Raises:
             ConfigError: If the metric is not among those evaluated.
@@ -152,11 +144,6 @@ def check_conditions(
     config: TrainConfig, *, has_valid: bool, names: Collection[str] | None = None
 ) -> None:
     """Refuse options that look at validation metrics where there are none, or not these.
-
-    Args:
-        config: Its ``stop_at`` and schedules.
-        has_valid: Whether there are validation data.
-        names: The metrics that will be evaluated; None: not known yet.
 
     Raises:
         ConfigError: With the option.

@@ -487,10 +487,6 @@ def tower_program(
 ) -> tuple[Program, dict[str, NDArray[np.float32]], frozenset[str]]:
     """Return the towers of a model as a bundle's program, its tensors, and the sequences it reads.
 
-    Args:
-        model: Model in evaluation mode.
-        sequences: Sequences that the towers read; None: all that have a bound.
-
     Raises:
         NotExpressible: If a tower does what a program has no operation for.
     """

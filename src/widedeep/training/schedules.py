@@ -439,12 +439,7 @@ class Fall:
 
 
 class RateSchedules:
-    """The schedule of each part of a model, and what plateaus remember in a run.
-
-    Args:
-        parts: By part; those that share a schedule share the object.
-        warmup_steps: Steps in which all rates rise.
-    """
+    """The schedule of each part of a model, and what plateaus remember in a run."""
 
     def __init__(self, parts: Mapping[str, Schedule], *, warmup_steps: int = 0) -> None:
         self.warmup_steps = warmup_steps
@@ -460,9 +455,6 @@ class RateSchedules:
 
     def begin(self, monitor: str) -> None:
         """Begin a run.
-
-        Args:
-            monitor: Metric that plateaus look at unless they name another.
 
         Raises:
             ConfigError: If a function is missing.

@@ -74,12 +74,7 @@ def fit_stream(
 
 
 def shards_of_first(ranks: Ranks, shards: Iterable[Shard]) -> Iterator[Shard]:
-    """Yield on every rank the shards that the first one finds; collective.
-
-    Args:
-        ranks: The ranks. Others than the first wait, however long it takes to find a shard.
-        shards: Pairs of a name and a file, or rows; looked at on the first rank alone.
-    """
+    """Yield on every rank the shards that the first one finds; collective."""
     if ranks.size == 1:
         yield from shards
         return
