@@ -9,30 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from widedeep._native import (
-    TransformPlan,
-    TransformProgram,
-    crc32c,
-    integer_index,
-    make_program,
-    text_index,
-)
+from widedeep._native import TransformPlan as TransformPlan
+from widedeep._native import TransformProgram as TransformProgram
+from widedeep._native import crc32c as crc32c
 from widedeep._native import fingerprint64 as _fingerprint64
+from widedeep._native import integer_index as integer_index
 from widedeep._native import is_misspelt as _is_misspelt
+from widedeep._native import make_program as make_program
+from widedeep._native import text_index as text_index
 
 if TYPE_CHECKING:
     from widedeep._native import Encoded as Encoded
-
-__all__ = [
-    "TransformPlan",
-    "TransformProgram",
-    "crc32c",
-    "fingerprint64",
-    "integer_index",
-    "is_misspelt",
-    "make_program",
-    "text_index",
-]
 
 
 def fingerprint64(text: str | bytes) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from widedeep.optim.base import Optimizer, Step, check_flag, check_range
+from widedeep.optim.base import Optimizer, State, Step, check_flag, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +72,13 @@ class Adagrad(Optimizer, name="adagrad"):
         """Return the optimizer with ``l2=0``."""
         return dataclasses.replace(self, l2=0.0) if self.l2 else self
 
-    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
+    def start_state(self, weights: Tensor, state: State) -> None:
         """Fill the accumulator."""
         if self.initial_accumulator:
             state["accumulator"].fill_(self.initial_accumulator)
 
     def update_tensors(
-        self,
-        weights: Tensor,
-        state: Mapping[str, Tensor],
-        rows_U: Tensor | None,
-        grads_UD: Tensor,
-        step: Step,
+        self, weights: Tensor, state: State, rows_U: Tensor | None, grads_UD: Tensor, step: Step
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
         rows = slice(None) if rows_U is None else rows_U

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from widedeep.errors import ConfigError, show_value
-from widedeep.optim.base import Optimizer, Step, check_range
+from widedeep.optim.base import Optimizer, State, Step, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +69,7 @@ class Adam(Optimizer, name="adam"):
         return dataclasses.replace(self, weight_decay=0.0) if self.weight_decay else self
 
     def update_tensors(
-        self,
-        weights: Tensor,
-        state: Mapping[str, Tensor],
-        rows_U: Tensor | None,
-        grads_UD: Tensor,
-        step: Step,
+        self, weights: Tensor, state: State, rows_U: Tensor | None, grads_UD: Tensor, step: Step
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
         rows = slice(None) if rows_U is None else rows_U

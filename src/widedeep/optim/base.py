@@ -26,6 +26,8 @@ from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.kernels.torch_device import triton_kernels
 from widedeep.kernels.torch_ops import as_array
 
+State: TypeAlias = Mapping[str, Tensor]
+"""State tensors of an optimizer by name, each of the rows of the weights that it belongs to."""
 _CLASSES: dict[str, type[Optimizer]] = {}  # by the name that tables give them
 
 
@@ -116,7 +118,7 @@ class Optimizer(ABC):
         """
         return self
 
-    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:  # noqa: B027
+    def start_state(self, weights: Tensor, state: State) -> None:  # noqa: B027
         """Fill ``state``, which holds zeros, for weights that were not updated yet.
 
         Args:
@@ -141,7 +143,7 @@ class Optimizer(ABC):
     def update_rows(
         self,
         weights: Tensor,
-        state: Mapping[str, Tensor],
+        state: State,
         rows_U: Tensor | None,
         grads_UD: Tensor,
         *,
@@ -207,7 +209,7 @@ class Optimizer(ABC):
         self,
         module: ModuleType,
         weights: Tensor,
-        state: Mapping[str, Tensor],
+        state: State,
         rows_U: Tensor | None,
         grads_UD: Tensor,
         step: Step,
@@ -228,7 +230,7 @@ class Optimizer(ABC):
         count: int | None = run(*arrays, **options, threads=step.threads)
         return count or 0
 
-    def kernel_state(self, state: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+    def kernel_state(self, state: State) -> tuple[Tensor | None, ...]:
         """Return the state as :attr:`kernel` takes it, after the weights."""
         return tuple(state[name] for name in self.state_names)
 
@@ -240,7 +242,7 @@ class Optimizer(ABC):
         self,
         parameter: Tensor,
         grad: Tensor,
-        state: Mapping[str, Tensor],
+        state: State,
         *,
         lr: float | None = None,
         grad_scale: float = 1.0,
@@ -272,12 +274,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def update_tensors(
-        self,
-        weights: Tensor,
-        state: Mapping[str, Tensor],
-        rows_U: Tensor | None,
-        grads_UD: Tensor,
-        step: Step,
+        self, weights: Tensor, state: State, rows_U: Tensor | None, grads_UD: Tensor, step: Step
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from widedeep.errors import ConfigError, show_value
-from widedeep.optim.base import Optimizer, Step, check_range
+from widedeep.optim.base import Optimizer, State, Step, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ class FTRL(Optimizer, name="ftrl"):
         """λ2 / l2."""
         return 2.0 if self.convention == "tensorflow" else 1.0
 
-    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
+    def start_state(self, weights: Tensor, state: State) -> None:
         """Fill n, and z such that the weights stay as they are (see :meth:`z_from_weights`)."""
         if self.initial_accumulator:
             state["n"].fill_(self.initial_accumulator)
@@ -119,12 +118,7 @@ class FTRL(Optimizer, name="ftrl"):
         return -weights * curvature - weights.sign() * self.l1
 
     def update_tensors(
-        self,
-        weights: Tensor,
-        state: Mapping[str, Tensor],
-        rows_U: Tensor | None,
-        grads_UD: Tensor,
-        step: Step,
+        self, weights: Tensor, state: State, rows_U: Tensor | None, grads_UD: Tensor, step: Step
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
         rows = slice(None) if rows_U is None else rows_U

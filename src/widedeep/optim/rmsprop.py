@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from widedeep.errors import ConfigError, show_value
-from widedeep.optim.base import Optimizer, Step, check_flag, check_range
+from widedeep.optim.base import Optimizer, State, Step, check_flag, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +86,12 @@ class RMSProp(Optimizer, name="rmsprop"):
         mean = ("mean",) if self.centered else ()
         return ("square", *mean, *(("velocity",) if self.momentum else ()))
 
-    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
+    def start_state(self, weights: Tensor, state: State) -> None:
         """Fill v."""
         if self.initial_accumulator:
             state["square"].fill_(self.initial_accumulator)
 
-    def kernel_state(self, state: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+    def kernel_state(self, state: State) -> tuple[Tensor | None, ...]:
         """Return v, m and b, None where it has none."""
         return tuple(state.get(name) for name in ("square", "mean", "velocity"))
 
@@ -104,12 +103,7 @@ class RMSProp(Optimizer, name="rmsprop"):
         }  # fmt: skip
 
     def update_tensors(
-        self,
-        weights: Tensor,
-        state: Mapping[str, Tensor],
-        rows_U: Tensor | None,
-        grads_UD: Tensor,
-        step: Step,
+        self, weights: Tensor, state: State, rows_U: Tensor | None, grads_UD: Tensor, step: Step
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
         rows = slice(None) if rows_U is None else rows_U

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from widedeep.errors import ConfigError
-from widedeep.optim.base import Optimizer, Step, check_flag, check_range
+from widedeep.optim.base import Optimizer, State, Step, check_flag, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +66,7 @@ class SGD(Optimizer, name="sgd"):
         return {"lr": step.lr, **momentum}
 
     def update_tensors(
-        self,
-        weights: Tensor,
-        state: Mapping[str, Tensor],
-        rows_U: Tensor | None,
-        grads_UD: Tensor,
-        step: Step,
+        self, weights: Tensor, state: State, rows_U: Tensor | None, grads_UD: Tensor, step: Step
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
         rows = slice(None) if rows_U is None else rows_U
