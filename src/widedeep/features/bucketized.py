@@ -14,7 +14,9 @@ from widedeep.features.embedding import EmbeddingOptions, embedding_options
 from widedeep.features.encoding import BucketEncoding, Encoding
 from widedeep.features.id_map import IdMap, match_buckets, no_ids, reserved_ids
 from widedeep.features.kind import (
+    COMBINERS,
     MAX_COLUMNS,
+    MAX_WIDTH,
     Combiner,
     Feature,
     Input,
@@ -22,10 +24,7 @@ from widedeep.features.kind import (
     NumberInput,
     SchemaChange,
     bucket_text,
-    check_at_least,
-    check_combiner,
     check_feature_names,
-    check_name_and_source,
     finite_number,
     register_kind,
 )
@@ -72,7 +71,7 @@ class Bucketized(Feature):
     order: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_name_and_source(self.name, self.source)
+        self._check_name_and_source()
         ways = {"boundaries": self.boundaries, "quantiles": self.quantiles, "bins": self.bins}
         options = [way for way, value in ways.items() if value is not None]
         self.require(
@@ -80,21 +79,20 @@ class Bucketized(Feature):
             f"got {' and '.join(options) or 'no way to cut it'}, expected one of boundaries=[...], "
             "quantiles=n and bins=n",
         )
-        for option in ("quantiles", "bins"):
-            check_at_least(self.name, option, getattr(self, option), 2, MAX_COLUMNS)
-        check_at_least(self.name, "size", self.size, 1, MAX_COLUMNS)
+        self.require_at_least(2, "quantiles", "bins", most=MAX_COLUMNS)
+        self.require_at_least(1, "size", most=MAX_COLUMNS)
         self.require(
             self.size == 1 or self.boundaries is not None,
             f"got size={self.size} and {' and '.join(options)}, expected boundaries=[...] for a "
             "vector; give them, or declare its components as columns of their own",
         )
-        check_combiner(self.name, self.combiner)
+        self.require_word("combiner", *COMBINERS)
         self.require(self.combiner is not None, "got combiner=None, and buckets are no sequence")
         self.require(
             self.size != 1 or self.combiner == "mean",
             f"got combiner={self.combiner!r}, which has no effect on one number; leave it out",
         )
-        check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
+        self.require_at_least(1, "embedding_dim", most=MAX_WIDTH)
         self._set_embedding(self.embedding, by_value=False)
         if self.boundaries is not None:
             self.require(

@@ -16,7 +16,10 @@ from widedeep.features.embedding import EmbeddingOptions, embedding_options
 from widedeep.features.encoding import Encoding, ValueEncoding
 from widedeep.features.id_map import IdMap, match_vocabulary, no_ids, same_ids
 from widedeep.features.kind import (
+    COMBINERS,
+    ENDS,
     INT64,
+    MAX_WIDTH,
     Combiner,
     Feature,
     Input,
@@ -25,12 +28,7 @@ from widedeep.features.kind import (
     ValueInput,
     WeightInput,
     check,
-    check_at_least,
-    check_combiner,
-    check_end_read,
     check_feature_names,
-    check_name_and_source,
-    check_text,
     is_name,
     is_word,
     register_kind,
@@ -132,9 +130,8 @@ class Categorical(Feature):
     )
 
     def __post_init__(self) -> None:
-        check_name_and_source(self.name, self.source)
-        for option in ("vocabulary_file", "weights", "table", "parallel"):
-            check_text(self.name, option, getattr(self, option))
+        self._check_name_and_source()
+        self.require_text("vocabulary_file", "weights", "table", "parallel")
         ways = {
             "vocabulary": self.vocabulary,
             "vocabulary_file": self.vocabulary_file,
@@ -143,12 +140,10 @@ class Categorical(Feature):
         }
         options = [way for way, value in ways.items() if value is not None]
         self.require(len(options) <= 1, f"got {' and '.join(options)}; give at most one of them")
-        for option, least in (("min_count", 1), ("oov_buckets", 0)):
-            check_at_least(self.name, option, getattr(self, option), least)
-        for option in ("max_size", "hash_buckets", "num_buckets", "maxlen"):
-            check_at_least(self.name, option, getattr(self, option), 1)
-        check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
-        check_combiner(self.name, self.combiner)
+        self.require_at_least(1, "min_count", "max_size", "hash_buckets", "num_buckets", "maxlen")
+        self.require_at_least(0, "oov_buckets")
+        self.require_at_least(1, "embedding_dim", most=MAX_WIDTH)
+        self.require_word("combiner", *COMBINERS)
         self.require(
             self.combiner != "max" or self.weights is None,
             "got combiner='max' and weights, which a maximum has no use for; drop one of them",
@@ -157,7 +152,7 @@ class Categorical(Feature):
             is_word(self.oov, OOV_POLICIES),
             f"got oov={show_value(self.oov)}, expected 'id' or 'drop'",
         )
-        check_end_read(self.name, self.keep)
+        self.require_word("keep", *ENDS)
         self.require(
             not (self.oov_buckets and (self.hash_buckets or self.num_buckets)),
             "oov_buckets needs a vocabulary; drop it, or drop hash_buckets/num_buckets",

@@ -20,15 +20,15 @@ from widedeep.features.id_map import (
     tuples_as_bytes,
 )
 from widedeep.features.kind import (
+    COMBINERS,
     INT64,
+    MAX_WIDTH,
     Combiner,
     Feature,
     Input,
     Learned,
     SchemaChange,
     check,
-    check_at_least,
-    check_combiner,
     check_feature_names,
     is_name,
     register_kind,
@@ -87,12 +87,11 @@ class Crossed(Feature):
             len(set(self.parts)) == len(self.parts),
             f"got a part twice in {list(self.parts)}; a feature crossed with itself adds nothing",
         )
-        for option in ("min_count", "max_size", "hash_buckets", "max_combinations"):
-            check_at_least(self.name, option, getattr(self, option), 1)
+        self.require_at_least(1, "min_count", "max_size", "hash_buckets", "max_combinations")
         self._check_hash_key()
-        check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
+        self.require_at_least(1, "embedding_dim", most=MAX_WIDTH)
         self._set_embedding(self.embedding, by_value=False)
-        check_combiner(self.name, self.combiner)
+        self.require_word("combiner", *COMBINERS)
         self.require(
             self.combiner is not None, "got combiner=None, and a cross cannot keep a sequence"
         )

@@ -14,7 +14,6 @@ from widedeep.features.kind import (
     Input,
     Learned,
     SchemaChange,
-    check_name_and_source,
     register_kind,
 )
 from widedeep.features.learned import FIRST_KNOWN_ID
@@ -47,7 +46,7 @@ class Indicator(Feature):
     deep_by_default: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_name_and_source(self.name, self.source)
+        self._check_name_and_source()
         self.require(
             self.source != self.name,
             "got its own name as source, expected that of the feature whose values it counts",

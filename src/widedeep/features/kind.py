@@ -33,10 +33,14 @@ from widedeep.features.toml import toml_list, toml_table
 
 Combiner = Literal["sum", "mean", "sqrtn", "max"]
 DriftForm = Literal["numbers", "values", "combinations"]
-COMBINERS = ("sum", "mean", "sqrtn", "max")
-ENDS = ("last", "first")
+COMBINERS = (
+    ("sum", "mean", "sqrtn", "max"),
+    "expected 'sum', 'mean', 'sqrtn', 'max' or None (keep the sequence)",
+)
+ENDS = ("last", "first"), "expected 'last' or 'first'"
 MAX_IDS = 2**48
 MAX_COLUMNS = 2**20
+MAX_WIDTH = 2**31 - 1
 INT64 = range(-(2**63), 2**63)
 
 
@@ -190,6 +194,41 @@ class Feature:
     def require(self, condition: bool, message: str) -> None:
         """Raise a :class:`FeatureError` about the feature unless a condition holds."""
         check(condition, self.name, message)
+
+    def require_at_least(self, least: int, *options: str, most: int = MAX_IDS) -> None:
+        """Refuse options that are neither None nor integers in their range."""
+        for option in options:
+            got = getattr(self, option)
+            whole = isinstance(got, int) and not isinstance(got, bool)
+            upper = f", at most {most:,}" if whole and got > most else ""
+            self.require(
+                got is None or (whole and least <= got <= most),
+                f"got {option}={show_value(got)}, expected an integer of at least {least}{upper}",
+            )
+
+    def require_text(self, *options: str) -> None:
+        """Refuse options that are neither None nor text."""
+        for option in options:
+            got = getattr(self, option)
+            self.require(
+                got is None or is_name(got),
+                f"got {option}={show_value(got)}, expected a non-empty string",
+            )
+
+    def require_word(self, option: str, words: Sequence[str], expected: str) -> None:
+        """Refuse an option that is neither None nor one of some words."""
+        got = getattr(self, option)
+        self.require(
+            got is None or is_word(got, words), f"got {option}={show_value(got)}, {expected}"
+        )
+
+    def _check_name_and_source(self) -> None:
+        """Refuse a feature whose name or column is no text."""
+        check(is_name(self.name), show_value(self.name), "expected a name: a non-empty string")
+        source = getattr(self, "source", None)
+        self.require(
+            is_name(source), f"got source={show_value(source)}, expected a non-empty string"
+        )
 
     # ---- inputs ----
 
@@ -630,43 +669,6 @@ def is_word(value: object, words: Sequence[str]) -> bool:
     return isinstance(value, str) and value in words
 
 
-def check_text(name: str, option: str, got: object) -> None:
-    """Refuse an option that is neither None nor text."""
-    check(
-        got is None or is_name(got),
-        name,
-        f"got {option}={show_value(got)}, expected a non-empty string",
-    )
-
-
-def check_at_least(
-    name: str, option: str, got: int | None, least: int, most: int = MAX_IDS
-) -> None:
-    """Refuse an option that is neither None nor an integer in its range."""
-    whole = isinstance(got, int) and not isinstance(got, bool)
-    upper = f", at most {most:,}" if whole and got is not None and got > most else ""
-    check(
-        got is None or (whole and least <= got <= most),
-        name,
-        f"got {option}={show_value(got)}, expected an integer of at least {least}{upper}",
-    )
-
-
-def check_end_read(name: str, end: str) -> None:
-    """Refuse an unknown end of a list."""
-    check(is_word(end, ENDS), name, f"got keep={show_value(end)}, expected 'last' or 'first'")
-
-
-def check_combiner(name: str, combiner: str | None) -> None:
-    """Refuse an unknown combiner."""
-    check(
-        combiner is None or is_word(combiner, COMBINERS),
-        name,
-        f"got combiner={show_value(combiner)}, expected 'sum', 'mean', 'sqrtn', 'max' or None "
-        "(keep the sequence)",
-    )
-
-
 def finite_number(value: object) -> float | None:
     """A value as a finite float; None for text, which float() reads too, and all else."""
     try:
@@ -674,16 +676,6 @@ def finite_number(value: object) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def check_name_and_source(name: str, source: str) -> None:
-    """Refuse a feature whose name or column is no text."""
-    check(is_name(name), show_value(name), "expected a name: a non-empty string")
-    check(
-        is_name(source),
-        name,
-        f"got source={show_value(source)}, expected a non-empty string",
-    )
 
 
 def check_feature_names(names: tuple[str, ...], source: str | None) -> None:

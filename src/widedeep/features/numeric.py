@@ -21,7 +21,9 @@ from widedeep.features.id_map import (
     same_ids,
 )
 from widedeep.features.kind import (
+    ENDS,
     MAX_COLUMNS,
+    MAX_WIDTH,
     Combiner,
     Feature,
     Input,
@@ -30,11 +32,7 @@ from widedeep.features.kind import (
     PeriodicEmbedding,
     SchemaChange,
     bucket_text,
-    check_at_least,
-    check_end_read,
     check_feature_names,
-    check_name_and_source,
-    check_text,
     finite_number,
     is_word,
     register_kind,
@@ -130,14 +128,15 @@ class Numeric(Feature):
     def __post_init__(self) -> None:
         for option in ("shift", "scale"):
             object.__setattr__(self, option, _plain_scaling(getattr(self, option)))
-        check_name_and_source(self.name, self.source)
+        self._check_name_and_source()
         self.require(
             is_word(self.transform, NUMERIC_TRANSFORMS),
             f"got transform={show_value(self.transform)}, "
             f"{nearest(str(self.transform), NUMERIC_TRANSFORMS)}",
         )
-        check_at_least(self.name, "quantiles", self.quantiles, 2, MAX_COLUMNS)
-        check_at_least(self.name, "size", self.size, 1, MAX_COLUMNS)
+        self.require_at_least(2, "quantiles", "bins", most=MAX_COLUMNS)
+        self.require_at_least(1, "size", "frequencies", most=MAX_COLUMNS)
+        self.require_at_least(1, "embedding_dim", most=MAX_WIDTH)
         if isinstance(self.missing, str):
             self.require(
                 self.missing in ("mean", "indicator"),
@@ -151,18 +150,15 @@ class Numeric(Feature):
                 "finite number",
             )
             object.__setattr__(self, "missing", number)
-        check_at_least(self.name, "bins", self.bins, 2, MAX_COLUMNS)
-        check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
-        check_at_least(self.name, "frequencies", self.frequencies, 1, MAX_COLUMNS)
         std = None if isinstance(self.frequency_std, bool) else finite_number(self.frequency_std)
         self.require(
             std is not None and std > 0,
             f"got frequency_std={show_value(self.frequency_std)}, expected a number above 0",
         )
         object.__setattr__(self, "frequency_std", std)
-        check_text(self.name, "parallel", self.parallel)
-        check_at_least(self.name, "maxlen", self.maxlen, 1)
-        check_end_read(self.name, self.keep)
+        self.require_text("parallel")
+        self.require_at_least(1, "maxlen")
+        self.require_word("keep", *ENDS)
         self._check_embedding()
         self._check_sequence()
         self._check_scaling()

@@ -210,9 +210,8 @@ class FeatureSpec:
             reserved[column] = "weight"
         for feature in self.all_features:
             for column in self._columns_of(feature):
-                check(
+                feature.require(
                     column not in reserved,
-                    feature.name,
                     f"its column {column!r} is the {reserved.get(column)}; "
                     "a model must not read what it is to predict: remove the feature",
                 )
@@ -234,11 +233,10 @@ class FeatureSpec:
                 refusal = (
                     self.by_name[part_name].refusal_as_part() if part_name in self.by_name else ""
                 )
-                check(not refusal, feature.name, f"its part {part_name!r} {refusal}")
+                feature.require(not refusal, f"its part {part_name!r} {refusal}")
                 composed = part_name in self.by_name and self.by_name[part_name].is_composed
-                check(
+                feature.require(
                     feature.is_hashed or not composed,
-                    feature.name,
                     f"its part {part_name!r} has two ids for each value (compose); give the cross "
                     "hash_buckets",
                 )
@@ -257,15 +255,13 @@ class FeatureSpec:
         """Refuse an indicator of what has no countable ids, and one in the wide part."""
         self._check_known(source, f"source of feature {feature.name!r}")
         counted = self.by_name[source]
-        check(
+        feature.require(
             not (counted.is_dense or counted.is_weighted_number or counted.is_composed),
-            feature.name,
             f"its source {source!r} is {counted.kind_text}, whose ids are no values to count; name "
             "a categorical, bucketized or crossed feature",
         )
-        check(
+        feature.require(
             feature.name not in self.wide_names,
-            feature.name,
             f"counts values for the deep part and is in wide; name its source {source!r} there, "
             "which has a weight per value",
         )
@@ -281,17 +277,15 @@ class FeatureSpec:
             if not feature.table_options:
                 continue
             table = feature.table_name
-            check(
+            feature.require(
                 table not in names or table == feature.name,
-                feature.name,
                 f"got table={table!r}, which already names another feature or a column that a "
                 "cross reads; choose another name",
             )
             other = first.setdefault(table, feature)
             for option in feature.table_options:
-                check(
+                feature.require(
                     getattr(other, option, None) == getattr(feature, option),
-                    feature.name,
                     f"shares table {table!r} with {other.name!r} but has another {option}; "
                     "make them equal",
                 )
@@ -303,16 +297,14 @@ class FeatureSpec:
                 continue
             self._check_known(feature.parallel_to, f"parallel of feature {feature.name!r}")
             other = self.by_name[feature.parallel_to]
-            check(
+            feature.require(
                 other is not feature and other.parallel_to is None,
-                feature.name,
                 f"got parallel={other.name!r}, expected a sequence that stands alone; name the one "
                 "that all parallel sequences follow",
             )
             for sequence in (feature, other):
-                check(
+                sequence.require(
                     sequence.deep_combiner is None and sequence.unseen_rule != "drop",
-                    sequence.name,
                     "keeps no place for each of its values, and its sequence has a parallel one "
                     f"({feature.name!r}, {other.name!r}); set combiner=None and oov='id'",
                 )
@@ -321,16 +313,14 @@ class FeatureSpec:
                 "keep": (feature.end_read, other.end_read),
             }
             for option, (own, others) in bounds.items():
-                check(
+                feature.require(
                     own == others,
-                    feature.name,
                     f"got {option}={own!r}, but {option}={others!r} in the parallel sequence "
                     f"{other.name!r}; make them equal",
                 )
             sides = [name in self.item for name in (feature.name, other.name)]
-            check(
+            feature.require(
                 sides[0] == sides[1],
-                feature.name,
                 f"is parallel to {other.name!r}, and one of them belongs to the item; name both in "
                 "item=[...], or neither",
             )
