@@ -45,12 +45,15 @@ class Allowed:
 
 Count = Annotated[int, Allowed(COUNTS.__contains__, COUNT)]
 Widths = Annotated[tuple[int, ...], Allowed(COUNTS.__contains__, f"widths: {COUNT} each")]
+AutoCount = Annotated[int | Auto, Allowed(COUNTS.__contains__, f"{COUNT}, or 'auto'")]
 Positive = Annotated[float, Allowed(lambda x: x > 0, "a number > 0")]
 NotNegative = Annotated[float, Allowed(lambda x: x >= 0, "a number of at least 0")]
 FractionBelow1 = Annotated[float, Allowed(lambda x: 0 <= x < 1, "0 <= {name} < 1")]
 UnitInterval = Annotated[float, Allowed(lambda x: 0 <= x <= 1, "0 <= {name} <= 1")]
-_THREADS = range(1, 1025)
-_SEEDS = range(2**63)
+Seed = Annotated[int, Allowed(range(2**63).__contains__, "an integer, 0 <= seed < 2**63")]
+Threads = Annotated[
+    int, Allowed(range(1, 1025).__contains__, "an integer of at least 1, at most 1,024")
+]
 _HINTS: dict[type, dict[str, Any]] = {}
 _ALLOWED: dict[type, dict[str, Allowed]] = {}
 # A key of TOML: bare, or in quotes, where dots and equals signs are part of it.
@@ -79,7 +82,7 @@ def field_help(config: type) -> dict[str, str]:
     }
 
 
-def _allowed_values(kind: type) -> dict[str, Allowed]:
+def allowed_values(kind: type) -> dict[str, Allowed]:
     """Return what ``Annotated`` says of a dataclass's fields."""
     if kind not in _ALLOWED:
         hints = typing.get_type_hints(kind, include_extras=True)
@@ -110,7 +113,7 @@ def check_types(config: object, owner: str, raising: type[WideDeepError] = Confi
         if len(set(texts)) < len(texts):
             twice = next(text for text in texts if texts.count(text) > 1)
             raise raising(f"{owner}: got {name} with {twice!r} twice, expected it once")
-    for name, allowed in _allowed_values(type(config)).items():
+    for name, allowed in allowed_values(type(config)).items():
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and not isinstance(item, str) and not allowed.test(item):
@@ -153,17 +156,6 @@ def _takes(hint: Any, kind: type) -> bool:
     if _is_union(hint):
         return any(_takes(arg, kind) for arg in typing.get_args(hint))
     return hint is kind or typing.get_origin(hint) is kind
-
-
-def check_seed(owner: str, seed: int) -> None:
-    """Refuse a seed outside 0 <= seed < 2**63."""
-    check_range(owner, "seed", seed, seed in _SEEDS, "an integer, 0 <= seed < 2**63")
-
-
-def check_threads(owner: str, threads: int | None) -> None:
-    """Refuse a number of threads that no machine has."""
-    in_range = threads is None or threads in _THREADS
-    check_range(owner, "threads", threads, in_range, "an integer of at least 1, at most 1,024")
 
 
 def as_table(config: Any) -> dict[str, Any]:

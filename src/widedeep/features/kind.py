@@ -33,6 +33,7 @@ from widedeep.features.toml import toml_list, toml_table
 
 Combiner = Literal["sum", "mean", "sqrtn", "max"]
 DriftForm = Literal["numbers", "values", "combinations"]
+# Words of an option, and what errors expect
 COMBINERS = (
     ("sum", "mean", "sqrtn", "max"),
     "expected 'sum', 'mean', 'sqrtn', 'max' or None (keep the sequence)",

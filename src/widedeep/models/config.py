@@ -18,13 +18,11 @@ from widedeep.models.layer_options import (
     checked_activation,
 )
 from widedeep.options import (
-    COUNT,
-    COUNTS,
     Allowed,
+    AutoCount,
     FractionBelow1,
+    Seed,
     Widths,
-    check_range,
-    check_seed,
     check_types,
     import_modules,
 )
@@ -88,7 +86,7 @@ class ModelConfig:
     hidden_units: Widths | None = None
     deep: Any = ()
     join: Mapping[str, Any] | None = None
-    embedding_dim: int | Literal["auto"] = 16
+    embedding_dim: AutoCount = 16
     activation: Activation = "relu"
     dropout: FractionBelow1 = 0.0
     batch_norm: BatchNorm = False
@@ -102,16 +100,13 @@ class ModelConfig:
     imports: list[str] = field(default_factory=list)
     rank_by: str | None = None
     compat: Literal["tensorflow"] | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         owner = "[model]"
         check_types(self, owner)
         object.__setattr__(self, "activation", checked_activation(self.activation, owner))
         batch_norm_options(self.batch_norm, owner)
-        dim = self.embedding_dim
-        in_range = dim == "auto" or dim in COUNTS
-        check_range(owner, "embedding_dim", dim, in_range, f"{COUNT}, or 'auto'")
         import_modules(self.imports, f"{owner}: imports")
         _check_heads(self.head, self.heads)
         object.__setattr__(self, "deep", _tower_tables(self.deep))
@@ -122,7 +117,6 @@ class ModelConfig:
             object.__setattr__(self, "hidden_units", () if self.deep else HIDDEN_UNITS)
         if self.rank_by is not None:
             Formula(self.rank_by)
-        check_seed(owner, self.seed)
 
     @property
     def norm(self) -> BatchNorm:

@@ -15,11 +15,12 @@ from widedeep.errors import ConfigError, nearest
 from widedeep.models.history_blocks import mean_pool
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, TrainingRows, register_tower
-from widedeep.options import COUNT, COUNTS, Allowed, Count, Positive, Widths, check_range
+from widedeep.options import COUNT, Allowed, Count, Positive, Widths
 
 _SEEN = 1 << 17  # counters of items; more ids share them
 _HORIZON = 10_000.0  # steps after which an occurrence counts 1/e of a new one
 _LOGITS_AT_ONCE = 1 << 22  # of positives by items
+_NONE_OR_COUNT = Allowed(range(2**31).__contains__, f"0, or {COUNT}")
 _NORM_FLOOR = 1e-12
 
 
@@ -222,12 +223,6 @@ class TwoTower(HiddenConfig):
     dim: Count = 32
     temperature: Positive = 0.1
     log_q: Annotated[float, Allowed(lambda c: 0 <= c <= 1, "0 to 1")] = 0.0
-    hard_negatives: int = 0
+    hard_negatives: Annotated[int, _NONE_OR_COUNT] = 0
     weight: Positive = 1.0
     ranking: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        owner = f"tower {self.name!r}"
-        hard = self.hard_negatives
-        check_range(owner, "hard_negatives", hard, hard == 0 or hard in COUNTS, f"0, or {COUNT}")

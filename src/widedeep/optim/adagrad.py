@@ -8,7 +8,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from widedeep.optim.base import Optimizer, State, Step, check_flag, check_range
+from widedeep.optim.base import (
+    AtLeast0,
+    Optimizer,
+    State,
+    Step,
+    check_flag,
+    check_numbers,
+    check_range,
+)
+from widedeep.options import Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +53,21 @@ class Adagrad(Optimizer, name="adagrad"):
         [1.0, 0.5, 1.0]
     """
 
-    lr: float = 0.02
-    initial_accumulator: float = 1e-6
+    lr: Positive = 0.02
+    initial_accumulator: AtLeast0 = 1e-6
     eps: float = 1e-7
-    l2: float = 0.0
+    l2: AtLeast0 = 0.0
     row_wise: bool = False
 
     state_names: ClassVar[tuple[str, ...]] = ("accumulator",)
     kernel: ClassVar[str] = "adagrad_rows"
 
     def __post_init__(self) -> None:
-        check_range("Adagrad", "lr", self.lr, lambda x: x > 0, "a number > 0")
+        check_numbers(self)
         start = self.initial_accumulator
-        check_range("Adagrad", "initial_accumulator", start, lambda x: x >= 0, "a number >= 0")
-        check_range("Adagrad", "l2", self.l2, lambda x: x >= 0, "a number >= 0")
         check_range(
             "Adagrad", "eps", self.eps, lambda x: x > 0 or (x == 0 and start > 0), "a number > 0"
         )
-
         check_flag("Adagrad", "row_wise", self.row_wise)
 
     def state_width(self, name: str, width: int) -> int:

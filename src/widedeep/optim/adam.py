@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from widedeep.errors import ConfigError, show_value
-from widedeep.optim.base import Optimizer, State, Step, check_range
+from widedeep.optim.base import AtLeast0, Optimizer, State, Step, check_numbers, check_range
+from widedeep.options import Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +46,16 @@ class Adam(Optimizer, name="adam"):
         [0.0, -0.1]
     """
 
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    eps: Positive = 1e-8
+    weight_decay: AtLeast0 = 0.0
 
     state_names: ClassVar[tuple[str, ...]] = ("mean", "square")
     kernel: ClassVar[str] = "adam_rows"
 
     def __post_init__(self) -> None:
-        check_range("Adam", "lr", self.lr, lambda x: x > 0, "a number > 0")
-        check_range("Adam", "eps", self.eps, lambda x: x > 0, "a number > 0")
-        decay = self.weight_decay
-        check_range("Adam", "weight_decay", decay, lambda x: x >= 0, "a number >= 0")
+        check_numbers(self)
         if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
             raise ConfigError(f"Adam: got betas={show_value(self.betas)}, expected two numbers")
         object.__setattr__(self, "betas", tuple(self.betas))  # a list, where it comes from TOML

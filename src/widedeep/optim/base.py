@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from widedeep import kernels
 from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.kernels.torch_device import triton_kernels
 from widedeep.kernels.torch_ops import as_array
+from widedeep.options import Allowed, allowed_values
 
 State: TypeAlias = Mapping[str, Tensor]
 """State tensors of an optimizer by name, each of the rows of the weights that it belongs to."""
@@ -351,6 +352,18 @@ def check_range(
         raise ConfigError(f"{owner}: got {name}={show_value(value)}, expected {expected}")
     if abs(value) > 1e30:  # what float32 holds, with room for a product
         raise ConfigError(f"{owner}: got {name}={show_value(value)}, expected at most 1e30")
+
+
+def check_numbers(optimizer: Optimizer) -> None:
+    """Raise ConfigError for a hyper-parameter outside the range that its annotation says."""
+    for name, allowed in allowed_values(type(optimizer)).items():
+        expected = allowed.text.format(name=name)
+        check_range(
+            type(optimizer).__name__, name, getattr(optimizer, name), allowed.test, expected
+        )
+
+
+AtLeast0 = Annotated[float, Allowed(lambda x: x >= 0, "a number >= 0")]
 
 
 def check_flag(owner: str, name: str, value: object) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from widedeep.errors import ConfigError, show_value
-from widedeep.optim.base import Optimizer, State, Step, check_range
+from widedeep.optim.base import AtLeast0, Optimizer, State, Step, check_numbers
+from widedeep.options import Allowed, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +65,15 @@ class FTRL(Optimizer, name="ftrl"):
         [0.0, 0.05000000074505806]
     """
 
-    lr: float = 0.1
-    l1: float = 0.3
-    l2: float = 0.0
-    beta: float = 1.0
-    initial_accumulator: float = 0.0
-    lr_power: float = -0.5
-    l2_shrinkage: float = 0.0
+    lr: Positive = 0.1
+    l1: AtLeast0 = 0.3
+    l2: AtLeast0 = 0.0
+    beta: AtLeast0 = 1.0
+    initial_accumulator: AtLeast0 = 0.0
+    lr_power: Annotated[float, Allowed(lambda x: x <= 0, "a number <= 0")] = -0.5
+    l2_shrinkage: AtLeast0 = 0.0
     convention: Literal["mcmahan", "tensorflow"] = "mcmahan"
-    adapt: float = 0.2
+    adapt: AtLeast0 = 0.2
 
     state_names: ClassVar[tuple[str, ...]] = ("z", "n")
     kernel: ClassVar[str] = "ftrl_rows"
@@ -80,11 +81,7 @@ class FTRL(Optimizer, name="ftrl"):
     scales_with_lr: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_range("FTRL", "lr", self.lr, lambda x: x > 0, "a number > 0")
-        for name in ("l1", "l2", "beta", "initial_accumulator", "l2_shrinkage", "adapt"):
-            value = getattr(self, name)
-            check_range("FTRL", name, value, lambda x: x >= 0, "a number >= 0")
-        check_range("FTRL", "lr_power", self.lr_power, lambda x: x <= 0, "a number <= 0")
+        check_numbers(self)
         is_valid = isinstance(self.convention, str) and self.convention in ("mcmahan", "tensorflow")
         if not is_valid:
             text = show_value(self.convention)

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from widedeep.errors import ConfigError, show_value
-from widedeep.optim.base import Optimizer, State, Step, check_flag, check_range
+from widedeep.optim.base import AtLeast0, Optimizer, State, Step, check_flag, check_numbers
+from widedeep.options import FractionBelow1, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +57,18 @@ class RMSProp(Optimizer, name="rmsprop"):
         [0.0, -0.2]
     """
 
-    lr: float = 1e-3
-    decay: float = 0.9
-    momentum: float = 0.0
-    eps: float = 1e-7
+    lr: Positive = 1e-3
+    decay: FractionBelow1 = 0.9
+    momentum: FractionBelow1 = 0.0
+    eps: Positive = 1e-7
     centered: bool = False
-    initial_accumulator: float = 0.0
+    initial_accumulator: AtLeast0 = 0.0
     convention: Literal["pytorch", "tensorflow"] = "pytorch"
 
     kernel: ClassVar[str] = "rmsprop_rows"
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps"):
-            value = getattr(self, name)
-            check_range("RMSProp", name, value, lambda x: x > 0, "a number > 0")
-        for name in ("decay", "momentum"):
-            value = getattr(self, name)
-            check_range("RMSProp", name, value, lambda x: 0 <= x < 1, f"0 <= {name} < 1")
-        start = self.initial_accumulator
-        check_range("RMSProp", "initial_accumulator", start, lambda x: x >= 0, "a number >= 0")
+        check_numbers(self)
         check_flag("RMSProp", "centered", self.centered)
         if self.convention not in ("pytorch", "tensorflow"):
             text = show_value(self.convention)

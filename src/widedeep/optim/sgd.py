@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from widedeep.errors import ConfigError
-from widedeep.optim.base import Optimizer, State, Step, check_flag, check_range
+from widedeep.optim.base import Optimizer, State, Step, check_flag, check_numbers
+from widedeep.options import FractionBelow1, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +41,14 @@ class SGD(Optimizer, name="sgd"):
         [1.0, 1.0, 0.5]
     """
 
-    lr: float = 0.05
-    momentum: float = 0.0
+    lr: Positive = 0.05
+    momentum: FractionBelow1 = 0.0
     nesterov: bool = False
 
     kernel: ClassVar[str] = "sgd_rows"
 
     def __post_init__(self) -> None:
-        check_range("SGD", "lr", self.lr, lambda x: x > 0, "a number > 0")
-        check_range("SGD", "momentum", self.momentum, lambda x: 0 <= x < 1, "0 <= momentum < 1")
+        check_numbers(self)
         check_flag("SGD", "nesterov", self.nesterov)
         if self.nesterov and not self.momentum:
             raise ConfigError("SGD: got nesterov=True without momentum, expected momentum > 0")

@@ -16,7 +16,7 @@ from widedeep.bundle import Bundle
 from widedeep.bundle.posterior import ranked_head, uncertainty_bundles
 from widedeep.errors import BundleError
 from widedeep.features.spec import item_columns
-from widedeep.options import check_range, check_seed, check_types
+from widedeep.options import Seed, check_range, check_types
 from widedeep.serving.scorers import FactorizedScorer, RowScorer, can_factorize
 
 __all__ = ["Exploration"]
@@ -88,7 +88,7 @@ class Exploration:
         "with another policy than epsilon)",
     ] = None
     scale: Annotated[float, "factor of the standard deviations of thompson and linucb"] = 1.0
-    seed: Annotated[int, "seed of the draws, which depend on it and the request's id"] = 0
+    seed: Annotated[Seed, "seed of the draws, which depend on it and the request's id"] = 0
 
     def __post_init__(self) -> None:
         check_types(self, "exploration")
@@ -103,7 +103,6 @@ class Exploration:
             "(leave exploration out to show the best always), at 1 no score would count",
         )
         check_range("exploration", "scale", self.scale, self.scale > 0, "a number above 0")
-        check_seed("exploration", self.seed)
 
     @property
     def needs_posterior(self) -> bool:

@@ -15,16 +15,15 @@ from widedeep.features.toml import toml_text
 from widedeep.kernels.packed_rows import TableKind
 from widedeep.models.config import ModelConfig
 from widedeep.options import (
-    COUNT,
-    COUNTS,
     Allowed,
     Auto,
+    AutoCount,
     Count,
     Positive,
+    Seed,
+    Threads,
     as_table,
     check_range,
-    check_seed,
-    check_threads,
     check_types,
     import_modules,
 )
@@ -52,6 +51,7 @@ Precision = Literal["fp32", "bf16", "auto"]
 MOST_PATCHES = 200  # from one whole version to the next
 _AT_LEAST_1 = Allowed(lambda n: n >= 1, "an integer of at least 1")
 _PATCHES = Allowed(range(1, MOST_PATCHES + 1).__contains__, f"an integer from 1 to {MOST_PATCHES}")
+_SCALE = Allowed(lambda x: x > 0, "a number > 0, or 'mean'")
 _ABOVE_0 = Allowed(lambda x: x > 0, "a number above 0")
 Widths = Literal["fresh", "project"]
 Quality = Literal["fast", "good", "best"]
@@ -181,11 +181,11 @@ class TrainConfig:
     """
 
     quality: Quality = "good"
-    epochs: int | Auto = 1
-    batch_size: int | Auto = "auto"
+    epochs: AutoCount = 1
+    batch_size: AutoCount = "auto"
     shuffle: bool = True
-    seed: int = 0
-    grad_scale: float | Literal["mean"] = 1.0
+    seed: Seed = 0
+    grad_scale: Annotated[float | Literal["mean"], _SCALE] = 1.0
     loss_reduction: LossReduction = "mean"
     clip_norm: Positive | None = None
     schedule: ScheduleOption = "auto"
@@ -202,7 +202,7 @@ class TrainConfig:
     checkpoint_seconds: Positive | None = None
     metrics: list[str] = field(default_factory=list)
     log: list[str | Mapping[str, Any]] = field(default_factory=list)
-    threads: int | None = None
+    threads: Threads | None = None
     precision: Precision = "fp32"
     device: str = "cpu"
     pool_rows: Count = 262_144
@@ -218,10 +218,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         owner = "[train]"
         check_types(self, owner)
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            in_range = value == "auto" or value in COUNTS
-            check_range(owner, name, value, in_range, f"{COUNT}, or 'auto'")
         for what in ("eval", "checkpoint"):
             steps, seconds = (getattr(self, f"{what}_{unit}") for unit in ("every", "seconds"))
             if steps is not None and seconds is not None:
@@ -233,11 +229,6 @@ class TrainConfig:
             raise ConfigError(
                 f"{owner}: got patience = {self.patience} and early_stopping = false; drop one"
             )
-        check_threads(owner, self.threads)
-        check_seed(owner, self.seed)
-        scale = self.grad_scale
-        in_range = scale == "mean" or scale > 0
-        check_range(owner, "grad_scale", scale, in_range, "a number > 0, or 'mean'")
         for pattern, factor in self.rates.items():
             check_range(f"{owner} rates", repr(pattern), factor, 0 < factor < 1e30, "a number > 0")
         import_modules(self.metrics, "metrics")
@@ -395,13 +386,11 @@ class TuneConfig:
 
     trials: Count = 20
     minutes: Annotated[float, _ABOVE_0] = 10.0
-    seed: int = 0
+    seed: Seed = 0
     models: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        owner = "[tune]"
-        check_types(self, owner)
-        check_seed(owner, self.seed)
+        check_types(self, "[tune]")
 
 
 @dataclass(frozen=True, kw_only=True)
