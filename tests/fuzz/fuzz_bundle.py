@@ -50,16 +50,22 @@ from widedeep.bundle.layout import (
 from widedeep.bundle.manifest import MANIFEST, Manifest, file_entries
 from widedeep.bundle.program import Program
 from widedeep.bundle.weights import WEIGHTS
+from widedeep.bundle.write import round_bundle
 from widedeep.errors import WideDeepError
+from widedeep.kernels.packed_rows import PackedKind
 from widedeep.schema import Schema
 from widedeep.serving.ranker import Ranker
 
-BASES = 10
+BASES = 12
+POSTERIOR = 3  # A base with the posterior of its last layer
 # Bases whose towers are described as native operations
 PROGRAMS: dict[int, list[Any]] = {
     8: [{"name": "dcn", "hidden_units": [5]}, {"name": "mlp", "hidden_units": [6, 4]}],
     9: [{"name": "finalmlp", "hidden_units": [6]}, {"name": "gdcn", "hidden_units": []}],
+    11: [{"name": "deep_fm", "hidden_units": [4]}],
 }
+# Bases whose tables are packed
+PACKED: dict[int, PackedKind] = {10: "int8", 11: "int4"}
 CASES_PER_CHILD = 500
 SECONDS_PER_CASE = 60
 MEMORY = 4 << 30
@@ -152,8 +158,12 @@ def write_bases(folder: Path) -> None:
             warmup_rows=rows,
             config={"train": {"epochs": 1}},
             calibration={head.name: curve for head in model.heads if head.kind == "binary"},
+            posterior_rows=rows if number == POSTERIOR else None,
             overwrite=True,
         )
+        if number in PACKED:
+            place = folder / f"{number}"
+            round_bundle(Bundle.load(place), place, PACKED[number], overwrite=True)
 
 
 def _with_program(

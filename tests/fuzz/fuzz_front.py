@@ -7,8 +7,8 @@ A case takes one to three sound requests of any route, changes bytes, lines, hea
 body, cuts them into parts and sends them on one connection, whose sending side it then closes. The
 same bytes go to a server whose native server answers rankings and to one where Python answers all;
 callers need a key of both.
-Findings: a server that ends, a 500, an answer that is not whole, answers that differ between the
-two, a connection that is left open, and memory that grows.
+Findings: a server that ends, a 500, an answer that is not whole, statuses or scores that differ
+between the two, a connection that is left open, and memory that grows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import random
 import re
 import socket
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,16 +35,39 @@ GROWTH = 256 << 20
 RANK = {"user": USER, "candidates": ITEMS[:3]}
 ROW = {**USER, "app": "maps", "price": 1.5}
 TENSOR = {"name": "age", "datatype": "FP64", "shape": [1, 1], "data": [20.5]}
+TEXTS = {"name": "app", "datatype": "BYTES", "shape": [3], "data": ITEMS[:3]}
+PRICES = {"name": "price", "datatype": "FP64", "shape": [3], "data": [1, 2.5, None]}
+USERS = {"name": "user", "datatype": "BYTES", "shape": [3, 1], "data": ["bo", "x", ""]}
+LENGTH = "Inference-Header-Content-Length"  # of a request whose tensors follow as bytes
+
+
+def with_bytes(**parameters: bool) -> bytes:
+    """Tensors as bytes behind the JSON that says what they are."""
+    prices, texts = struct.pack("<3d", 1, 2.5, 60), [text.encode() for text in ITEMS[:3]]
+    names = b"".join(struct.pack("<I", len(text)) + text for text in texts)
+    inputs: list[dict[str, object]] = [
+        {**about, "parameters": {"binary_data_size": len(data)}}
+        for about, data in ((PRICES, prices), (TEXTS, names))
+    ]
+    for about in inputs:
+        del about["data"]
+    return json.dumps({"inputs": inputs, "parameters": parameters}).encode() + prices + names
+
+
 SEEDS: tuple[tuple[str, str, object], ...] = (
     ("POST", "/v1/rank", RANK),
     ("POST", "/v1/rank", {**RANK, "k": 2, "context": {}}),
     ("POST", "/v1/models/apps:rank", RANK),
     ("POST", "/v1/models/apps/versions/1:rank", RANK),
     ("POST", "/v1/rank", {**RANK, "explain": True}),
-    ("POST", "/v1/rank", {"user": USER, "items": [{"app": "maps", "price": 2}]}),
     ("POST", "/v1/models/apps:predict", {"instances": [ROW]}),
     ("POST", "/v1/models/apps:classify", {"examples": [ROW]}),
+    ("POST", "/v1/rank", {"user": USER, "items": {"app": ITEMS[:3], "price": [1, 2.5, None]}}),
+    ("POST", "/v1/rank", {**RANK, "candidates": [*ITEMS[:3], "new", 7], "request_id": "r"}),
     ("POST", "/v2/models/apps/infer", {"inputs": [TENSOR]}),
+    ("POST", "/v2/models/apps/infer", {"inputs": [TEXTS, PRICES, USERS], "id": "r"}),
+    ("POST", "/v2/models/apps/infer", with_bytes(binary_data_output=False)),
+    ("POST", "/v2/models/apps/infer", with_bytes(binary_data_output=True)),
     ("GET", "/v2/models/apps", None),
     ("GET", "/v1/models/apps", None),
     ("GET", "/health/ready", None),
@@ -140,13 +164,19 @@ VALUES = (
         b"\x00",
     ),
 )
+SCORES = re.compile(rb'"(?:scores|predictions|data)":\[[^\]]*\]')
 _NUMBER_OR_TEXT = re.compile(rb'-?\d+(?:\.\d+)?|"[^"]*"|[\[\]{}:,]')
 
 
 def sound(method: str, target: str, body: object) -> bytes:
     """A request as it should be."""
-    payload = b"" if body is None else json.dumps(body).encode()
+    payload = body if isinstance(body, bytes) else b""
+    if body is not None and not payload:
+        payload = json.dumps(body).encode()
     head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n".encode() + KEY + b"\r\n"
+    if isinstance(body, bytes):
+        length = body.rindex(b"}}") + 2
+        head += f"{LENGTH}: {length}\r\n".encode()
     if body is not None:
         head += b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(payload)
     return head + b"\r\n" + payload
@@ -280,6 +310,7 @@ def finding(servers: list[Running], number: int) -> str | None:
     """Run one case; return what is wrong."""
     parts = parts_of(number)
     told: list[list[int]] = []
+    scores: list[list[bytes]] = []
     closes: dict[int, bool] = {}
     for server in servers:
         name = "native" if server is servers[0] else "python"
@@ -295,7 +326,10 @@ def finding(servers: list[Running], number: int) -> str | None:
         if 500 in statuses:
             return f"{name}: {got[:300]!r}"
         told.append(statuses)
+        scores.append(SCORES.findall(got))
         closes[len(statuses)] = b"connection: close" in got
+    if told[0] == told[1] and scores[0] != scores[1]:
+        return f"native {scores[0]}, python {scores[1]}"
     if agree(*told, shorter_closes=closes[min(closes)]):
         return None
     return f"native {told[0]}, python {told[1]}"
