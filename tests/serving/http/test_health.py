@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.serving.http.calls import Local
 from tests.serving.versions import eventually
+from widedeep.serving import version_watcher
 from widedeep.serving.registry import Registry
 
 
@@ -64,14 +66,17 @@ def test_errors_and_heartbeats_stand_in_the_figures(own: Local) -> None:
 
 
 def test_warnings_say_what_to_mend_and_leave_the_server_ready(
-    own: Local, registry: Registry
+    own: Local, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry._watcher.problem = "models: got no readable directory"
-    try:
+    def fails(root: Path) -> dict[str, Path]:
+        raise OSError("got no readable directory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(version_watcher, "find_versions", fails)
+        registry._watcher.look()
         told = own.get("/health/ready")
         assert told.status == 200
-        assert told.json["warnings"] == ["model 'apps': models: got no readable directory"]
+        assert told.json["warnings"] == ["model 'apps': got no readable directory"]
         assert own.get("/v1/status").json["warnings"] == told.json["warnings"]
-    finally:
-        registry._watcher.look()
+    registry._watcher.look()
     eventually(lambda: own.get("/health/ready").json == {"ready": True})
