@@ -133,9 +133,8 @@ class Value:
             return self * 0.0 + float(values_K[0])
         place_B, fraction_B = self.clip(points_K[0], points_K[-1]).between(points_K)
         start_B = self.graph.constant(values_K[:-1], np.float64).take(place_B)
-        return start_B + fraction_B * self.graph.constant(np.diff(values_K), np.float64).take(
-            place_B
-        )
+        rise_B = self.graph.constant(np.diff(values_K), np.float64).take(place_B)
+        return start_B + fraction_B * rise_B
 
     def between(self, points_K: NDArray[np.float64]) -> tuple[Value, Value]:
         """Return the point below a number within their range, and the fraction to the next."""
@@ -348,10 +347,8 @@ class ProgramNodes:
             value = operands[0].node(kind, axes=[-1], keepdims=0)
         elif operation.kind == "top":
             count = self._graph.constant([operation.count], np.int64)
-            value, size = (
-                operands[0].node("TopK", count, outputs=2, axis=-1),
-                size * operation.count,
-            )
+            value = operands[0].node("TopK", count, outputs=2, axis=-1)
+            size *= operation.count
         else:
             value = self._map(operation.function, operands, operation.numbers)
             size = math.prod(dims)

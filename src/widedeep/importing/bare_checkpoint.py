@@ -69,8 +69,6 @@ class CheckpointEstimator:
         wide = [(name, self._wide(name)) for name in self.spec.wide_names]
         layers = tuple(self._layers())
         network = Network(
-            head="binary",
-            classes=(),
             wide=tuple(column for _, column in wide),
             wide_bias=self._optional(f"{_LINEAR}/bias_weights"),
             deep=tuple((name, column) for name, _, column in inputs),
@@ -209,10 +207,7 @@ class CheckpointEstimator:
 
     def _output(self) -> Layer:
         return Layer(
-            kernel=self._required("dnn/logits/kernel"),
-            bias=self._required("dnn/logits/bias"),
-            activation="identity",
-            norm=None,
+            kernel=self._required("dnn/logits/kernel"), bias=self._required("dnn/logits/bias")
         )
 
     def _optional(self, name: str) -> str | None:

@@ -190,10 +190,7 @@ class ColumnReader:
     def dense(self, tensor: str, name: str) -> DenseColumn:
         """Return the column that gives a part of the deep network's input."""
         self._name = name
-        op, _ = self.graph.source(tensor)
-        while op.kind == "Reshape":
-            tensor = op.inputs[0]
-            op, _ = self.graph.source(tensor)
+        op = self._past(tensor, "Reshape")
         if op.kind in ("Sum", "OneHot"):
             return self._counts(op)
         if op.kind == "ScatterNd":
@@ -228,10 +225,8 @@ class ColumnReader:
             self._expect(divisor, "Sqrt" if combiner == "sqrtn" else "SegmentSum")
             op, _ = self.graph.source(op.inputs[0])
         self._expect(op, "SegmentSum")
-        product, _ = self.graph.source(op.inputs[0])
-        self._expect(product, "Mul")
-        occurrences, _ = self.graph.source(product.inputs[0])
-        self._expect(occurrences, "GatherV2")
+        product = self._op(op.inputs[0], "Mul")
+        occurrences = self._op(product.inputs[0], "GatherV2")
         weights = self._weights(product.inputs[1])
         table = self._rows(occurrences.inputs[0], combiner)
         return replace(table, column=replace(table.column, weights=weights))
@@ -241,11 +236,9 @@ class ColumnReader:
         op, _ = self.graph.source(tensor)
         max_norm = None
         if op.kind == "RealDiv":  # clip_by_norm
-            longer, _ = self.graph.source(op.inputs[1])
-            self._expect(longer, "Maximum")
+            longer = self._op(op.inputs[1], "Maximum")
             limit = self.graph.constant(longer.inputs[1])
-            scaled, _ = self.graph.source(op.inputs[0])
-            self._expect(scaled, "Mul")
+            scaled = self._op(op.inputs[0], "Mul")
             if limit is None or limit.size != 1:
                 self._refuse(longer)
             max_norm = float(limit.reshape(()))
@@ -254,9 +247,8 @@ class ColumnReader:
                 "reads them, here they are when they are written: scores are equal, further steps "
                 "nearly"
             ] = None
-            op, _ = self.graph.source(scaled.inputs[0])
-        while op.kind == "Reshape":
-            op, _ = self.graph.source(op.inputs[0])
+            tensor = scaled.inputs[0]
+        op = self._past(tensor, "Reshape")
         if op.kind in ("DynamicStitch", "ParallelDynamicStitch"):
             return self._partitioned(op, combiner, max_norm)
         self._expect(op, "ResourceGather", "GatherV2")
@@ -279,12 +271,9 @@ class ColumnReader:
             names.add(self.model.names.get(variable, (variable, ""))[0])
         if len(names) != 1:
             self._refuse(op)
-        split, _ = self.graph.source(gathers[0].inputs[1])
-        self._expect(split, "DynamicPartition")
-        assignment, _ = self.graph.source(split.inputs[1])
-        while assignment.kind in ("Cast", "Reshape"):
-            assignment, _ = self.graph.source(assignment.inputs[0])
-        self._expect(assignment, "Maximum")  # partition_strategy="div"; "mod" deals rows in turn
+        split = self._op(gathers[0].inputs[1], "DynamicPartition")
+        # partition_strategy="div"; "mod" deals rows in turn
+        self._expect(self._past(split.inputs[1], "Cast", "Reshape"), "Maximum")
         unique = next((o for o in self.graph.above(split.inputs[0]) if o.kind == "Unique"), None)
         if unique is None:
             self._refuse(split)
@@ -312,23 +301,12 @@ class ColumnReader:
 
     def _weighted_counts(self, op: Op) -> CountColumn:
         """Read the indicator of ids with weights: a sparse matrix of rows and ids, made dense."""
-        part, _ = self.graph.source(op.inputs[0])
-        self._expect(part, "SparseSlice")
-        matrix, _ = self.graph.source(part.inputs[0])
-        self._expect(matrix, "SparseReorder")
-        indices, shape = (self.graph.source(matrix.inputs[i])[0] for i in (0, 2))
-        self._expect(indices, "ConcatV2")
-        self._expect(shape, "ConcatV2")
-        ids, _ = self.graph.source(indices.inputs[1])
-        self._expect(ids, "ExpandDims")
-        size, _ = self.graph.source(shape.inputs[1])
-        while size.kind in ("Pack", "Cast"):
-            size, _ = self.graph.source(size.inputs[0])
-        width = self.graph.constant(size.name)
-        if width is None:
-            self._refuse(size)
+        matrix = self._op(self._op(op.inputs[0], "SparseSlice").inputs[0], "SparseReorder")
+        indices, shape = (self._op(matrix.inputs[i], "ConcatV2") for i in (0, 2))
+        ids = self._op(indices.inputs[1], "ExpandDims")
+        size = self._past(shape.inputs[1], "Pack", "Cast")
         column = replace(self._id_column(ids.inputs[0]), weights=self._weights(matrix.inputs[1]))
-        return CountColumn(column=column, width=int(width))
+        return CountColumn(column=column, width=self._number_of(size.name, size))
 
     def _number(self, tensor: str) -> NumberColumn:
         """Read a number with a normaliser made of sums and products by constants."""
@@ -410,20 +388,14 @@ class ColumnReader:
 
     def _pruned(self, op: Op, _: int) -> IdColumn | ParsedFeature:
         """Read ids without those below 0, or without weight."""
-        index, _ = self.graph.source(op.inputs[1])
-        while index.kind == "Reshape":
-            index, _ = self.graph.source(index.inputs[0])
+        index = self._past(op.inputs[1], "Reshape")
         self._expect(index, "Where")
-        condition, _ = self.graph.source(index.inputs[0])
-        self._expect(condition, "GreaterEqual", "Greater", "LogicalAnd")
+        self._op(index.inputs[0], "GreaterEqual", "Greater", "LogicalAnd")
         return self._ids(op.inputs[0])
 
     def _without_empty(self, op: Op, _: int) -> IdColumn | ParsedFeature:
         """Read a dense feature as a sparse one: "" and -1 stand for no value."""
-        where, _ = self.graph.source(op.inputs[1])
-        self._expect(where, "Where")
-        differs, _ = self.graph.source(where.inputs[0])
-        self._expect(differs, "NotEqual")
+        self._op(self._op(op.inputs[1], "Where").inputs[0], "NotEqual")
         ids = self._ids(op.inputs[0])
         if not isinstance(ids, ParsedFeature):
             self._refuse(op)
@@ -432,10 +404,7 @@ class ColumnReader:
     def _vocabulary(self, op: Op, _: int) -> IdColumn:
         source = self._source(op.inputs[1])
         table, _ = self.graph.source(op.inputs[0])
-        default = self.graph.constant(op.inputs[2])
-        if default is None:
-            self._refuse(op)
-        unseen = int(default.reshape(()))
+        unseen = self._number_of(op.inputs[2], op)
         return IdColumn(
             kind="vocabulary",
             source=source,
@@ -502,8 +471,7 @@ class ColumnReader:
         condition, _ = self.graph.source(op.inputs[0])
         if condition.kind == "NotEqual":
             vocabulary = self._id_column(op.inputs[1])
-            add, _ = self.graph.source(op.inputs[2])
-            self._expect(add, "AddV2", "Add")
+            add = self._op(op.inputs[2], "AddV2", "Add")
             hashed = self._id_column(add.inputs[0])
             offset = self.graph.uncast(add.inputs[1])
             size = self.graph.constant(offset.name)
@@ -514,24 +482,15 @@ class ColumnReader:
                 self._refuse(op)
             return replace(vocabulary, buckets=hashed.buckets, default=None)
         self._expect(condition, "LogicalOr")
-        fill, _ = self.graph.source(op.inputs[1])
-        self._expect(fill, "Fill")
-        value = self.graph.uncast(fill.inputs[1])
-        default = self.graph.constant(value.name)
-        if default is None:
-            self._refuse(fill)
+        fill = self._op(op.inputs[1], "Fill")
+        default = self._number_of(self.graph.uncast(fill.inputs[1]).name, fill)
         column = self._id_column(op.inputs[2])
-        return replace(column, buckets=self._range(condition), default=int(default.reshape(())))
+        return replace(column, buckets=self._range(condition), default=default)
 
     def _range(self, outside: Op) -> int:
         """Return the number of values from 0 on, of what says that a value lies outside."""
-        above, _ = self.graph.source(outside.inputs[1])
-        self._expect(above, "GreaterEqual")
-        bound = self.graph.uncast(above.inputs[1])
-        size = self.graph.constant(bound.name)
-        if size is None:
-            self._refuse(bound)
-        return int(size)
+        bound = self.graph.uncast(self._op(outside.inputs[1], "GreaterEqual").inputs[1])
+        return self._number_of(bound.name, bound)
 
     def _bucketized(self, op: Op, _: int) -> IdColumn:
         number = self._number(op.inputs[0])
@@ -547,8 +506,7 @@ class ColumnReader:
     def _vector_buckets(self, op: Op, _: int) -> IdColumn:
         """Read the buckets of a vector: those of component i follow those of i - 1."""
         column = self._id_column(op.inputs[0])
-        product, _ = self.graph.source(op.inputs[1])
-        self._expect(product, "Mul")
+        product = self._op(op.inputs[1], "Mul")
         step = self.graph.constant(product.inputs[0])
         if column.kind != "bucketized" or step is None or int(step) != len(column.boundaries) + 1:
             self._refuse(op)
@@ -628,9 +586,29 @@ class ColumnReader:
 
     # ---- errors ---------------------------------------------------------------------------------
 
+    def _op(self, tensor: str, *kinds: str) -> Op:
+        """Return the operation that gives a tensor; refuse one of other kinds."""
+        op = self.graph.source(tensor)[0]
+        self._expect(op, *kinds)
+        return op
+
     def _expect(self, op: Op, *kinds: str) -> None:
         if op.kind not in kinds:
             self._refuse(op)
+
+    def _past(self, tensor: str, *kinds: str) -> Op:
+        """Return the operation that gives a tensor, past those of some kinds."""
+        op = self.graph.source(tensor)[0]
+        while op.kind in kinds:
+            op = self.graph.source(op.inputs[0])[0]
+        return op
+
+    def _number_of(self, tensor: str, op: Op) -> int:
+        """Return a constant integer; refuse ``op`` where it is none."""
+        value = self.graph.constant(tensor)
+        if value is None:
+            self._refuse(op)
+        return int(value.reshape(()))
 
     def _refuse(self, op: Op) -> NoReturn:
         raise self._error(

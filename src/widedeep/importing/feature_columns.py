@@ -86,13 +86,8 @@ def from_feature_columns(
     linear, deep = list(linear_feature_columns), list(dnn_feature_columns)
     reader = _Reader([*linear, *deep])
     network = Network(
-        head="binary",
-        classes=(),
         wide=tuple(reader.wide(column) for column in linear),
-        wide_bias=None,
         deep=tuple(reader.deep(column) for column in deep),
-        layers=(),
-        output=None,
     )
     declaration = Declaration(network, reader.shapes, reader.frozen)
     labels = [label] if isinstance(label, str) else list(label or ())

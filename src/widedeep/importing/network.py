@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from widedeep.data.protobuf import UNREADABLE
@@ -49,8 +49,8 @@ class Layer:
 
     kernel: str
     bias: str
-    activation: str | Mapping[str, Any]
-    norm: Norm | None
+    activation: str | Mapping[str, Any] = "identity"
+    norm: Norm | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,13 +66,14 @@ class WideColumn:
 class Network:
     """What an estimator computes."""
 
-    head: HeadKind
-    classes: tuple[str, ...]  # Names of the classes; none where they are numbers
-    wide: tuple[WideColumn, ...]
-    wide_bias: str | None
-    deep: tuple[tuple[str, DenseColumn], ...]  # The input's parts in their order, with their names
-    layers: tuple[Layer, ...]
-    output: Layer | None  # The deep part's logits
+    head: HeadKind = "binary"
+    classes: tuple[str, ...] = ()  # Names of the classes; none where they are numbers
+    wide: tuple[WideColumn, ...] = ()
+    wide_bias: str | None = None
+    # The input's parts in their order, with their names
+    deep: tuple[tuple[str, DenseColumn], ...] = ()
+    layers: tuple[Layer, ...] = ()
+    output: Layer | None = None  # The deep part's logits
     notes: tuple[str, ...] = ()  # What is otherwise here than one may expect
 
 
@@ -112,26 +113,16 @@ class _Reader:
         logits = self.outputs.get("logits", self.outputs.get("predictions", ""))
         for output_tensor in self.outputs.values():
             self.graph.check_no_circle(output_tensor)
-        wide: tuple[WideColumn, ...] = ()
-        wide_bias = output = None
-        deep: tuple[tuple[str, DenseColumn], ...] = ()
-        layers: tuple[Layer, ...] = ()
+        network = Network()
         for part in self._parts(logits):
             if self._is_linear(part):
                 wide, wide_bias = self._linear(part)
+                network = replace(network, wide=wide, wide_bias=wide_bias)
             else:
                 output, layers, deep = self._deep(part)
+                network = replace(network, output=output, layers=layers, deep=deep)
         head, classes = self._head(logits)
-        return Network(
-            head=head,
-            classes=classes,
-            wide=wide,
-            wide_bias=wide_bias,
-            deep=deep,
-            layers=layers,
-            output=output,
-            notes=tuple(self.columns.notes),
-        )
+        return replace(network, head=head, classes=classes, notes=tuple(self.columns.notes))
 
     def _parts(self, logits: str) -> list[Op]:
         op, _ = self.graph.source(logits)
@@ -173,14 +164,8 @@ class _Reader:
     def _deep(
         self, part: Op
     ) -> tuple[Layer, tuple[Layer, ...], tuple[tuple[str, DenseColumn], ...]]:
-        product, _ = self.graph.source(part.inputs[0])
-        self._expect(product, "MatMul")
-        output = Layer(
-            kernel=self._holder(product.inputs[1]),
-            bias=self._holder(part.inputs[1]),
-            activation="identity",
-            norm=None,
-        )
+        product = self._op(part.inputs[0], "MatMul")
+        output = Layer(kernel=self._holder(product.inputs[1]), bias=self._holder(part.inputs[1]))
         layers: list[Layer] = []
         tensor = product.inputs[0]
         while (layer := self._layer(tensor)) is not None:
@@ -195,9 +180,7 @@ class _Reader:
         activation, linear = self._activation(hidden)
         if linear.kind != "BiasAdd":
             return None
-        product, _ = self.graph.source(linear.inputs[0])
-        if product.kind != "MatMul":
-            raise self._unknown(product)
+        product = self._op(linear.inputs[0], "MatMul")
         layer = Layer(
             kernel=self._holder(product.inputs[1]),
             bias=self._holder(linear.inputs[1]),
@@ -219,11 +202,9 @@ class _Reader:
             root, _ = self.graph.source(factor.inputs[0])
             gamma = self._holder(factor.inputs[1])
         self._expect(root, "Rsqrt")
-        shifted, _ = self.graph.source(root.inputs[0])
-        self._expect(shifted, "AddV2", "Add")
+        shifted = self._op(root.inputs[0], "AddV2", "Add")
         eps = self.graph.constant(shifted.inputs[1])
-        product, _ = self.graph.source(moved.inputs[1])
-        self._expect(product, "Mul")
+        product = self._op(moved.inputs[1], "Mul")
         if eps is None:
             raise self._unknown(shifted)
         norm = Norm(
@@ -297,10 +278,8 @@ class _Reader:
     def _head(self, logits: str) -> tuple[HeadKind, tuple[str, ...]]:
         if "probabilities" not in self.outputs:
             return self._regression(logits), ()
-        probabilities, _ = self.graph.source(self.outputs["probabilities"])
-        if probabilities.kind == "Sigmoid":
+        if self._op(self.outputs["probabilities"], "Sigmoid", "Softmax").kind == "Sigmoid":
             return "multilabel", self._classes()
-        self._expect(probabilities, "Softmax")
         return ("binary" if "logistic" in self.outputs else "multiclass"), self._classes()
 
     def _regression(self, logits: str) -> HeadKind:
@@ -344,6 +323,12 @@ class _Reader:
         """Return the name of a variable's tensor in checkpoints."""
         return self.model.names[self._holder(tensor)][0]
 
+    def _op(self, tensor: str, *kinds: str) -> Op:
+        """Return the operation that gives a tensor; refuse one of other kinds."""
+        op = self.graph.source(tensor)[0]
+        self._expect(op, *kinds)
+        return op
+
     def _expect(self, op: Op, *kinds: str) -> None:
         if op.kind not in kinds:
             raise self._unknown(op)
@@ -359,8 +344,5 @@ class _Reader:
 def _column_name(operation: str, last: str) -> str:
     """Return a column's name, which is the scope of the operation that gives it."""
     scope = re.sub(rf"(/{last}(_\d+)?)+(/.*)?$", "", operation)
-    return (
-        re.sub(r"_\d+$", "", scope.rpartition("/")[2])
-        if last == "Reshape"
-        else (scope.rpartition("/")[2])
-    )
+    name = scope.rpartition("/")[2]
+    return re.sub(r"_\d+$", "", name) if last == "Reshape" else name

@@ -14,7 +14,7 @@ from widedeep.importing.tensor_bundle import TensorBundle
 PARTS = ("wide", "deep", "dense")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Kind:
     """An optimizer of TensorFlow: ours, its options by theirs, its state by their slots."""
 
@@ -25,68 +25,45 @@ class _Kind:
 
 
 _FTRL = {"convention": "tensorflow", "initial_accumulator": 0.1, "adapt": 0.0}
-_ADAGRAD = {"initial_accumulator": 0.1, "eps": 1e-7}
+_RATE, _MOMENTUM = {"learning_rate": "lr"}, {"momentum": "momentum"}
+_FTRL_OPTIONS = {
+    **_RATE,
+    "learning_rate_power": "lr_power",
+    "l1_regularization_strength": "l1",
+    "l2_regularization_strength": "l2",
+    "beta": "beta",
+}
+_RMSPROP_STATE = {"rms": "square", "mg": "mean", "momentum": "velocity"}
 # Of Keras, by the name of its scope: training/Ftrl/VARIABLE/SLOT.
 _KERAS: Mapping[str, _Kind] = {
-    "Ftrl": _Kind(
-        name="ftrl",
-        options={
-            "learning_rate": "lr",
-            "learning_rate_power": "lr_power",
-            "l1_regularization_strength": "l1",
-            "l2_regularization_strength": "l2",
-            "beta": "beta",
-        },
-        state={"accumulator": "n", "linear": "z"},
-        fixed=_FTRL,
-    ),
+    "Ftrl": _Kind("ftrl", _FTRL_OPTIONS, {"accumulator": "n", "linear": "z"}, _FTRL),
     "Adagrad": _Kind(
-        name="adagrad",
-        options={"learning_rate": "lr"},
-        state={"accumulator": "accumulator"},
-        fixed=_ADAGRAD,
+        "adagrad", _RATE, {"accumulator": "accumulator"}, {"initial_accumulator": 0.1, "eps": 1e-7}
     ),
     "Adam": _Kind(
-        name="adam",
-        options={"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2"},
-        state={"m": "mean", "v": "square"},
-        fixed={"eps": 1e-7},
+        "adam",
+        {**_RATE, "beta_1": "beta1", "beta_2": "beta2"},
+        {"m": "mean", "v": "square"},
+        {"eps": 1e-7},
     ),
-    "SGD": _Kind(
-        name="sgd",
-        options={"learning_rate": "lr", "momentum": "momentum"},
-        state={"momentum": "velocity"},
-    ),
+    "SGD": _Kind("sgd", {**_RATE, **_MOMENTUM}, {"momentum": "velocity"}),
     "RMSprop": _Kind(
-        name="rmsprop",
-        options={"learning_rate": "lr", "rho": "decay", "momentum": "momentum"},
-        state={"rms": "square", "mg": "mean", "momentum": "velocity"},
-        fixed={"eps": 1e-7},
+        "rmsprop", {**_RATE, "rho": "decay", **_MOMENTUM}, _RMSPROP_STATE, {"eps": 1e-7}
     ),
 }
 # Of TensorFlow 1: VARIABLE/SLOT; their options are in no checkpoint.
 _OLDER: Mapping[str, _Kind] = {
-    "Ftrl": _Kind(
-        name="ftrl",
-        options={},
-        state={"Ftrl": "n", "Ftrl_1": "z"},
-        fixed={**_FTRL, "l1": 0.0, "beta": 0.0},
-    ),
+    "Ftrl": _Kind("ftrl", {}, {"Ftrl": "n", "Ftrl_1": "z"}, {**_FTRL, "l1": 0.0, "beta": 0.0}),
     "Adagrad": _Kind(
-        name="adagrad",
-        options={},
-        state={"Adagrad": "accumulator"},
-        fixed={"initial_accumulator": 0.1, "eps": 0.0},
+        "adagrad", {}, {"Adagrad": "accumulator"}, {"initial_accumulator": 0.1, "eps": 0.0}
     ),
-    "Adam": _Kind(name="adam", options={}, state={"Adam": "mean", "Adam_1": "square"}),
-    "Momentum": _Kind(
-        name="sgd", options={}, state={"Momentum": "velocity"}, fixed={"momentum": 0.9}
-    ),
+    "Adam": _Kind("adam", {}, {"Adam": "mean", "Adam_1": "square"}),
+    "Momentum": _Kind("sgd", {}, {"Momentum": "velocity"}, {"momentum": 0.9}),
     "RMSProp": _Kind(
-        name="rmsprop",
-        options={},
-        state={"RMSProp": "square", "RMSProp_1": "velocity"},
-        fixed={"eps": 1e-10, "initial_accumulator": 1.0, "convention": "tensorflow"},
+        "rmsprop",
+        {},
+        {"RMSProp": "square", "RMSProp_1": "velocity"},
+        {"eps": 1e-10, "initial_accumulator": 1.0, "convention": "tensorflow"},
     ),
 }
 
