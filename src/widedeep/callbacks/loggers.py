@@ -239,7 +239,7 @@ class TensorBoard(Logger):
         """Open an event file that hides events of later steps, of a run that this one resumes."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._close()
+        self.end(None)
         folder = Path(self.dir) if self.dir else trainer.folder / "tensorboard"
         purge = trainer.position.updates + 1 if trainer.position.updates else 0
         self._writer = SummaryWriter(str(folder), purge_step=purge)
@@ -274,11 +274,6 @@ class TensorBoard(Logger):
         for name, value in numbers_of(bundle.metrics).items():
             self._writer.add_scalar(f"bundle/{name}", value, self._offset)
         self._writer.close()
-
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -13,17 +13,6 @@ from widedeep.options import check_range, check_types, read_section, read_tables
 
 __all__ = ["GateConfig", "load_gate_config"]
 
-_POSITIVE = (
-    *("max_log_loss_rise", "max_auc_drop", "max_gauc_drop", "max_calibration_rise"),
-    "max_reward_drop",
-)
-_SLICES = ("max_slice_log_loss_rise", "max_slice_auc_drop", "max_slice_calibration_rise")
-_LIMITS = (
-    "max_rounding",
-    *("warn_psi", "max_psi", "max_missing_psi", "max_score_psi"),
-    *("max_latency_ms", "max_memory_mb", "max_load_s"),
-)
-
 
 def _limit(default: float) -> float:
     limit: float = field(default=default, metadata={"may_be_infinite": True})
@@ -128,7 +117,8 @@ class GateConfig:
         for name in ("min_rows", "min_positives", "min_slice_rows", "min_slice_positives"):
             value = getattr(self, name)
             check_range(owner, name, value, value >= 1, "an integer of at least 1")
-        for name in (*_POSITIVE, *_SLICES, *_LIMITS, "max_calibration_error"):
+        limits = [entry.name for entry in fields(self) if "may_be_infinite" in entry.metadata]
+        for name in (*limits, "max_memory_mb", "max_load_s"):
             value = getattr(self, name)
             check_range(owner, name, value, value is None or value >= 0, "a number >= 0")
         fraction = self.max_new_values

@@ -18,22 +18,13 @@ class Measure:
     overall_values: tuple[str, ...] = ()  # Those of all rows alone
 
 
+_LOSS = Measure(
+    limit="max_log_loss_rise",
+    slice_limit="max_slice_log_loss_rise",
+    overall_values=("normalized_loss",),
+)
 MEASURES = {
-    "log_loss": Measure(
-        limit="max_log_loss_rise",
-        slice_limit="max_slice_log_loss_rise",
-        overall_values=("normalized_loss",),
-    ),
-    "squared_error": Measure(
-        limit="max_log_loss_rise",
-        slice_limit="max_slice_log_loss_rise",
-        overall_values=("normalized_loss",),
-    ),
-    "poisson_deviance": Measure(
-        limit="max_log_loss_rise",
-        slice_limit="max_slice_log_loss_rise",
-        overall_values=("normalized_loss",),
-    ),
+    **dict.fromkeys(("log_loss", "squared_error", "poisson_deviance"), _LOSS),
     "auc": Measure(limit="max_auc_drop", slice_limit="max_slice_auc_drop"),
     "gauc": Measure(limit="max_gauc_drop"),
     "calibration": Measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -88,14 +89,7 @@ class ScoreCounts(NamedTuple):
 
     def since(self, before: ScoreCounts) -> ScoreCounts:
         """Return what has been counted since."""
-        return ScoreCounts(
-            requests=self.requests - before.requests,
-            scores=self.scores - before.scores,
-            total=self.total - before.total,
-            bins=self.bins - before.bins,
-            undefined=self.undefined - before.undefined,
-            unknown=self.unknown - before.unknown,
-        )
+        return ScoreCounts(*map(operator.sub, self, before))
 
 
 REQUEST_SECONDS = (
@@ -116,34 +110,15 @@ _LOG_GAUGES: tuple[tuple[str, str, Literal["sum", "livesum"]], ...] = (
 )
 
 
-def _drift_gauges(registry: CollectorRegistry) -> tuple[Gauge, Gauge]:
-    """Return those of values, and of null and not null; each process tells its latest window."""
-    newest = partial(
-        Gauge,
-        labelnames=("model", "feature"),
-        registry=registry,
-        multiprocess_mode="livemostrecent",
-    )
-    return (
-        newest(
-            "widedeep_drift_psi",
-            "Population stability index of sampled values against those of training.",
-        ),
-        newest(
-            "widedeep_drift_missing_psi",
-            "Population stability index of absent and present values against training.",
-        ),
-    )
-
-
 class ServerMetrics:
     """The metrics of one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        counter = partial(Counter, registry=registry)
-        live = partial(Gauge, registry=registry, multiprocess_mode="livesum")
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        live = partial(gauge, multiprocess_mode="livesum")
+        newest = partial(gauge, multiprocess_mode="livemostrecent")  # Each process's last window
         version, feature, model = ("model", "version"), ("model", "feature"), ("model",)
         self._requests = counter("widedeep_requests", "Requests answered.", ("route", "status"))
         self._seconds = Histogram(
@@ -163,11 +138,10 @@ class ServerMetrics:
         )
         self._answers = counter("widedeep_answers", "Requests scored, by version.", version)
         self._scores = counter("widedeep_scores", "Scores given, by version.", version)
-        self._score_sum = Gauge(
+        self._score_sum = gauge(
             "widedeep_scores_sum",
             "Sum of the scores; divided by widedeep_scores_total, their mean.",
             version,
-            registry=registry,
             multiprocess_mode="sum",
         )
         self.score_bins = ScoreBins(registry)
@@ -183,7 +157,16 @@ class ServerMetrics:
         self._unseen = counter(
             "widedeep_sampled_unseen", "Sampled values unseen in training.", feature
         )
-        self._drift, self._drift_missing = _drift_gauges(registry)
+        self._drift = newest(
+            "widedeep_drift_psi",
+            "Population stability index of sampled values against those of training.",
+            feature,
+        )
+        self._drift_missing = newest(
+            "widedeep_drift_missing_psi",
+            "Population stability index of absent and present values against training.",
+            feature,
+        )
         self._misspelt = counter(
             "widedeep_misspelt",
             "Requests that lack a column and have a key that resembles it.",
@@ -192,15 +175,14 @@ class ServerMetrics:
         self._thread_errors = counter(
             "widedeep_thread_errors", "Unexpected errors of background threads: bugs.", ("thread",)
         )
-        self._thread_beats = Gauge(
+        self._thread_beats = gauge(
             "widedeep_thread_heartbeat_timestamp_seconds",
             "Last heartbeat of each background thread, the earliest of all processes.",
             ("thread",),
-            registry=registry,
             multiprocess_mode="livemin",
         )
         self._log = {
-            name: Gauge(f"widedeep_log_{name}", text, registry=registry, multiprocess_mode=mode)
+            name: gauge(f"widedeep_log_{name}", text, multiprocess_mode=mode)
             for name, text, mode in _LOG_GAUGES
         }
         self._log_failing = live(

@@ -151,12 +151,8 @@ class Explore:
         free_R = requests.rng.random(len(requests)) < self.rate
         parts = [(np.flatnonzero(~free_R), self.policy), (np.flatnonzero(free_R), Random())]
         ranked = _together(requests, parts)
-        return Ranked(
-            order_RS=ranked.order_RS,
-            policy_R=ranked.policy_R,
-            arm_R=np.full(len(requests), self.name, object),
-            time_R=ranked.time_R,
-        )
+        arm_R = np.full(len(requests), self.name, object)
+        return replace(ranked, arm_R=arm_R, propensity_RS=None)
 
 
 class Split:
@@ -209,13 +205,7 @@ class Split:
             (np.flatnonzero(arm_R == number), arm) for number, arm in enumerate(self.arms.values())
         ]
         ranked = _together(requests, parts)
-        return Ranked(
-            order_RS=ranked.order_RS,
-            policy_R=ranked.policy_R,
-            arm_R=np.array(list(self.arms), object)[arm_R],
-            time_R=ranked.time_R,
-            propensity_RS=ranked.propensity_RS,
-        )
+        return replace(ranked, arm_R=np.array(list(self.arms), object)[arm_R])
 
 
 def _together(requests: Requests, parts: Sequence[tuple[NDArray[np.intp], Policy]]) -> Ranked:

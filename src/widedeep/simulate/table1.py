@@ -77,14 +77,11 @@ class Table1Config:
     def arms(self) -> dict[str, Callable[[FeatureSpec], FeatureSpec]]:
         """The function that makes each arm's features from those of the store."""
         towers = {
-            name: _reading_history if _reads_history(name) else _as_it_is for name in self.towers
+            name: _reading_history if _reads_history(name) else ARMS["wide & deep"]
+            for name in self.towers
         }
         apart = {NO_CROSS: _without_cross} if self.without_cross else {}
         return {**ARMS, **apart, **towers}
-
-
-def _as_it_is(spec: FeatureSpec) -> FeatureSpec:
-    return spec
 
 
 def _tower(name: str, hidden_units: Sequence[int]) -> dict[str, Any]:
@@ -255,19 +252,11 @@ def _one_seed(
             f"request, {sums['expected'] / sums['best']:.1%} of the best policy's"
         )
     none = {"auc": math.nan, "log_loss": math.nan}
-    return {name: _arm(offline.get(name, none), sums) for name, sums in live.items()}
-
-
-def _arm(offline: Mapping[str, float], live: Mapping[str, float]) -> Arm:
-    return Arm(
-        auc=offline["auc"],
-        log_loss=offline["log_loss"],
-        requests=int(live["requests"]),
-        installs=int(live["installs"]),
-        deviation=live["deviation"],
-        expected=live["expected"],
-        best=live["best"],
-    )
+    judged = {name: offline.get(name, none) for name in live}
+    return {
+        name: Arm(auc=judged[name]["auc"], log_loss=judged[name]["log_loss"], **sums)
+        for name, sums in live.items()
+    }
 
 
 def _folder(name: str) -> str:
@@ -317,7 +306,7 @@ def _trained(
 
 def _live(
     store: AppStore, bundles: Mapping[str, Bundle], config: Table1Config
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     arms: dict[str, policies.Policy] = {
         name: Model(bundle, name=name) for name, bundle in bundles.items()
     }
@@ -329,14 +318,14 @@ def _live(
     return {name: _figures(requests, name) for name in arms}
 
 
-def _figures(requests: pa.Table, arm: str) -> dict[str, float]:
+def _figures(requests: pa.Table, arm: str) -> dict[str, Any]:
     requests_of_arm = requests.filter(np.array(requests["arm"].to_pylist(), object) == arm)
     users_R = np.unique(requests_of_arm["user_id"].to_numpy(), return_inverse=True)[1]
     installs_U = np.bincount(users_R, requests_of_arm["installs"].to_numpy())
     requests_U = np.bincount(users_R)
     return {
         "requests": requests_of_arm.num_rows,
-        "installs": float(installs_U.sum()),
+        "installs": int(installs_U.sum()),
         "deviation": _ratio_deviation(installs_U, requests_U),
         "expected": float(requests_of_arm["expected"].to_numpy().sum()),
         "best": float(requests_of_arm["best"].to_numpy().sum()),
