@@ -286,11 +286,10 @@ def follow_run(
     gate: GateConfig | None = None,
     poll_s: float = 1.0,
     idle_s: float | None = None,
-    progress: bool = True,
 ) -> Followed:
     """Learn a folder's Parquet files as they land, from where the run, or its stream, stopped."""
     ranks = ranks_of(config.distributed)
-    progress = progress and ranks.is_first
+    progress = ranks.is_first
 
     def say(line: str) -> None:
         if progress:

@@ -95,7 +95,6 @@ def run_workers(
     *,
     drain_s: float = 30.0,
     restart_s: tuple[float, float] = (0.5, 30.0),
-    on_message: Callable[[str], None] | None = None,
 ) -> int:
     """Run ``target(worker, *args)`` in several processes until SIGTERM or SIGINT."""
     if count < 1:
@@ -105,17 +104,16 @@ def run_workers(
             f"run_workers: got {target!r}, expected a function of a module that can be imported"
         )
     metrics = Path(tempfile.mkdtemp(prefix="widedeep-metrics-"))
-    say = on_message or _say
     try:
         workers = [
-            _Process(Worker(index, count), target, args, metrics, restart_s, say)
+            _Process(Worker(index, count), target, args, metrics, restart_s)
             for index in range(count)
         ]
         with _signals_received() as signals:
             try:
                 return _watch(workers, signals)
             finally:
-                _drain(workers, drain_s, signals, say)
+                _drain(workers, drain_s, signals)
     finally:
         shutil.rmtree(metrics, ignore_errors=True)
 
@@ -133,9 +131,7 @@ def _watch(workers: Sequence[_Process], signals: _Signals) -> int:
     return 0
 
 
-def _drain(
-    workers: Sequence[_Process], drain_s: float, signals: _Signals, say: Callable[[str], None]
-) -> None:
+def _drain(workers: Sequence[_Process], drain_s: float, signals: _Signals) -> None:
     for worker in workers:
         worker.signal(signal.SIGINT if signals.soon else signal.SIGTERM)
     end = time.monotonic() + drain_s
@@ -148,7 +144,7 @@ def _drain(
         time.sleep(_POLL_S)
     for worker in workers:
         if worker.is_running():
-            say(f"worker {worker.worker.index} did not end within {drain_s:g} s: killed")
+            _say(f"worker {worker.worker.index} did not end within {drain_s:g} s: killed")
             worker.kill()
 
 
@@ -193,9 +189,8 @@ class _Process:
         args: Sequence[Any],
         metrics: Path,
         restart_s: tuple[float, float],
-        say: Callable[[str], None],
     ) -> None:
-        self.worker, self._metrics, self._restart_s, self._say = worker, metrics, restart_s, say
+        self.worker, self._metrics, self._restart_s = worker, metrics, restart_s
         self._target, self._args = target, tuple(args)
         self._running: subprocess.Popen[bytes] | None = None
         self._started = self._next_start = 0.0
@@ -248,7 +243,7 @@ class _Process:
         self._restart_later(f"worker {self.worker.index} ended by {how} after {lived:.1f} s")
 
     def _restart_later(self, what: str) -> None:
-        self._say(f"{what}; again in {self._pause:g} s")
+        _say(f"{what}; again in {self._pause:g} s")
         self._next_start = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, self._restart_s[1])
 
