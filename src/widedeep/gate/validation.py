@@ -13,7 +13,7 @@ from widedeep._version import __version__
 from widedeep.bundle import Bundle
 from widedeep.data.sources import Data
 from widedeep.errors import BundleError, WideDeepError
-from widedeep.evaluation.compare import score_both
+from widedeep.evaluation.compare import ChunkCallback, ComparedRows, score_both
 from widedeep.evaluation.logged_rankings import LogColumns
 from widedeep.gate.checks import dry_run_reasons, rounding_reasons, run_checks
 from widedeep.gate.config import GateConfig
@@ -70,46 +70,31 @@ def validate(
         "widedeep": __version__,
         "serving": None if served is None else describe_bundle(served),
     }
-    run = dry_run(path)
+    about["dry_run"] = run = dry_run(path)
     reasons, notes = dry_run_reasons(run, config)
-    if run["error"] is not None:
+
+    def verdict(candidate: dict[str, Any], **findings: Any) -> Verdict:
+        seconds, told = time.perf_counter() - started, tuple(reasons)
         return Verdict(
-            passed=False,
-            reasons=tuple(reasons),
-            candidate={"path": os.fspath(path), "sha256": _identity(path), "schema": None},
-            dry_run=run,
-            seconds=time.perf_counter() - started,
-            **about,
+            passed=not told, reasons=told, candidate=candidate, seconds=seconds, **findings, **about
         )
+
+    if run["error"] is not None:
+        return verdict({"path": os.fspath(path), "sha256": _identity(path), "schema": None})
     bundle = Bundle.load(path)
     for own, more in zip((reasons, notes), rounding_reasons(bundle.rounding, config), strict=True):
         own += more
     try:
-        rows = score_both(
-            bundle,
-            served,
-            data,
-            slices=config.slices,
-            unit=config.unit,
-            log=log_columns(data, bundle, config),
-            threads=threads,
-        )
+        rows = score_rows_to_judge(bundle, served, data, config, threads)
         findings = run_checks(rows, config)
     except WideDeepError:
         raise
     except Exception as error:
         # An unforeseen error: what was not judged does not pass.
-        return Verdict(
-            passed=False,
-            reasons=(*reasons, f"the gate could not judge ({error!r}): please report it"),
-            candidate=describe_bundle(bundle),
-            dry_run=run,
-            seconds=time.perf_counter() - started,
-            **about,
-        )
+        reasons.append(f"the gate could not judge ({error!r}): please report it")
+        return verdict(describe_bundle(bundle))
     results: dict[str, Any] = {
         "data": {"rows": len(rows), "unit": rows.unit, "inputs": rows.inputs},
-        "dry_run": run,
         **findings.fields,
     }
     reasons += findings.reasons
@@ -117,26 +102,27 @@ def validate(
     notes += findings.notes
     if served is None:
         notes.append("there is no serving model; the candidate was judged on its own")
-    return Verdict(
-        passed=not reasons,
-        reasons=tuple(reasons),
-        notes=tuple(notes),
-        candidate=describe_bundle(bundle),
-        seconds=time.perf_counter() - started,
-        **results,
-        **about,
-    )
+    return verdict(describe_bundle(bundle), notes=tuple(notes), **results)
 
 
-def log_columns(data: Data, bundle: Bundle, config: GateConfig) -> LogColumns | None:
-    """Return the columns that say how a log was ranked; None for other data."""
-    return LogColumns.find(
+def score_rows_to_judge(
+    candidate: Bundle,
+    serving: Bundle | None,
+    data: Data,
+    config: GateConfig,
+    threads: int,
+    on_chunk: ChunkCallback | None = None,
+) -> ComparedRows:
+    """Score the data with both models, cut and resampled as the configuration says."""
+    log = LogColumns.find(
         data,
-        bundle,
+        candidate,
         propensity=config.propensity,
         position=config.position,
         request=config.request,
     )
+    cut: dict[str, Any] = {"slices": config.slices, "unit": config.unit, "log": log}
+    return score_both(candidate, serving, data, **cut, threads=threads, on_chunk=on_chunk)
 
 
 def _identity(path: Path) -> str | None:

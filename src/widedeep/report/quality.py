@@ -16,12 +16,12 @@ from widedeep.data.batch import Batch
 from widedeep.data.drift import DriftCounts
 from widedeep.data.sources import Data
 from widedeep.evaluation.bundle_metrics import BundleMetrics, head_targets
-from widedeep.evaluation.compare import ComparedRows, HeadScores, score_both
+from widedeep.evaluation.compare import ComparedRows, HeadScores
 from widedeep.evaluation.off_policy import policy_values
 from widedeep.evaluation.statistics import calibration_curve, gain_curve, is_defined
 from widedeep.gate.config import GateConfig
 from widedeep.gate.quality import judge_quality
-from widedeep.gate.validation import log_columns
+from widedeep.gate.validation import score_rows_to_judge
 from widedeep.report.hash_bucket_values import HashBucketValues
 
 Floats = NDArray[np.float64]
@@ -77,16 +77,7 @@ def measure_quality(
         if other_batch is not None and other_scores is not None:
             models[1].update(other_scores, other_batch)
 
-    rows = score_both(
-        bundle,
-        against,
-        data,
-        slices=config.slices,
-        unit=config.unit,
-        log=log_columns(data, bundle, config),
-        threads=threads,
-        on_chunk=on_chunk,
-    )
+    rows = score_rows_to_judge(bundle, against, data, config, threads, on_chunk)
     with np.errstate(divide="ignore", invalid="ignore"):
         judged = judge_quality(rows, config)
     kinds = {head.name: head.kind for head in bundle.model.heads}
