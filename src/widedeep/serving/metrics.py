@@ -188,19 +188,15 @@ class ServerMetrics:
         self._log_failing = live(
             "widedeep_log_failing", "Processes whose impression log cannot be written at present."
         )
-        self._of_route = cache(
-            lambda route, status: (
-                self._requests.labels(route, str(status)),
-                self._seconds.labels(route),
-            )
-        )
-        self._of_version = cache(
-            lambda model, version: (
-                self._answers.labels(model, version),
-                self._scores.labels(model, version),
-                self._score_sum.labels(model, version),
-            )
-        )
+        self._of_route, self._of_version = cache(self._route), cache(self._version)
+
+    def _route(self, route: str, status: int) -> tuple[Counter, Histogram]:
+        return self._requests.labels(route, str(status)), self._seconds.labels(route)
+
+    def _version(self, model: str, version: str) -> tuple[Counter, Counter, Gauge]:
+        labels = (model, version)
+        answers, scores = self._answers.labels(*labels), self._scores.labels(*labels)
+        return answers, scores, self._score_sum.labels(*labels)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count an answer."""
