@@ -40,7 +40,7 @@ def rate_factor(
 ) -> float:
     config = TrainConfig(schedule=schedule, decay_fraction=decay_fraction)
     schedules = RateSchedules(config.part_schedules(), warmup_steps=warmup_steps)
-    wide, deep, dense = schedules.rates(step, total or 0)
+    wide, deep, dense = schedules.rates_of(1, step, total or 0)[0]
     assert wide == deep == dense
     return wide
 
@@ -171,10 +171,10 @@ def test_a_plateau_falls_when_that_of_torch_does(
         threshold=min_delta, threshold_mode="abs", min_lr=0.1,
     )  # fmt: skip
     for value in values:
-        before = schedules.rates(0, 1).wide
+        before = schedules.rates_of(1, 0, 1)[0][0]
         lines = schedules.update({"log_loss": float(value)})
         oracle.step(float(value))
-        wide, deep, dense = schedules.rates(0, 1)
+        wide, deep, dense = schedules.rates_of(1, 0, 1)[0]
         assert wide == deep == optimizer.param_groups[0]["lr"]
         assert dense == 1.0
         assert len(lines) == (wide < before), "each fall is told, once"
@@ -330,7 +330,7 @@ def test_a_stream_counts_the_steps_of_all_shards() -> None:
     trainer = make_trainer(schema, schedule=record, schedules={"wide": "plateau", "deep": "wsd"})
     trainer.fit_stream((f"shard {i}", make_table(rows=100, seed=i)) for i in range(3))
     assert seen == list(range(6))
-    assert trainer.state.schedules.rates(3, 4, before=0) == (1.0, 1.0, 1.0)
+    assert trainer.state.schedules.rates_of(1, 3, 4, before=0).tolist() == [[1.0, 1.0, 1.0]]
 
 
 def test_a_checkpoint_records_what_a_function_is_called(tmp_path: Path) -> None:

@@ -453,7 +453,7 @@ class Evaluator:
                 lanes=ranks.lanes,
             )
             reader = BatchReader(source, encode, plan, lanes=ranks.lanes_of())
-        with contextlib.closing(reader):
+        with reader:
             yield from reader
 
     def by_requests(self, source: Source) -> Source | RequestSource:

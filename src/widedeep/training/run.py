@@ -244,7 +244,7 @@ class TrainingRun:
             batches_at_once=self._at_once,
             sizes=[slot.size for slot in state.model.schema.slots],
         )
-        with contextlib.closing(reader):
+        with reader:
             for batches in reader:
                 left: Batch | None = batches
                 while left is not None:

@@ -470,23 +470,6 @@ class RateSchedules:
         """The first that decays from the best model where training stops early."""
         return next((s for s in self.schedules.values() if isinstance(s, WSD)), None)
 
-    def rates(
-        self, step: int, total_steps: int, *, before: int | None = None, tail: float | None = None
-    ) -> Rates:
-        """Return the factors of the rates of a step.
-
-        Args:
-            step: Steps done in this run.
-            total_steps: All of them.
-            before: Steps of a stream before this shard of it. It has no end to decay towards and
-                no validation data, so ``"wsd"`` and ``"plateau"`` stay constant, while others that
-                last as long as the run go over each shard.
-            tail: Factor of ``"wsd"`` after an early stop.
-        """
-        tails_S = None if tail is None else np.array([tail])
-        one = self.rates_of(1, step, total_steps, before=before, tails_S=tails_S)[0]
-        return Rates(*one.tolist())
-
     def rates_of(
         self,
         steps: int,
@@ -496,7 +479,13 @@ class RateSchedules:
         before: int | None = None,
         tails_S: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
-        """Return what :meth:`rates` does of the next steps, (S, 3); ``tails_S`` of each of them."""
+        """Return the factors of the rates of the next steps, (S, 3), after those done in this run.
+
+        ``before`` counts the steps of a stream before this shard of it. It has no end to decay
+        towards and no validation data, so ``"wsd"`` and ``"plateau"`` stay constant, while others
+        that last as long as the run go over each shard. ``tails_S`` are factors of ``"wsd"`` after
+        an early stop.
+        """
         run_S = np.arange(step, step + steps)
         done_S = run_S + (before or 0)
         rise_S = np.ones(steps)
