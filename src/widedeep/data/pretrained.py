@@ -98,13 +98,6 @@ def match_rows(
 ) -> PretrainedRows:
     """Return the rows of a feature's table that pretrained vectors belong to, by value.
 
-    Args:
-        schema: The schema, with the feature's vocabulary.
-        feature: The feature, or one of those that share the table.
-        source: As for :func:`read_vectors`.
-        dim: Width of its embeddings.
-        copies: How many copies of its vector a row gets, side by side.
-
     Raises:
         DataError: If the vectors are damaged, of another width, or of another type than the values.
     """

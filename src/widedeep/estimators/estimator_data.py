@@ -28,15 +28,10 @@ class CellTypeError(DataError, TypeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Rows to learn: the features, the column ``LABEL``, and ``WEIGHT`` where rows have weights.
+    """Rows to learn: the features, the column ``LABEL``, and ``WEIGHT`` where rows have weights."""
 
-    Args:
-        table: The rows, each of a weight above 0.
-        weighted: Whether the table has weights.
-    """
-
-    table: pa.Table
-    weighted: bool
+    table: pa.Table  # The rows, each of a weight above 0
+    weighted: bool  # Whether the table has weights
 
     @property
     def labels(self) -> NDArray[Any]:

@@ -32,22 +32,14 @@ class Events:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """A sequence and those parallel to it, read as one sequence of events.
+    """A sequence and those parallel to it, read as one sequence of events."""
 
-    Args:
-        sequences: Features whose embeddings, side by side, are an event.
-        targets: The candidate's features, one for each of the first ``sequences``.
-        width: E, width of an event.
-        matched: Columns of an event that the targets have too, the first ones.
-        maxlen: Most events, or None for any number.
-        weighted: Sequences whose embeddings are multiplied by the weights of their ids.
-    """
-
-    sequences: tuple[str, ...]
-    targets: tuple[str, ...]
-    width: int
-    matched: int
-    maxlen: int | None
+    sequences: tuple[str, ...]  # Features whose embeddings, side by side, are an event
+    targets: tuple[str, ...]  # The candidate's features, one for each of the first ``sequences``
+    width: int  # E, width of an event
+    matched: int  # Columns of an event that the targets have too, the first ones
+    maxlen: int | None  # Most events, or None for any number
+    # Sequences whose embeddings are multiplied by the weights of their ids
     weighted: frozenset[str] = frozenset()
 
     def events(self, inputs: DeepInput) -> Events:
@@ -71,13 +63,6 @@ def find_histories(
     layout: DeepLayout, tower: str, targets: Mapping[str, str], *, compared: bool
 ) -> list[History]:
     """Return the histories of a model.
-
-    Args:
-        layout: The model's deep input.
-        tower: The tower that reads them, named in errors.
-        targets: Sequence to the feature that it is compared with; others have the pooled feature
-            with which they share a table.
-        compared: Whether each history needs a target.
 
     Raises:
         ConfigError: If there is no sequence, or a target is missing or of another width.

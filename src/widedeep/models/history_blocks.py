@@ -58,11 +58,7 @@ def weighted_sum(weights_BT: Tensor, values_BTD: Tensor) -> Tensor:
 
 
 class PackedEvents:
-    """The N events of a batch's histories one after the other, without the padding between.
-
-    Args:
-        mask_BT: bool, True where a place holds an event.
-    """
+    """The N events of a batch's histories one after the other, without the padding between."""
 
     def __init__(self, mask_BT: Tensor) -> None:
         self.mask_BT = mask_BT
@@ -329,10 +325,6 @@ class GRU(nn.Module):
 
 class SelfAttention(nn.Module):
     """Multi-head attention of each place to all that hold something (Vaswani et al. 2017, 3.2).
-
-    Args:
-        width: E, width of an event.
-        heads: Number of heads, of ``ceil(E / heads)`` columns each.
 
     Shape:
         (B, T, E), bool (B, T) -> (B, T, E)
