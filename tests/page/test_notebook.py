@@ -11,6 +11,8 @@ import pyarrow as pa
 import pytest
 
 import widedeep as wd
+from widedeep.training.config import RunConfig
+from widedeep.tuning import Study, Trial
 
 EVIL = "<script>alert('x')</script>"
 ROWS = [{EVIL: ["a", EVIL][i % 2], "n": float(i), "y": i % 2} for i in range(64)]
@@ -43,6 +45,25 @@ def test_a_schema_and_a_model(trainer: wd.Trainer) -> None:
     for count in (4, 8, tower):  # wide weights, embeddings, the tower
         assert f"<b>{count:,}</b>" in model
     assert "4 x 2" in model and "hidden units [4]" in model
+
+
+def test_an_inferred_spec_has_reasons() -> None:
+    inferred = wd.infer_spec(pa.Table.from_pylist(ROWS), label="y")
+    page = page_of(inferred)
+    assert html.escape(EVIL) in page and "from 64 of 64 rows" in page
+    for column in inferred.columns:
+        assert html.escape(column.describe()) in page
+    assert all(html.escape(text) in page for text in inferred.warnings)
+
+
+def test_a_study_is_its_page() -> None:
+    config = RunConfig(spec=wd.FeatureSpec(label="y", features=[wd.numeric("n")]))
+    trials = [
+        Trial(number=n, state="finished", value=0.7 + n / 10, params={"lr": n}, curve=((1, 0.5),))
+        for n in range(2)
+    ]
+    study = Study(config=config, given=config, trials=tuple(trials), monitor="auc", minutes=1.0)
+    assert page_of(study) == study.to_html()
 
 
 def test_a_training_has_curves(trainer: wd.Trainer) -> None:

@@ -32,6 +32,7 @@ from widedeep.errors import ConfigError, DataError
 from widedeep.features import Feature, FeatureSpec, bucketized, categorical, crossed, numeric
 from widedeep.features.spec import spec_to_table
 from widedeep.features.toml import toml_key, toml_value
+from widedeep.page.document import framed_page, note, table
 
 __all__ = ["InferredSpec", "data_lines", "features_block", "infer_spec"]
 
@@ -530,11 +531,18 @@ class InferredSpec:
         """
         return "\n".join(["[data]", *data_lines(self), "", features_block(self)]) + "\n"
 
+    def _rows(self) -> list[tuple[str, str, str]]:
+        columns = [(c.name or "(no name)", c.role, c.describe()) for c in self.columns]
+        return columns + [(" x ".join(c.columns), "cross", c.reason) for c in self.crosses]
+
+    def _repr_html_(self) -> str:
+        rows = table(("column", "taken for", "because"), self._rows())
+        subtitle = f"from {self.sampled:,} of {self.total:,} rows"
+        parts = [*map(note, self.warnings), rows]
+        return framed_page("Inferred features", parts, subtitle=subtitle)
+
     def __repr__(self) -> str:
-        rows: list[tuple[str, str, str]] = [
-            (c.name or "(no name)", c.role, c.describe()) for c in self.columns
-        ]
-        rows += [(" x ".join(c.columns), "cross", c.reason) for c in self.crosses]
+        rows = self._rows()
         widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
         lines = [f"{n:<{widths[0]}}  {r:<{widths[1]}}  {why}".rstrip() for n, r, why in rows]
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
@@ -594,9 +602,7 @@ def infer_spec(
     evidence = measure(sample.table, columns, label, head, crosses=crosses, seed=seed)
     if not any(column.is_feature for column in evidence.columns):
         reasons = "; ".join(f"{c.name}: {c.reason}" for c in evidence.columns if c.reason)
-        raise ConfigError(
-            f"got no column that can be a feature ({reasons}); give a table with more"
-        )
+        raise ConfigError(f"got no column that can be a feature ({reasons}); give other columns")
     spec = _spec(evidence.columns, evidence.crosses, label, sample.total)
     # What was counted of a user and an item together belongs to neither.
     if "request" in joined.values() and "history" not in joined.values():
@@ -636,18 +642,11 @@ def _value_warnings(
         for p in profiles
         if p.minimum == -math.inf or p.maximum == math.inf
     ]
-    return [*warnings, *_label_warnings(profiles, label, head)]
-
-
-def _label_warnings(
-    profiles: Sequence[ColumnProfile], label: str | None, head: HeadKind
-) -> list[str]:
     column = next((p for p in profiles if p.name == label), None)
     if column is None:
-        return ["no column looks like the label, so nothing was measured; give label=NAME"]
+        return [*warnings, "no column looks like the label: nothing was measured; give label=NAME"]
     if column.constant:
-        return [f"{label}: is the same in every row, so there is nothing to tell apart"]
-    warnings = []
+        return [*warnings, f"{label}: is the same in every row, so there is nothing to tell apart"]
     if column.missing:
         warnings.append(f"{label}: {column.missing:.2%} of its rows have no label; drop them")
     if column.whole and head == "regression" and column.distinct <= 10:

@@ -24,6 +24,7 @@ from widedeep.metrics import find_metric
 from widedeep.metrics.registry import loss_metric
 from widedeep.models.wide_deep import WideDeep
 from widedeep.options import with_options
+from widedeep.page.document import page_frame
 from widedeep.schema import Schema
 from widedeep.training.config import RunConfig, TuneConfig
 from widedeep.training.defaults import at_quality, auto_batch_size
@@ -115,6 +116,9 @@ class Study:
     def to_html(self) -> str:
         """Return the study as one page that needs nothing else: no script, no network."""
         return study_page(self.to_json())
+
+    def _repr_html_(self) -> str:
+        return page_frame(self.to_html())
 
 
 def goal(monitor: str, value: float | None) -> float:
