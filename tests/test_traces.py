@@ -89,6 +89,47 @@ def test_a_request_is_a_span_under_the_callers(
         assert request.start_time <= child.start_time <= child.end_time <= request.end_time
 
 
+def test_a_call_of_grpc_is_a_span_under_the_callers(
+    registry: Registry, spans: Callable[[], list[Any]]
+) -> None:
+    grpc = pytest.importorskip("grpc")
+    from widedeep.serving.grpc import SERVICE, GrpcServer, message
+
+    settings = wd.serving.http.Settings(request_log="none")  # type: ignore[attr-defined]
+    server = GrpcServer(Local({"apps": registry}, settings=settings).service, "127.0.0.1:0")
+    server.start()
+    asked = message("ModelInferRequest")(model_name="apps", id="r1")
+    asked.inputs.add(name="age", datatype="FP64", shape=[2]).contents.fp64_contents.extend([1, 2])
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        infer = channel.unary_unary(
+            f"/{SERVICE}/ModelInfer",
+            request_serializer=lambda each: each.SerializeToString(),
+            response_deserializer=message("ModelInferResponse").FromString,
+        )
+        infer(asked, metadata=[("traceparent", f"00-{TRACE}-{PARENT}-01")])
+        asked.inputs[0].name = "agee"
+        with pytest.raises(grpc.RpcError, match="did you mean 'age'"):
+            infer(asked)
+    server.stop(5)
+    found = [span for span in spans() if span.name != "load version"]
+    features, score, request, _, failed = found
+    assert [each.name for each in (features, score, request)] == ["features", "score", "request"]
+    assert features.parent.span_id == score.parent.span_id == request.context.span_id
+    assert f"{request.context.trace_id:032x}" == TRACE
+    assert (f"{request.parent.span_id:016x}", request.kind.name) == (PARENT, "SERVER")
+    assert request.attributes == {
+        "rpc.system": "grpc",
+        "rpc.service": SERVICE,
+        "rpc.method": "ModelInfer",
+        "rpc.grpc.status_code": 0,
+        "widedeep.request_id": "r1",
+        "widedeep.model": "apps",
+        "widedeep.version": "1",
+        "widedeep.rows": 2,
+    }
+    assert (failed.parent, failed.attributes["rpc.grpc.status_code"]) == (None, 3)
+
+
 def test_a_bad_header_begins_a_trace_and_a_bad_request_is_one_too(
     registry: Registry, spans: Callable[[], list[Any]]
 ) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from widedeep import traces
 from widedeep._version import __version__
 from widedeep.errors import ConfigError, RequestError, WideDeepError, extra_imports
 
@@ -195,12 +196,14 @@ with extra_imports():
     import grpc
 
 _CODES = {
+    200: grpc.StatusCode.OK,
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -282,24 +285,27 @@ class GrpcServer:
         reply, service, route = message(f"{name}Response"), self._service, f"grpc/{name}"
 
         def handle(request: Any, context: Any) -> Any:
-            start = time.monotonic()
-            status = 200
-            try:
-                self._check_key(name, context)
-                return reply(**answer(request, context))
-            except (HttpError, WideDeepError) as error:
-                status = error.status if isinstance(error, HttpError) else 400
-                context.set_code(_CODES.get(status, grpc.StatusCode.UNKNOWN))
-                context.set_details(str(error))
-            except Exception as error:  # a bug: logged for the operator, not shown to the caller
-                status = 500
-                service.metrics.bugs.inc()
-                service.log.bug(error, route=route)
-                context.set_code(grpc.StatusCode.INTERNAL)
-                context.set_details("the server failed; see its log")
-            finally:
-                service.metrics.answered(route, status, time.monotonic() - start)
-            return reply()
+            start, status, fields, built = time.monotonic(), 200, Fields(), reply()
+            attributes = {"rpc_system": "grpc", "rpc_service": SERVICE, "rpc_method": name}
+            with traces.request_span(_trace_headers(context), start, **attributes) as span:
+                try:
+                    self._check_key(name, context)
+                    fields = answer(request, context)
+                    built = reply(**fields)
+                except (HttpError, WideDeepError) as error:
+                    status = error.status if isinstance(error, HttpError) else 400
+                    context.set_details(str(error))
+                except Exception as error:  # a bug: logged for the operator, not for the caller
+                    status = 500
+                    service.metrics.bugs.inc()
+                    service.log.bug(error, route=route)
+                    context.set_details("the server failed; see its log")
+                code = _CODES.get(status, grpc.StatusCode.UNKNOWN)
+                context.set_code(code)
+                if span is not None:
+                    span.set_attributes(_attributes(code, request, fields))
+            service.metrics.answered(route, status, time.monotonic() - start)
+            return built
 
         return handle
 
@@ -395,6 +401,27 @@ class GrpcServer:
             ],
             "raw_output_contents": [to_bytes(scores) for _, scores, _ in outputs],
         }
+
+
+def _trace_headers(context: Any) -> dict[bytes, bytes]:
+    """Return a call's metadata as headers, if spans are made of them."""
+    if not traces.is_on():
+        return {}
+    sent = [(key, value) for key, value in context.invocation_metadata() if isinstance(value, str)]
+    return {key.encode(): value.encode("latin-1", "replace") for key, value in sent}
+
+
+def _attributes(code: grpc.StatusCode, request: Any, fields: Fields) -> dict[str, Any]:
+    """Return what the span of a call says of it, beside its method."""
+    outputs = fields.get("outputs")
+    present = {
+        "widedeep.request_id": fields.get("id"),
+        "widedeep.model": getattr(request, "model_name", None) or getattr(request, "name", None),
+        "widedeep.version": fields.get("model_version"),
+        "widedeep.rows": int(outputs[0]["shape"][0]) if outputs else None,
+    }
+    known = {name: value for name, value in present.items() if value}
+    return {"rpc.grpc.status_code": code.value[0], **known}
 
 
 def _tensors(request: Any, inputs: list[InferInput]) -> list[list[Any]]:

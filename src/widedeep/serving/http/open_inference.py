@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from widedeep import traces
 from widedeep._version import __version__
 from widedeep.bundle import Bundle
 from widedeep.bundle.bundle import by_head
@@ -241,9 +242,11 @@ def score_rows(
         bundle = served.ranker.bundle
         request_rows: list[Row] = []
         try:
-            request_rows = rows(bundle)
-            logits_BC = _logits(bundle, request_rows, service.threads)
-            scores = by_head(bundle.model, bundle.scores_of(logits_BC))
+            with traces.span("features"):
+                request_rows = rows(bundle)
+            with traces.span("score"):
+                logits_BC = _logits(bundle, request_rows, service.threads)
+                scores = by_head(bundle.model, bundle.scores_of(logits_BC))
         except (HttpError, WideDeepError, UnicodeError) as error:
             service.statistics.failed(model, served.version, time.perf_counter() - start)
             if isinstance(error, WideDeepError):
