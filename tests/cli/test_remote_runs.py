@@ -92,6 +92,14 @@ def test_verbs_take_the_url_of_a_run(
     assert again.code == 0, again.err
 
 
+def test_several_ranks_need_a_folder_that_they_share(run: Run, ads_run: Path) -> None:
+    url = "memory://ranks/run"
+    refused = run("train", ads_run / "ads.toml", "--out", url, "--ranks", 2)
+    assert refused.code == 2
+    assert "got a URL on 2 ranks, expected a folder that all of them share" in refused.err
+    assert refused.err.rstrip().endswith(f"then: widedeep export RUN -o {url}")
+
+
 class Store:
     """A run behind a URL whose connection is lost now and then."""
 

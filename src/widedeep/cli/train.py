@@ -171,7 +171,7 @@ def _launches(arguments: argparse.Namespace) -> bool:
     if ranks > 1 and arguments.out is not None and is_url(arguments.out):
         raise ConfigError(
             f"--out: got a URL on {ranks} ranks, expected a folder that all of them share; train "
-            "in one process, or export the run to a URL afterwards"
+            f"in one process, or into a folder and then: widedeep export RUN -o {arguments.out}"
         )
     return arguments.ranks is not None and ranks > 1
 
