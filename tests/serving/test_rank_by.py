@@ -262,3 +262,6 @@ def test_a_version_that_lacks_a_formulas_head_fails_with_the_reason(folder: Path
         status = {each.version: each for each in registry.status()}
         assert (status["1"].state, status["2"].state) == ("ready", "failed")
         assert "got 'buy' in 'click * buy', which is no head" in str(status["2"].error)
+    words = ("--items", options["items"], "--item-id", "app", "--rank-by", "click * buy")
+    with running(folder / "two", *words) as server:  # the older one serves
+        server.wait_ready()

@@ -24,14 +24,14 @@ from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import next_line, print_json, say
 from widedeep.cli.parser import add_option, period, positive, seconds, share, threads
 from widedeep.cli.runs import served_bundle
-from widedeep.errors import BundleError, ConfigError, nearest
+from widedeep.errors import BundleError, ConfigError, DataError, nearest
 from widedeep.features.spec import item_columns
 from widedeep.remote import is_url
 from widedeep.schema import stored_spec
 from widedeep.serving.config import LogConfig, ServeConfig, Settings, find_models
 from widedeep.serving.exploration import Exploration, no_posterior
 from widedeep.serving.formula_scores import FormulaScores
-from widedeep.serving.versions import Latest, RegistryOptions
+from widedeep.serving.versions import Latest, RegistryOptions, find_versions
 
 EXAMPLE = (
     "  widedeep serve models/ads --http :8080 --items items.parquet --item-id app\n"
@@ -234,15 +234,24 @@ def _check_files(settings: Settings, registry: RegistryOptions) -> list[str] | N
 def _check_formula(
     formula: Formula, models: dict[str, Path | str], columns: list[str] | None
 ) -> None:
-    """Refuse a formula that a version in service cannot rank by; a later one fails by itself."""
+    """Refuse a formula that no version of a model can rank by; one that cannot fails by itself."""
     for path in models.values():
-        try:
-            bundle = Bundle.load(served_bundle(path), verify=False)
-        except BundleError:
-            continue  # the first version is on its way, or the server says what is wrong with it
-        scores = FormulaScores(formula, bundle)
-        if columns is not None:
-            scores.check_columns(columns)
+        error: ConfigError | DataError | None = None
+        versions = [path] if isinstance(path, str) else [*find_versions(path).values()][::-1]
+        for version in versions:
+            try:
+                bundle = Bundle.load(served_bundle(version), verify=False)
+                scores = FormulaScores(formula, bundle)
+                scores.check_columns(scores.columns if columns is None else columns)
+            except BundleError:
+                continue  # on its way, or the server says what is wrong with it
+            except (ConfigError, DataError) as problem:
+                error = error or problem
+            else:
+                break
+        else:
+            if error is not None:
+                raise error
 
 
 def _exploration(arguments: argparse.Namespace) -> Exploration | None:
