@@ -85,7 +85,7 @@ def test_every_failure_is_counted() -> None:
 
     threading.Thread(target=serve, daemon=True).start()
     port = listener.getsockname()[1]
-    found = run_load(Target(port=port), [b"{}"], connections=1, seconds=0.3, warm_up_s=0)
+    found = run_load(Target(port=port), [b"{}"], connections=1, seconds=0.6, warm_up_s=0)
     listener.close()
     assert set(found.failures) == {503, 0}
     counts = [found.requests, found.failures[503], found.failures[0]]

@@ -445,10 +445,10 @@ def test_files_that_cannot_be_completed_are_tried_again(
     ranker: Ranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(impressions, "_RETRY_S", (0.01, 0.05))
-    rename, failures = os.rename, iter(range(3))
+    rename, mended = os.rename, threading.Event()
 
     def failing(source: Path, target: Path) -> None:
-        if next(failures, None) is not None:
+        if not mended.is_set():
             raise PermissionError(13, "Permission denied")
         rename(source, target)
 
@@ -457,6 +457,7 @@ def test_files_that_cannot_be_completed_are_tried_again(
         log.offer(ranked(ranker, "kept", k=1))
         eventually(lambda: log.counts().errors >= 2)
         assert not list(tmp_path.glob("*/*.parquet"))
+        mended.set()
         eventually(lambda: complete(tmp_path, 1))
     assert written(tmp_path)["request_id"].to_pylist() == ["kept"]
 

@@ -54,7 +54,7 @@ def ask(port: int, what: str = "") -> str:
         return connection.makefile().read()
 
 
-def asked_often(port: int, times: int = 12) -> set[tuple[str, str]]:
+def asked_often(port: int, times: int = 20) -> set[tuple[str, str]]:
     """The (index, process id) of the workers that answer; the kernel spreads the connections."""
     found = set()
     for _ in range(times):
