@@ -167,6 +167,7 @@ def started(script: str, *words: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_publisher_and_server_are_killed_at_random_moments(tmp_path: Path) -> None:
     """Every version is whole at any time, and every answer is that of its bundle, by bytes."""
     count, chance = 30, random.Random(5)
@@ -179,8 +180,10 @@ def test_publisher_and_server_are_killed_at_random_moments(tmp_path: Path) -> No
     publish(bundles[0].path, models, force=True, reason="killed")
     for _ in range(6):
         server = started(SERVER, models, tmp_path / "cache")
+        present = len(list(models.glob("[0-9]*")))
         pair = [server, started(PUBLISHER, tmp_path, models)]
-        time.sleep(chance.uniform(0.0, 1.0))
+        eventually(lambda: len(list(models.glob("[0-9]*"))) > present)  # noqa: B023
+        time.sleep(chance.uniform(0.0, 0.5))
         for victim in chance.sample(pair, 2):
             victim.send_signal(signal.SIGKILL)
             time.sleep(chance.uniform(0.0, 0.1))
