@@ -327,13 +327,17 @@ def pack_rows(
     matrix_RD: _Floats | _Halves,
     rows_n: _Ints,
     bytes: _Bytes,
-    bfloat16: bool = False,
+    format: str = "fp32",
     threads: int = 1,
 ) -> None:
-    """Write rows of a matrix into bytes, as float32 or rounded to the nearest bfloat16."""
+    """Write rows of a matrix into bytes: as float32, rounded to the nearest bfloat16, or scaled.
+
+    ``format="scaled"`` writes a byte, the exponent of the row's largest number, and 16 bits a
+    number: its multiple of 2^-14 of that power, so that it errs by 2^-15 of the largest at most.
+    """
 
 def unpack_rows(
-    bytes: _Bytes, rows_n: _Ints, matrix_RD: _Floats, bfloat16: bool = False, threads: int = 1
+    bytes: _Bytes, rows_n: _Ints, matrix_RD: _Floats, format: str = "fp32", threads: int = 1
 ) -> None:
     """Write what :func:`pack_rows` wrote into rows of a matrix, each named once."""
 

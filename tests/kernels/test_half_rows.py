@@ -137,9 +137,9 @@ def test_rows_travel_as_they_are() -> None:
     halves = np.random.default_rng(0).integers(0, 1 << 16, size=(50, 6)).astype(np.uint16)
     halves[(halves & 0x7F80) == 0x7F80] = 0  # numbers alone
     rows, buffer = np.array([3, 3, 49, 0]), np.empty(4 * 6 * 2, np.uint8)
-    kernels.pack_rows(halves[:, :6], rows, buffer, True)
+    kernels.pack_rows(halves[:, :6], rows, buffer, "bf16")
     out = np.empty((4, 6), np.float32)
-    kernels.unpack_rows(buffer, np.arange(4), out, True)
+    kernels.unpack_rows(buffer, np.arange(4), out, "bf16")
     np.testing.assert_array_equal(out, widened(halves[rows]))
 
 

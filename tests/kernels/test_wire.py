@@ -6,24 +6,54 @@ import torch
 
 from widedeep.kernels import CsrBatch, Slots, group_ids, pack_rows, unpack_rows
 
+BYTES = {"fp32": lambda width: 4 * width, "bf16": lambda width: 2 * width,
+         "scaled": lambda width: 2 * width + 1}  # fmt: skip
 
-@pytest.mark.parametrize("bfloat16", [False, True])
+
+@pytest.mark.parametrize("format", BYTES)
 @pytest.mark.parametrize(("rows", "width", "taken"), [(50, 7, 33), (9000, 16, 8000), (4, 1, 0)])
-def test_rows_come_back(rows: int, width: int, taken: int, *, bfloat16: bool) -> None:
+def test_rows_come_back(rows: int, width: int, taken: int, format: str) -> None:
     rng = np.random.default_rng(rows)
     matrix = rng.normal(size=(rows, 20)).astype(np.float32)[:, :width]
+    matrix *= 2.0 ** rng.integers(-90, 90, size=(rows, 1)).astype(np.float32)
     matrix[0] = np.nan
     picks = rng.permutation(rows)[:taken]
-    data = np.empty(taken * width * (2 if bfloat16 else 4), np.uint8)
-    pack_rows(matrix, picks, data, bfloat16, 3)
+    data = np.empty(taken * BYTES[format](width), np.uint8)
+    pack_rows(matrix, picks, data, format, 3)
     expected = torch.from_numpy(matrix[picks])
-    if bfloat16:
+    if format == "bf16":
         halves = expected.bfloat16()
         expected = halves.float()
     other = np.zeros((rows, width + 2), np.float32)[:, :width]
-    unpack_rows(data, picks, other, bfloat16, 2)
-    np.testing.assert_array_equal(other[picks], expected.numpy())
+    unpack_rows(data, picks, other, format, 2)
     assert not np.delete(other, picks, axis=0).any()
+    if format != "scaled":
+        np.testing.assert_array_equal(other[picks], expected.numpy())
+        return
+    largest = np.abs(matrix[picks]).max(axis=1, initial=0.0, keepdims=True)
+    assert np.isnan(other[0]).all() == bool((picks == 0).any())
+    assert not (np.abs(other[picks] - matrix[picks]) > largest * 2.0**-15).any()
+    again = np.empty_like(data)
+    pack_rows(other, picks, again, format)  # what was rounded once stays
+    np.testing.assert_array_equal(again, data)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([0.0, -0.0, 0.0], [0.0, 0.0, 0.0]),
+        ([1e-38, 0.0, -1e-40], [0.0, 0.0, 0.0]),
+        ([1.0, np.inf, 2.0], [np.nan] * 3),
+        ([3.4028235e38, 1.0, -3.4028235e38], [2.0**128 - 2.0**113, 0.0, 2.0**113 - 2.0**128]),
+        ([1.0, 2.0**-14, -(2.0**-15)], [1.0, 2.0**-14, -(2.0**-14)]),
+        ([1.9999999, -0.5, 2.0**-16], [2.0 - 2.0**-14, -0.5, 0.0]),
+    ],
+)
+def test_scaled_rows_at_their_limits(row: list[float], expected: list[float]) -> None:
+    matrix, data, out = np.array([row], np.float32), np.empty(7, np.uint8), np.empty((1, 3), "f4")
+    pack_rows(matrix, np.zeros(1, np.int64), data, "scaled")
+    unpack_rows(data, np.zeros(1, np.int64), out, "scaled")
+    np.testing.assert_array_equal(out, np.array([expected], np.float32))
 
 
 def test_rows_outside_and_bytes_of_another_length_are_refused() -> None:
@@ -32,6 +62,8 @@ def test_rows_outside_and_bytes_of_another_length_are_refused() -> None:
         pack_rows(matrix, np.array([3]), data)
     with pytest.raises(ValueError, match="bytes: got length 8, expected 16"):
         unpack_rows(data, np.array([0, 1]), matrix)
+    with pytest.raises(ValueError, match="format: got int8, expected fp32, bf16 or scaled"):
+        pack_rows(matrix, np.array([0]), data, "int8")
 
 
 def test_numbers_lead_from_ids_to_rows() -> None:

@@ -27,7 +27,8 @@ class DistributedConfig:
             computes some of them. Set it once, to the most ranks that will ever be used, such as
             24. ``batch_size`` is a multiple of it.
         wire: Numbers in which rows and gradients travel: ``"fp32"``, or ``"bf16"`` for half the
-            bytes, which changes results by its rounding.
+            bytes, which changes results by its rounding. Gradients travel in bfloat16 then,
+            embeddings in 16 bits a number and an exponent a row; the wide part's stay float32.
         timeout: How long a rank waits for the others before it gives up: a number with a unit
             (s, m, h), at least 1 s.
         part_bytes: Most bytes of a bundle's weights in one file, at least 1 MiB: larger weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from widedeep.tables.storage import Groups, IdLists, RowLookup
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+_Format = Literal["fp32", "bf16", "scaled"]
 _NARROW_ROWS = (1 << 31) - (1 << 12)  # of a table on each rank, whose places int32 holds
 COUNTS = "/counts"  # after a table's name: the occurrences of its rows
 
@@ -35,13 +36,24 @@ class _Member:
     name: str
     table: EmbeddingTable
     numbers: Ints  # Its logical tables' numbers in the table whose ids are sent, ascending
-    is_half: bool  # Whether its numbers travel as bfloat16
+    dim: int
+    weights: _Format  # How its weights travel
+    sums: _Format  # How the sums of its gradients do
+
+
+@dataclass(frozen=True, slots=True)
+class _Parcel:
+    """Rows of one table in a message."""
+
+    format: _Format
     dim: int
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row on the wire."""
-        return self.dim * (2 if self.is_half else 4)
+        """Bytes of a row."""
+        if self.format == "fp32":
+            return 4 * self.dim
+        return 2 * self.dim + (1 if self.format == "scaled" else 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,18 +213,17 @@ class Exchange:
 
     def _send_values(self, lane_rows: LaneRows, values: Mapping[str, Floats]) -> dict[str, Floats]:
         """Send a number of each row that was asked for to its owner; names are sorted."""
-        members: dict[str, _Member] = {}
+        parcels: dict[str, _Parcel] = {}
         outgoing: list[tuple[Floats, Ints, Ints]] = []
         starts: list[Ints] = []
         for name, matrix in values.items():
             member = self._members[name.removesuffix(COUNTS)]
-            if name.endswith(COUNTS):
-                member = replace(member, is_half=False, dim=1)
+            is_count = name.endswith(COUNTS)
+            parcels[name] = _Parcel("fp32", 1) if is_count else _Parcel(member.sums, member.dim)
             route = lane_rows.routes[member.name]
-            members[name] = member
             outgoing.append((matrix, route.read_order, route.read_starts))
             starts.append(route.own_starts)
-        return self._all_to_all(members, outgoing, starts)
+        return self._all_to_all(parcels, outgoing, starts)
 
     def _add(
         self, section: _Section, request: _Request, received: Mapping[str, Floats]
@@ -320,26 +331,24 @@ class Exchange:
 
     def _fetch(self, routes: Mapping[str, _Route], *, exact: bool) -> dict[str, Tensor]:
         """Answer what other ranks ask, and take the rows that this rank asked for, by table."""
-        members = self._members
-        if exact:
-            members = {name: replace(m, is_half=False) for name, m in members.items()}
-        # What is bfloat16 already loses nothing on the way.
-        half = torch.bfloat16
-        members = {
-            n: replace(m, is_half=m.is_half or m.table.dtype == half) for n, m in members.items()
-        }
+        members, parcels = self._members, {}
+        for name, member in members.items():
+            # What is bfloat16 already loses nothing on the way.
+            is_half = member.table.dtype == torch.bfloat16
+            rounded: _Format = "fp32" if exact else member.weights
+            parcels[name] = _Parcel("bf16" if is_half else rounded, member.dim)
         outgoing = [
             (as_array(member.table.weight), routes[name].own_rows, routes[name].own_starts)
             for name, member in members.items()
         ]
         starts = [routes[name].read_starts for name in members]
         orders = [routes[name].read_order for name in members]
-        rows = self._all_to_all(members, outgoing, starts, orders)
+        rows = self._all_to_all(parcels, outgoing, starts, orders)
         return {name: torch.from_numpy(values) for name, values in rows.items()}
 
     def _all_to_all(
         self,
-        members: Mapping[str, _Member],
+        parcels: Mapping[str, _Parcel],
         outgoing: Sequence[tuple[NDArray[Any], Ints, Ints]],
         starts: Sequence[Ints],
         orders: Sequence[Ints] | None = None,
@@ -347,23 +356,23 @@ class Exchange:
         """Send rows to each rank, all tables in one buffer; return those received, by name.
 
         Args:
-            members: The tables, by name.
+            parcels: What travels, by name.
             outgoing: For each: a matrix, the rows of it that are sent, and the first of them for
                 each rank.
             starts: For each: the first row that comes from each rank, and their number.
             orders: For each: where the received rows go; None: one after the other.
         """
-        sizes = [m.row_bytes for m in members.values()]
+        sizes = [parcel.row_bytes for parcel in parcels.values()]
         sent = []
         for r in range(self.ranks.size):
             spans = [first[r : r + 2].tolist() for _, _, first in outgoing]
             ends = np.cumsum([0, *((b - a) * n for (a, b), n in zip(spans, sizes, strict=True))])
             buffer = np.empty(int(ends[-1]), np.uint8)
-            for i, member in enumerate(members.values()):
+            for i, parcel in enumerate(parcels.values()):
                 matrix, rows, _ = outgoing[i]
                 kernels.pack_rows(
                     matrix, rows[slice(*spans[i])], buffer[ends[i] : ends[i + 1]],
-                    member.is_half, self.threads,
+                    parcel.format, self.threads,
                 )  # fmt: skip
             sent.append(buffer)
         lengths = [
@@ -372,17 +381,17 @@ class Exchange:
         ]
         received = self.ranks.all_to_all(sent, lengths=lengths)
         values = {
-            name: np.empty((int(s[-1]), m.dim), np.float32)
-            for s, (name, m) in zip(starts, members.items(), strict=True)
+            name: np.empty((int(s[-1]), parcel.dim), np.float32)
+            for s, (name, parcel) in zip(starts, parcels.items(), strict=True)
         }
         for r, buffer in enumerate(received):
             first = 0
-            for i, (name, member) in enumerate(members.items()):
+            for i, (name, parcel) in enumerate(parcels.items()):
                 a, b = starts[i][r : r + 2].tolist()
                 order = np.arange(a, b) if orders is None else orders[i][a:b]
-                stop = first + (b - a) * member.row_bytes
+                stop = first + (b - a) * parcel.row_bytes
                 kernels.unpack_rows(
-                    buffer[first:stop], order, values[name], member.is_half, self.threads
+                    buffer[first:stop], order, values[name], parcel.format, self.threads
                 )
                 first = stop
         return values
@@ -392,7 +401,10 @@ def _sections(model: WideDeep, wire: Wire) -> list[_Section]:
     """Gather the tables that may share one list of ids."""
     sections: list[_Section] = []
     for name, table in model.tables.items():
-        is_half = wire == "bf16" and name != "wide"  # a weight of the wide part is all there is
+        # A weight of the wide part is all there is of its row. Those of the deep part are more than
+        # their gradients, which are new in each step: a rounding of them is there in the next one.
+        is_half = wire == "bf16" and name != "wide"
+        formats: tuple[_Format, _Format] = ("scaled", "bf16") if is_half else ("fp32", "fp32")
         for section in sections:
             numbers = table.tables_in(section.key)
             if numbers is not None and numbers == sorted(numbers):
@@ -400,7 +412,7 @@ def _sections(model: WideDeep, wire: Wire) -> list[_Section]:
         else:
             numbers, section = list(range(len(table.sizes))), _Section(table, [])
             sections.append(section)
-        section.members.append(_Member(name, table, np.array(numbers), is_half, table.dim))
+        section.members.append(_Member(name, table, np.array(numbers), table.dim, *formats))
     return sections
 
 
