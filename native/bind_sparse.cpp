@@ -255,7 +255,9 @@ nb::ndarray<nb::numpy, float> bind_segment_sum(const Input& grad_BX, const Bound
                                                const BoundBatch& batch, const BoundSlots& slots,
                                                std::int64_t width, int threads,
                                                const std::optional<Input>& sequence_grads_MD,
-                                               const std::optional<Input>& sequence_rows_N) {
+                                               const std::optional<Input>& sequence_rows_N,
+                                               const std::optional<Input>& lane_B,
+                                               std::int64_t lanes, bool bf16) {
   slots.check_batch(batch);
   const ConstRows grad = matrix_rows("grad_BX", grad_BX, batch.csr.n_examples);
   slots.check_columns(width, grad.width);
@@ -275,6 +277,13 @@ nb::ndarray<nb::numpy, float> bind_segment_sum(const Input& grad_BX, const Bound
   } else if (sequence_rows != nullptr || sequence_grads_MD) {
     refuse("sequence_grads_MD and sequence_rows_N: got one, expected both or neither");
   }
+  const auto* const lane = vector_data<std::int32_t>("lane_B", lane_B, batch.csr.n_examples);
+  if (lane != nullptr) {
+    const auto bounds = std::minmax_element(lane, lane + batch.csr.n_examples);
+    if (batch.csr.n_examples > 0 && (*bounds.first < 0 || *bounds.second >= lanes)) {
+      refuse("lane_B: expected lanes in [0, " + std::to_string(lanes) + ")");
+    }
+  }
   std::unique_ptr<float[]> sums(new float[static_cast<std::size_t>(groups.size() * width)]);
   std::vector<float> scales;  // by cell: what its combiner multiplies by
   std::int64_t fault = kNoFault;
@@ -287,19 +296,23 @@ nb::ndarray<nb::numpy, float> bind_segment_sum(const Input& grad_BX, const Bound
       fault = cell_scales(batch.csr, list, scales.data(), threads);
     }
     if (fault == kNoFault) {
-      segment_sum({groups.starts.data(),
-                   groups.order.data(),
-                   groups.cells.data(),
-                   groups.size(),
-                   batch.csr.n_features,
-                   slots.column_of_feature.data(),
-                   scales.empty() ? nullptr : scales.data(),
-                   batch.csr.values,
-                   grad,
-                   sequence_rows,
-                   sequence,
-                   {sums.get(), width, width}},
-                  threads);
+      const SegmentRequest request{groups.starts.data(),
+                                   groups.order.data(),
+                                   groups.cells.data(),
+                                   groups.size(),
+                                   batch.csr.n_features,
+                                   slots.column_of_feature.data(),
+                                   scales.empty() ? nullptr : scales.data(),
+                                   batch.csr.values,
+                                   grad,
+                                   sequence_rows,
+                                   sequence,
+                                   {sums.get(), width, width}};
+      if (lane != nullptr) {
+        segment_sum_by_lanes(request, {lane, batch.csr.n_examples, lanes, bf16}, threads);
+      } else {
+        segment_sum(request, threads);
+      }
     }
   }
   if (fault >= 0) raise_fault(batch.csr, slots);
@@ -380,7 +393,8 @@ void bind_sparse(nb::module_& m) {
   m.def("wide_forward", &bind_wide_forward, "weights_RC"_a, "batch"_a, "slots"_a, "logits_BC"_a,
         "threads"_a = 1);
   m.def("segment_sum", &bind_segment_sum, "grad_BX"_a, "groups"_a, "batch"_a, "slots"_a, "width"_a,
-        "threads"_a = 1, "sequence_grads_MD"_a = nb::none(), "sequence_rows_N"_a = nb::none());
+        "threads"_a = 1, "sequence_grads_MD"_a = nb::none(), "sequence_rows_N"_a = nb::none(),
+        "lane_B"_a = nb::none(), "lanes"_a = 0, "bf16"_a = false);
   m.def("take_rows", &bind_take_rows, "batch"_a, "rows_B"_a, "threads"_a = 1);
 }
 

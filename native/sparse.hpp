@@ -135,6 +135,18 @@ struct SegmentRequest {
 
 void segment_sum(const SegmentRequest& request, int threads);
 
+// How sums over a batch of several lanes are added: those of lanes [a, b) are the sum of the first
+// half's, rounded up, and of the second one's; a lane without occurrences of a row adds nothing.
+struct LaneSums {
+  const int32_t* lane_of_example;  // ascending
+  int64_t n_examples;
+  int64_t lanes;  // of the whole batch, on all ranks
+  bool bfloat16;  // each of these sums is rounded
+};
+
+// segment_sum, the occurrences of each lane summed by themselves, the lanes' sums as LaneSums says.
+void segment_sum_by_lanes(const SegmentRequest& request, const LaneSums& lanes, int threads);
+
 // Fills scale (n_examples * n_features) for the cells of the listed slots.
 int64_t cell_scales(const CsrBatch& batch, const SlotList& slots, float* scale, int threads);
 

@@ -154,6 +154,9 @@ def segment_sum(
     threads: int = 1,
     sequence_grads_MD: _Floats | None = None,
     sequence_rows_N: _Ints | None = None,
+    lane_B: _Ints32 | None = None,
+    lanes: int = 0,
+    bf16: bool = False,
 ) -> _Floats:
     """Sum the gradient of every touched row over its occurrences, (U, width): the transposes.
 
@@ -161,6 +164,10 @@ def segment_sum(
     ``grad_BX[b, columns[s] : columns[s] + width]``. Sums are float32 in ascending order of
     occurrence, so threads and instruction sets give the same bits. Occurrences n with
     ``sequence_rows_N[n]`` >= 0 were taken unpooled: they add that row of ``sequence_grads_MD``.
+
+    ``lane_B``, each example's lane of ``lanes`` ones, ascending: sums are by lane. Those of lanes
+    [a, b) are the sum of the first half's, rounded up, and of the second one's, and with ``bf16``
+    rounded to it; a lane without occurrences adds nothing.
     """
 
 def take_rows(

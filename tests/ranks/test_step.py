@@ -80,9 +80,9 @@ def own_part(batch: Batch, ranks: Ranks) -> Batch:
     return own
 
 
-def learn(wire: Wire = "fp32", tower: str = "mlp") -> dict[str, Any]:
+def learn(wire: Wire = "fp32", tower: str = "mlp", ranks: Ranks | None = None) -> dict[str, Any]:
     """Learn the batches on this rank's lanes; return losses, rows with their ids, and layers."""
-    ranks = ranks_of(DistributedConfig(lanes=LANES, wire=wire))
+    ranks = ranks or ranks_of(DistributedConfig(lanes=LANES, wire=wire))
     schema = make_schema(history=tower == "bst")
     if tower == "bst":
         model = wd.WideDeep(schema, deep=wd.models.BST(hidden_units=[8, 4], dropout=0.1))
@@ -200,6 +200,14 @@ def test_a_model_too_large_for_one_machine_fits_on_several(monkeypatch: pytest.M
 )
 def test_ranks_learn_what_one_process_learns(size: int, wire: Wire, tower: str) -> None:
     check_equal(merged([learn(wire, tower)]), merged(run_ranks(size, learn, wire, tower)))
+
+
+@pytest.mark.parametrize("wire", ["fp32", "bf16"])
+def test_any_number_of_ranks_learns_what_one_process_learns(wire: Wire) -> None:
+    alone = merged([learn(wire)])
+    for size in (2, 4, 5):
+        results = run_threads(size, lambda ranks: learn(wire, ranks=ranks), lanes=LANES)
+        check_equal(alone, merged(results))
 
 
 @pytest.mark.parametrize("narrow_rows", [1 << 30, 0])

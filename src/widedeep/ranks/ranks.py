@@ -21,6 +21,7 @@ from widedeep import __version__
 from widedeep.errors import ConfigError, RanksError
 from widedeep.kernels.threads import instruction_set, usable_cores
 from widedeep.ranks.config import DistributedConfig
+from widedeep.ranks.lanes import spans
 from widedeep.ranks.launch import launched_size
 
 _PATIENCE = datetime.timedelta(hours=1)
@@ -79,6 +80,11 @@ class Ranks:
         """Return the lanes that a rank computes; None: this one."""
         rank = self.rank if rank is None else rank
         return range(self.lanes * rank // self.size, self.lanes * (rank + 1) // self.size)
+
+    def spans_of(self, rank: int | None = None) -> list[range]:
+        """Return the lanes of a rank as the sums over lanes ask for them; None: this rank's."""
+        lanes = self.lanes_of(rank)
+        return spans(self.lanes, lanes.start, lanes.stop)
 
     def patient(self) -> Ranks:
         """Return the same ranks with an hour's time to answer, for work that one does longer."""

@@ -35,6 +35,7 @@ from widedeep.tables.storage import (
     DeviceSlots,
     Groups,
     IdLists,
+    LaneOrder,
     RecordLayout,
     RowLookup,
     RowStorage,
@@ -385,16 +386,18 @@ class EmbeddingTable:
         groups: Groups,
         grads_MD: NDArray[np.float32],
         rows_N: NDArray[np.int64],
+        order: LaneOrder,
         *,
         threads: int = 1,
     ) -> Tensor:
-        """Sum what askers sent for each row, asker after asker."""
+        """Sum what askers sent for each row; ``order`` has the first lane of each list."""
         assert isinstance(groups.occurrences, kernels.Groups)
         n_tables, width = len(self.sizes), grads_MD.shape[1]
         askers = (len(lists.offsets_BF) - 1) // n_tables
         sums_UD = kernels.segment_sum(
             np.zeros((askers, width), np.float32), groups.occurrences, csr_batch(lists, n_tables),
             self._slots_of_lists, width, threads, grads_MD, rows_N,
+            order.lane_B, order.lanes, order.bf16,
         )  # fmt: skip
         return torch.from_numpy(sums_UD)
 
@@ -430,12 +433,13 @@ class EmbeddingTable:
         sequence_grads: Mapping[str, Tensor] | None = None,
         *,
         threads: int = 1,
+        order: LaneOrder | None = None,
     ) -> Tensor:
         """Sum the gradients of each touched row over its occurrences, in ascending order."""
         own = self.own_slots(slots, columns, None)
         by_row = self._slots_of(slots, None, "max")  # whose rows have gradients of their own
         if not by_row:
-            return self._segment_sum(batch, groups, own, grad_BX, threads)
+            return self._segment_sum(batch, groups, own, grad_BX, threads, order)
         by_name = sequence_grads or {}
         unpooled_MD = torch.cat(
             [
@@ -446,7 +450,7 @@ class EmbeddingTable:
             ]
         )
         rows_N = sequence_rows(batch, len(slots), by_row)
-        return self._segment_sum(batch, groups, own, grad_BX, threads, unpooled_MD, rows_N)
+        return self._segment_sum(batch, groups, own, grad_BX, threads, order, unpooled_MD, rows_N)
 
     def _slots_of(self, slots: Sequence[SlotLike], *combiners: str | None) -> list[int]:
         """Return this table's slots with one of these combiners."""
@@ -493,10 +497,11 @@ class EmbeddingTable:
         grad_BC: Tensor,
         *,
         threads: int = 1,
+        order: LaneOrder | None = None,
     ) -> Tensor:
         """Sum the logits' gradients of each touched row over its occurrences."""
         own = self.own_slots(slots, None, combiner)
-        return self._segment_sum(batch, groups, own, grad_BC, threads)
+        return self._segment_sum(batch, groups, own, grad_BC, threads, order)
 
     def _segment_sum(
         self,
@@ -505,6 +510,7 @@ class EmbeddingTable:
         own: kernels.Slots,
         grad_BX: Tensor,
         threads: int,
+        order: LaneOrder | None = None,
         unpooled_MD: Tensor | None = None,
         rows_N: NDArray[np.int64] | None = None,
     ) -> Tensor:
@@ -518,6 +524,7 @@ class EmbeddingTable:
         sums_UD = kernels.segment_sum(
             grad_BX.numpy(), groups.occurrences, csr_batch(batch, own.n_features), own, self.dim,
             threads, None if unpooled_MD is None else unpooled_MD.numpy(), rows_N,
+            *(() if order is None else (order.lane_B, order.lanes, order.bf16)),
         )  # fmt: skip
         return torch.from_numpy(sums_UD)
 

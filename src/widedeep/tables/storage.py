@@ -171,6 +171,15 @@ class RowLookup:
     ids_N: NDArray[np.int64]  # For each of the batch's ids: its row within its logical table
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LaneOrder:
+    """By which sums over a batch of several lanes are added: as ``ranks/lanes.py`` says."""
+
+    lane_B: NDArray[np.int32]  # Lane of each example, ascending
+    lanes: int  # Lanes of the whole batch, on all ranks
+    bf16: bool = False  # Whether each sum of lanes is rounded
+
+
 @dataclass(slots=True, eq=False)
 class IdLists:
     """Ids of T logical tables, one list for each of B askers: a batch of T features."""

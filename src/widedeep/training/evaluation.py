@@ -232,19 +232,18 @@ def evaluating(
 def _by_lanes(model: WideDeep, logits: Logits, exchange: Exchange) -> Logits:
     """Score each lane by itself: a product may round a row otherwise among other rows."""
     ranks = exchange.ranks
-    lanes = [len(ranks.lanes_of(rank)) for rank in range(ranks.size)]
 
     def own_logits(batch: Batch) -> NDArray[np.float32]:
-        batches = batch.lanes()
         # Without rows too: others have some, and this rank may own what theirs ask for.
-        lane_rows = exchange.ask(batches, lanes, exact=True) if ranks.size > 1 else None
+        rows = exchange.ask([batch], [1] * ranks.size, exact=True) if ranks.size > 1 else None
         logits_BC = np.zeros((len(batch), model.n_logits), np.float32)
-        start = 0
-        for number, lane in enumerate(batches):
-            rows, start = slice(start, start + len(lane)), start + len(lane)
-            with nullcontext() if lane_rows is None else exchange.lane(lane_rows, number):
+        start = first_id = 0
+        for lane in batch.lanes():
+            stop = start + len(lane)
+            with nullcontext() if rows is None else exchange.reading(rows, 0, lane, first_id):
                 if len(lane):
-                    logits_BC[rows] = logits(lane)
+                    logits_BC[start:stop] = logits(lane)
+            start, first_id = stop, first_id + len(lane.ids_N)
         return logits_BC
 
     return own_logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from widedeep.models.wide_deep import WideDeep
 from widedeep.ranks.config import Wire
 from widedeep.ranks.ranks import Ranks
 from widedeep.tables.embedding_table import EmbeddingTable
-from widedeep.tables.storage import Groups, IdLists, RowLookup
+from widedeep.tables.storage import Groups, IdLists, LaneOrder, RowLookup
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -73,7 +74,7 @@ class _Section:
 class _Route:
     """The rows of one table between the rank that asks for them and the ranks that own them.
 
-    Asked rows are numbered lane after lane, within a lane as its groups are.
+    Asked rows are numbered batch after batch, within one as its groups are.
     """
 
     read_order: Ints  # The asked rows, by owner
@@ -86,26 +87,26 @@ class _Route:
 class _Request:
     """What a rank asks for in one section, and what all ranks ask of it."""
 
-    groups: list[Groups]  # By lane of this rank
-    counts_LT: Ints  # Distinct ids of each lane and logical table
+    groups: list[Groups]  # By batch of this rank
+    counts_LT: Ints  # Distinct ids of each batch and logical table
     table_n: Ints  # Logical table of each id that this rank asks for
     owner_n: NDArray[np.int16]
     place_n: Ints
     order_n: Ints  # The ids by owner, otherwise in their order
     owner_starts: Ints  # (ranks + 1,) into it
-    lists: IdLists | None = None  # Places that are asked of this rank, by lane of all ranks
+    lists: IdLists | None = None  # Places that are asked of this rank, by batch of all ranks
     list_starts: Ints | None = None  # (ranks + 1,) first place of each rank
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LaneRows:
-    """The rows of some lanes' batches, on their way."""
+class LookedUp:
+    """The rows of some batches, on their way."""
 
     batches: Sequence[Batch]
     rows: int  # Examples on all ranks
     requests: list[_Request]
     routes: dict[str, _Route]
-    looked_up: dict[str, Tensor]  # Rows by table, asked rows in order; empty: read in place
+    lookups: list[dict[str, RowLookup]]  # By batch and table; empty: rows are read in place
 
 
 class Exchange:
@@ -126,26 +127,45 @@ class Exchange:
         self._members = {m.name: m for section in self._sections for m in section.members}
 
     def ask(
-        self, batches: Sequence[Batch], lanes: Sequence[int], *, exact: bool = False
-    ) -> LaneRows:
-        """Send the distinct ids of each lane's batch to their owners, and fetch the rows.
+        self, batches: Sequence[Batch], lists: Sequence[int], *, exact: bool = False
+    ) -> LookedUp:
+        """Send the distinct ids of each batch to their owners, and fetch the rows.
 
         Args:
-            batches: One for each lane of this rank.
-            lanes: Number of lanes of each rank.
+            batches: This rank's: one for each of its :meth:`Ranks.spans_of`, if anything is to be
+                sent back.
+            lists: How many batches each rank has.
             exact: Fetch the rows as they are, whatever the wire's numbers; nothing can be sent
                 back.
         """
         requests = [self._request(section, batches) for section in self._sections]
-        rows = self._send_ids(requests, batches, lanes)
+        rows = self._send_ids(requests, batches, lists)
         if self._in_place or (exact and self.ranks.size == 1):
-            return LaneRows(batches, rows, requests, {}, {})
+            return LookedUp(batches, rows, requests, {}, [])
         routes = {
             member.name: self._route(section, member, request)
             for section, request in zip(self._sections, requests, strict=True)
             for member in section.members
         }
-        return LaneRows(batches, rows, requests, routes, self._fetch(routes, exact=exact))
+        values = self._fetch(routes, exact=exact)
+        lookups = [self._lookups(requests, values, i, batch) for i, batch in enumerate(batches)]
+        return LookedUp(batches, rows, requests, routes, lookups)
+
+    def _lookups(
+        self, requests: Sequence[_Request], values: Mapping[str, Tensor], index: int, batch: Batch
+    ) -> dict[str, RowLookup]:
+        lookups = {}
+        for section, request in zip(self._sections, requests, strict=True):
+            occurrences = request.groups[index].occurrences
+            assert isinstance(occurrences, kernels.Groups)
+            ids_N = occurrences.numbers()
+            for member in section.members:
+                counts_LT = request.counts_LT[:, member.numbers]
+                first = int(counts_LT[:index].sum())
+                starts_T = np.concatenate([[0], np.cumsum(counts_LT[index])])
+                rows_UD = values[member.name][first : first + int(starts_T[-1])]
+                lookups[member.name] = RowLookup(batch, rows_UD, starts_T, ids_N)
+        return lookups
 
     @contextmanager
     def rows_for(self, batch: Batch) -> Iterator[Batch]:
@@ -156,62 +176,75 @@ class Exchange:
         Args:
             batch: This rank's examples; the number of another rank's may differ.
         """
-        lane_rows = self.ask([batch], [1] * self.ranks.size, exact=True)
-        with self.lane(lane_rows, 0):
+        looked_up = self.ask([batch], [1] * self.ranks.size, exact=True)
+        with self.reading(looked_up, 0):
             yield batch
 
     @contextmanager
-    def lane(self, lane_rows: LaneRows, lane: int) -> Iterator[None]:
-        """Let the model's tables read the rows that a lane's batch asked for."""
-        if not lane_rows.looked_up:
+    def reading(
+        self, looked_up: LookedUp, index: int, part: Batch | None = None, first: int = 0
+    ) -> Iterator[None]:
+        """Let the model's tables read the rows of a batch that was asked for.
+
+        Args:
+            looked_up: What :meth:`ask` returned.
+            index: Number of the batch.
+            part: Some of its examples, which alone are read.
+            first: Number of the first id of ``part`` among the batch's.
+        """
+        if not looked_up.lookups:
             yield
             return
-        batch = lane_rows.batches[lane]
         try:
-            for section, request in zip(self._sections, lane_rows.requests, strict=True):
-                occurrences = request.groups[lane].occurrences
-                assert isinstance(occurrences, kernels.Groups)
-                ids_N = occurrences.numbers()
-                for member in section.members:
-                    counts_LT = request.counts_LT[:, member.numbers]
-                    first = int(counts_LT[:lane].sum())
-                    starts_T = np.concatenate([[0], np.cumsum(counts_LT[lane])])
-                    rows_UD = lane_rows.looked_up[member.name][first : first + int(starts_T[-1])]
-                    member.table.lookup = RowLookup(batch, rows_UD, starts_T, ids_N)
+            for name, lookup in looked_up.lookups[index].items():
+                if part is not None:
+                    ids_N = lookup.ids_N[first : first + len(part.ids_N)]
+                    lookup = replace(lookup, batch=part, ids_N=ids_N)
+                self._members[name].table.lookup = lookup
             yield
         finally:
-            for section in self._sections:
-                for member in section.members:
-                    member.table.lookup = None
+            for member in self._members.values():
+                member.table.lookup = None
 
-    def groups(self, lane_rows: LaneRows, lane: int) -> dict[str, Groups]:
-        """Return the groups of a lane's batch, by table."""
+    def groups(self, looked_up: LookedUp, index: int) -> dict[str, Groups]:
+        """Return the groups of a batch, by table."""
         groups: dict[str, Groups] = {}
-        for section, request in zip(self._sections, lane_rows.requests, strict=True):
+        for section, request in zip(self._sections, looked_up.requests, strict=True):
             for member in section.members:
-                groups[member.name] = _groups_of(member, section, request.groups[lane])
+                groups[member.name] = _groups_of(member, section, request.groups[index])
         return groups
 
     def send(
-        self, lane_rows: LaneRows, sums: Mapping[str, Sequence[Tensor]]
+        self, looked_up: LookedUp, sums: Mapping[str, Sequence[Tensor]]
     ) -> dict[str, tuple[Groups, Tensor]]:
-        """Bring each lane's sums to the owners of the rows; return theirs, added lane after lane.
+        """Bring each batch's sums to the owners of the rows; return theirs, added over all lanes.
 
         Args:
-            lane_rows: What :meth:`ask` returned.
-            sums: By table, the (U, D) sums of each of this rank's lanes. Those of a table's name
+            looked_up: What :meth:`ask` returned.
+            sums: By table, the (U, D) sums of each of this rank's batches. Those of a table's name
                 and :data:`COUNTS`, (U, 1), are how often rows occur.
         """
-        values = {name: torch.cat(list(lanes)).numpy() for name, lanes in sorted(sums.items())}
-        if not self._in_place:
-            values = self._send_values(lane_rows, values)
+        if self.ranks.size == 1:
+            groups = self.groups(looked_up, 0)
+            return {name: (groups[name], sums[name][0]) for name in groups if name in sums}
+        values = {name: torch.cat(list(lists)).numpy() for name, lists in sorted(sums.items())}
+        values = self._send_values(looked_up, values)
         return {
             name: row_sums
-            for section, request in zip(self._sections, lane_rows.requests, strict=True)
+            for section, request in zip(self._sections, looked_up.requests, strict=True)
             for name, row_sums in self._add(section, request, values)
         }
 
-    def _send_values(self, lane_rows: LaneRows, values: Mapping[str, Floats]) -> dict[str, Floats]:
+    def order_of(self, name: str, lane_B: NDArray[np.int32]) -> LaneOrder:
+        """Return how the sums of a table's gradients are added.
+
+        Args:
+            name: Name of the table.
+            lane_B: Lane of each example, or of each list of sums the first one.
+        """
+        return LaneOrder(lane_B, self.ranks.lanes, self._members[name].sums == "bf16")
+
+    def _send_values(self, looked_up: LookedUp, values: Mapping[str, Floats]) -> dict[str, Floats]:
         """Send a number of each row that was asked for to its owner; names are sorted."""
         parcels: dict[str, _Parcel] = {}
         outgoing: list[tuple[Floats, Ints, Ints]] = []
@@ -220,7 +253,7 @@ class Exchange:
             member = self._members[name.removesuffix(COUNTS)]
             is_count = name.endswith(COUNTS)
             parcels[name] = _Parcel("fp32", 1) if is_count else _Parcel(member.sums, member.dim)
-            route = lane_rows.routes[member.name]
+            route = looked_up.routes[member.name]
             outgoing.append((matrix, route.read_order, route.read_starts))
             starts.append(route.own_starts)
         return self._all_to_all(parcels, outgoing, starts)
@@ -228,7 +261,7 @@ class Exchange:
     def _add(
         self, section: _Section, request: _Request, received: Mapping[str, Floats]
     ) -> Iterator[tuple[str, tuple[Groups, Tensor]]]:
-        """Add up what was sent for each row; the lanes of a row come one after the other."""
+        """Add up what was sent for each row."""
         members = [m for m in section.members if m.name in received]
         if not members:
             return
@@ -236,16 +269,19 @@ class Exchange:
         assert lists is not None
         key_groups = key.group_lists(lists, threads=threads)
         table_m = _tables(lists, section.n_tables)
+        spans = itertools.chain(*(self.ranks.spans_of(rank) for rank in range(self.ranks.size)))
+        lane_B = np.array([span.start for span in spans], np.int32)
         for member in members:
             groups = _groups_of(member, section, key_groups, own=True)
             has_N = _has(member, section)[table_m]
             rows_N = np.where(has_N, np.cumsum(has_N) - 1, -1)
+            order = self.order_of(member.name, lane_B)
             if member.name + COUNTS in received:
-                counts = received[member.name + COUNTS]
-                sums_U1 = key.sum_lists(lists, groups, counts, rows_N, threads=threads)
+                counts, exact = received[member.name + COUNTS], replace(order, bf16=False)
+                sums_U1 = key.sum_lists(lists, groups, counts, rows_N, exact, threads=threads)
                 groups = replace(groups, lane_counts=sums_U1[:, 0])
             grads = received[member.name]
-            sums_UD = key.sum_lists(lists, groups, grads, rows_N, threads=threads)
+            sums_UD = key.sum_lists(lists, groups, grads, rows_N, order, threads=threads)
             yield member.name, (groups, sums_UD)
 
     # ---- ids -------------------------------------------------------------------------------------
@@ -273,14 +309,14 @@ class Exchange:
         return _Request(groups, counts_LT, table_n, owner_n, place_n, order_n, starts)
 
     def _send_ids(
-        self, requests: Sequence[_Request], batches: Sequence[Batch], lanes: Sequence[int]
+        self, requests: Sequence[_Request], batches: Sequence[Batch], lists: Sequence[int]
     ) -> int:
         """Tell the owners which places are asked of them; return the examples on all ranks."""
         size = self.ranks.size
         examples = np.array([[len(batch)] for batch in batches])
         counts = [_counts(request, size) for request in requests]
         header = [np.concatenate([*(c[r] for c in counts), examples], axis=1) for r in range(size)]
-        headers = self.ranks.all_to_all(header, lengths=lanes)
+        headers = self.ranks.all_to_all(header, lengths=lists)
         sent: list[list[NDArray[Any]]] = [[] for _ in range(size)]
         place_type = self._place_type()
         for request in requests:

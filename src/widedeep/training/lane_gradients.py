@@ -1,7 +1,8 @@
-"""Gradients of the dense parameters: summed lane after lane, whichever rank computed a lane."""
+"""Gradients of the dense parameters: summed over lanes, whichever rank computed a lane."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,16 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from widedeep.ranks.config import Wire
+from widedeep.ranks.lanes import LaneTree
 from widedeep.ranks.ranks import Ranks
 
 _LINE = 16  # floats of a cache line
 
 
 class LaneGradients:
-    """The ``.grad`` of some parameters by lane of this rank, and their sum over all lanes.
+    """The ``.grad`` of some parameters, added up over the lanes of this rank, then over all.
 
-    Each rank adds a slice of the numbers, lane after lane, and tells the others the sum: as many
-    bytes as a ring of ranks would send where each has one lane.
+    A rank adds what it may before it sends (:mod:`widedeep.ranks.lanes`). Each adds a slice of the
+    numbers over all ranks and tells the others the sum: as many bytes as a ring of ranks would send
+    where a rank's lanes are one node of the tree.
 
     Args:
         parameters: They get their sums in ``.grad``.
@@ -38,43 +41,62 @@ class LaneGradients:
         self._spans = [slice(start, start + p.numel()) for start, p in slices]
         step = -(-first[-1] // (ranks.size * _LINE)) * _LINE
         self._edges = [step * r for r in range(ranks.size + 1)]
-        self._lanes = torch.zeros(len(ranks.lanes_of()), step * ranks.size)
         self._sums = torch.zeros(step * ranks.size)
+        self._free: list[Tensor] = []  # Buffers of lanes that were added
+        self._tree = LaneTree(ranks.lanes, self._add)
+        self._lasts = {node.stop - 1 for node in ranks.spans_of()}  # lane of each of its nodes
+        self._totals: list[Tensor] = []  # Of each node of this rank
 
     @torch.no_grad()
-    def take(self, lane: int) -> None:
-        """Copy the gradients of this rank's lane, counted from 0; a missing one is zero."""
+    def take(self, lane: int, *, empty: bool = False) -> None:
+        """Add the gradients of the next of this rank's lanes; missing ones are zero.
+
+        Args:
+            lane: Its number on all ranks.
+            empty: Whether it has no examples, so that nothing was computed.
+        """
+        buffer = self._free.pop() if self._free else torch.zeros_like(self._sums)
         for parameter, span in zip(self.parameters, self._spans, strict=True):
-            target = self._lanes[lane, span].view(parameter.shape)
-            if parameter.grad is None:
+            target = buffer[span].view(parameter.shape)
+            if empty or parameter.grad is None:
                 target.zero_()
             else:
                 target.copy_(parameter.grad)
+        self._tree.push(lane, self._rounded(buffer))
+        if lane in self._lasts:
+            self._totals.append(self._tree.total())
 
-    def clear(self, lane: int) -> None:
-        """Take no gradients for a lane without examples."""
-        self._lanes[lane].zero_()
+    def _add(self, first: Tensor, second: Tensor) -> Tensor:
+        first += second
+        if len(second) == len(self._sums):
+            self._free.append(second)
+        return self._rounded(first)
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        return values.copy_(values.bfloat16()) if self.wire == "bf16" else values
 
     @torch.no_grad()
     def reduce(self) -> None:
         """Make each parameter's ``.grad`` the sum over all lanes of all ranks."""
-        own, size = self._lanes, self.ranks.size
-        if self.wire == "bf16":
-            own = own.bfloat16()
-        parts = [own[:, a:b] for a, b in zip(self._edges[:-1], self._edges[1:], strict=True)]
-        lanes = parts
-        if size > 1:
-            lengths = [len(self.ranks.lanes_of(rank)) for rank in range(size)]
-            lanes = self._received(self.ranks.all_to_all([_raw(p) for p in parts], lengths=lengths))
-        slices = torch.cat(lanes).float()  # (lanes, numbers of the slice)
-        total = slices[0].clone()
-        for lane in slices[1:]:
-            total += lane
-        if self.wire == "bf16":
-            total = total.bfloat16()
-        if size > 1:
-            total = torch.cat(self._received(self.ranks.gather(_raw(total))))
-        self._sums.copy_(total)
+        size, totals = self.ranks.size, self._totals
+        if size == 1:
+            self._sums.copy_(totals[0])
+        else:
+            own = torch.stack(totals)
+            own = own.bfloat16() if self.wire == "bf16" else own  # exactly
+            parts = [own[:, a:b] for a, b in itertools.pairwise(self._edges)]
+            nodes = [self.ranks.spans_of(rank) for rank in range(size)]
+            received = self.ranks.all_to_all(
+                [_raw(part) for part in parts], lengths=[len(own_nodes) for own_nodes in nodes]
+            )
+            sums = torch.cat(self._received(received)).float()  # (nodes, numbers of the slice)
+            for node, values in zip(itertools.chain(*nodes), sums, strict=True):
+                self._tree.push(node.start, values)
+            total = self._tree.total()
+            total = total.bfloat16() if self.wire == "bf16" else total
+            self._sums.copy_(torch.cat(self._received(self.ranks.gather(_raw(total)))))
+        self._free += totals
+        self._totals = []
         for parameter, span in zip(self.parameters, self._spans, strict=True):
             parameter.grad = self._sums[span].view(parameter.shape)
 

@@ -24,12 +24,12 @@ from widedeep.optim import FTRL, Optimizer
 from widedeep.ranks.config import Wire
 from widedeep.ranks.ranks import Ranks
 from widedeep.tables.embedding_table import EmbeddingTable
-from widedeep.tables.storage import Groups
+from widedeep.tables.storage import Groups, LaneOrder, batch_rows
 from widedeep.training.checkpoint import as_arrays
 from widedeep.training.config import TrainConfig
 from widedeep.training.dense import DenseOptimizer, DenseUpdate, fast_mlp
 from widedeep.training.embedding_dropout import EmbeddingDropout
-from widedeep.training.exchange import COUNTS, Exchange, LaneRows
+from widedeep.training.exchange import COUNTS, Exchange, LookedUp
 from widedeep.training.feature_rates import FeatureRates
 from widedeep.training.lane_gradients import LaneGradients
 from widedeep.training.parts import Parts, model_parts
@@ -139,6 +139,8 @@ class TrainStep:
         self.rollback = RollbackLog()
         self._best_dense: dict[str, NDArray[Any]] = {}
         self._concat: Tensor | None = None
+        self._grads: Tensor | None = None
+        self._computed_lane: int | None = None  # whose dense gradients are still to be taken
         self._loads = model.loads
         self.program = StepProgram(self)
 
@@ -190,72 +192,107 @@ class TrainStep:
     def _learn_lanes(
         self, exchange: Exchange, batch: Batch, *, rates: Rates, step: int
     ) -> DenseResult:
-        """Learn this rank's lanes of a batch; sums are added lane after lane, on every rank."""
-        lanes = [len(self.ranks.lanes_of(rank)) for rank in range(self.ranks.size)]
-        sent_before = self.ranks.sent_bytes
-        lane_rows = exchange.ask(batch.lanes(), lanes)
+        """Learn this rank's lanes of a batch; sums are added as the tree of lanes says."""
+        ranks, starts = self.ranks, batch.lane_starts
+        assert starts is not None
+        first_lane, sent_before = ranks.lanes_of().start, ranks.sent_bytes
+        edges = [starts[s.start - first_lane : s.stop - first_lane + 1] for s in ranks.spans_of()]
+        looked_up = exchange.ask(
+            [batch.slice(int(e[0]), int(e[-1])) for e in edges],
+            [len(ranks.spans_of(rank)) for rank in range(ranks.size)],
+        )
         sums: dict[str, list[Tensor]] = {}
         results: list[DenseResult] = []
-        for i, lane in enumerate(self.ranks.lanes_of()):
-            if i > 0:
-                self._take_dense(lane_rows, i - 1)
-            results.append(self._learn_lane(exchange, lane_rows, i, sums, lane=lane, step=step))
-        received = exchange.send(lane_rows, sums)  # other threads sum the weights' gradients
-        self._take_dense(lane_rows, len(results) - 1)
+        for i, span in enumerate(ranks.spans_of()):
+            try:
+                results += self._learn_span(
+                    exchange,
+                    looked_up,
+                    i,
+                    sums,
+                    span=span,
+                    starts=edges[i] - edges[i][0],
+                    step=step,
+                )
+            except RowError as error:
+                row = error.row + int(edges[i][0])
+                raise RowError(error.subject, row, error.problem) from None
+        received = exchange.send(looked_up, sums)  # other threads sum the weights' gradients
+        self._take_dense()
         gradients = [
             RowGradients(name, table, optimizer, *received[name])
             for name, table, optimizer in self._trained_tables()
         ]
         self._lane_gradients.reduce()
-        self.apply(gradients, lane_rows.rows, rates=rates, step=step)
-        self.sent_bytes += self.ranks.sent_bytes - sent_before
-        self.learned_rows += lane_rows.rows
-        return DenseResult(
-            torch.cat([result.logits_BC for result in results]),
-            torch.cat([result.losses_B for result in results]),
-            torch.cat([result.grad_BC for result in results]),
-        )
+        self.apply(gradients, looked_up.rows, rates=rates, step=step)
+        self.sent_bytes += ranks.sent_bytes - sent_before
+        self.learned_rows += looked_up.rows
+        return _joined(results)
 
-    def _learn_lane(
+    def _learn_span(
         self,
         exchange: Exchange,
-        lane_rows: LaneRows,
+        looked_up: LookedUp,
         index: int,
         sums: dict[str, list[Tensor]],
         *,
-        lane: int,
+        span: range,
+        starts: NDArray[np.int64],
         step: int,
-    ) -> DenseResult:
-        """Compute the sums of one of this rank's lanes, whose number on all ranks is ``lane``."""
-        batch, groups = lane_rows.batches[index], exchange.groups(lane_rows, index)
-        for name, table, _ in self._trained_tables():
+    ) -> list[DenseResult]:
+        """Compute some lanes of this rank one after the other, and the sums of their rows."""
+        batch, groups = looked_up.batches[index], exchange.groups(looked_up, index)
+        results = []
+        for lane, start, stop in zip(span, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            part, first_id = batch.slice(start, stop), int(batch.offsets_BF[start * batch.n_slots])
+            try:
+                with exchange.reading(looked_up, index, part, first_id):
+                    results.append(self._learn_lane(part, groups, lane=lane, step=step))
+            except RowError as error:
+                raise RowError(error.subject, error.row + start, error.problem) from None
+            if results[-1].grad_BX is not None and len(part) < len(batch):
+                self._grad_buffer(len(batch))[start:stop] = results[-1].grad_BX
+                results[-1].grad_BX = None
+        trained = list(self._trained_tables())
+        for name, table, _ in trained:
             if any(rule.l2 is not None for rule in table.rules.values()):
                 counts_U1 = groups[name].counts.float()[:, None]
                 sums.setdefault(name + COUNTS, []).append(counts_U1)
             if not len(batch):
                 sums.setdefault(name, []).append(torch.zeros(0, table.dim))
+        if len(batch):
+            lane_B = np.repeat(np.arange(span.start, span.stop, dtype=np.int32), np.diff(starts))
+            result = _joined(results)
+            if result.grad_BX is None and self.model.towers:
+                result.grad_BX = self._grad_buffer(len(batch))
+            with exchange.reading(looked_up, index):
+                for gradient in self.reduce(batch, self._grouped(groups), result, lane_B=lane_B):
+                    sums.setdefault(gradient.name, []).append(gradient.grads_UD)
+        return results
+
+    def _learn_lane(
+        self, batch: Batch, groups: Mapping[str, Groups], *, lane: int, step: int
+    ) -> DenseResult:
+        """Compute one of this rank's lanes, whose number on all ranks is ``lane``."""
+        self._take_dense()
         if not len(batch):
+            self._lane_gradients.take(lane, empty=True)
             empty_BC = torch.zeros(0, self.model.n_logits)
             return DenseResult(empty_BC, empty_BC[:, 0], empty_BC)
-        with exchange.lane(lane_rows, index):
-            gathered = self._gather(batch, groups, step=step, lane=lane)
-            try:
-                result = self.dense_pass(batch, gathered, step=step, lane=lane)
-            except RowError as error:
-                first = sum(len(other) for other in lane_rows.batches[:index])
-                raise RowError(error.subject, error.row + first, error.problem) from None
-            for gradient in self.reduce(batch, gathered, result):
-                sums.setdefault(gradient.name, []).append(gradient.grads_UD)
+        gathered = self._gather(batch, groups, step=step, lane=lane)
+        result = self.dense_pass(batch, gathered, step=step, lane=lane)
+        self._computed_lane = lane
+        self._scale_dropped(gathered, result)
         return result
 
-    def _take_dense(self, lane_rows: LaneRows, index: int) -> None:
-        """Wait for the dense gradients of one of this rank's lanes, and keep them."""
-        if not len(lane_rows.batches[index]):
-            self._lane_gradients.clear(index)
+    def _take_dense(self) -> None:
+        """Wait for the dense gradients of the lane that was computed last, and take them."""
+        if self._computed_lane is None:
             return
         if self.fused is not None:
             self.fused.finish()
-        self._lane_gradients.take(index)
+        self._lane_gradients.take(self._computed_lane)
+        self._computed_lane = None
 
     def _trained_tables(self) -> Iterator[tuple[str, EmbeddingTable, Optimizer]]:
         """Yield what rows of a batch move: names, tables and their optimizers."""
@@ -295,16 +332,25 @@ class TrainStep:
         self, batch: Batch, groups: Mapping[str, Groups], *, step: int, lane: int = 0
     ) -> Gathered:
         """Look the rows of a batch, or of a lane of it, up."""
-        model, inputs, deep_groups = self.model, None, {}
+        model, inputs = self.model, None
         if model.towers:
-            deep_groups = {dim: groups[f"deep/{dim}"] for dim in model.deep_tables}
             concat_BX = self.concat_buffer(len(batch))
             inputs = model.gather(batch, threads=self.threads, out=concat_BX)
         factors_BF = None
         if inputs is not None and self.dropout:
             factors_BF = self.dropout.draw(len(batch), step, lane)
             self.dropout.scale_inputs(inputs, factors_BF)
-        return Gathered(groups.get("wide"), deep_groups, inputs, factors_BF)
+        return replace(self._grouped(groups), inputs=inputs, factors_BF=factors_BF)
+
+    def _grouped(self, groups: Mapping[str, Groups]) -> Gathered:
+        dims = self.model.deep_tables if self.model.towers else ()
+        return Gathered(groups.get("wide"), {dim: groups[f"deep/{dim}"] for dim in dims}, None)
+
+    def _grad_buffer(self, rows: int) -> Tensor:
+        """Return the buffer of the deep input's gradients, over the lanes of a batch."""
+        if self._grads is None or len(self._grads) < rows:
+            self._grads = batch_rows(rows, self.model.gathered.width, self.model.device)
+        return self._grads[:rows]
 
     def dense_pass(
         self, batch: Batch, gathered: Gathered, *, step: int = 1, lane: int = 0
@@ -450,27 +496,45 @@ class TrainStep:
             "row, or mend the loss",
         )
 
-    def reduce(self, batch: Batch, gathered: Gathered, result: DenseResult) -> list[RowGradients]:
-        """Sum the examples' gradients by row."""
-        model, slots, threads = self.model, self.model.schema.slots, self.threads
-        gradients = []
+    def _scale_dropped(self, gathered: Gathered, result: DenseResult) -> None:
+        """Multiply the gradients of embeddings by the factors of their dropout."""
         if gathered.factors_BF is not None and gathered.inputs is not None:
             assert result.grad_BX is not None
             self.dropout.scale(
                 result.grad_BX, result.sequence_grads, gathered.inputs, gathered.factors_BF
             )
+
+    def reduce(
+        self,
+        batch: Batch,
+        gathered: Gathered,
+        result: DenseResult,
+        *,
+        lane_B: NDArray[np.int32] | None = None,
+    ) -> list[RowGradients]:
+        """Sum the examples' gradients by row; ``lane_B``: by lane, gradients scaled already."""
+        model, slots, threads = self.model, self.model.schema.slots, self.threads
+        gradients = []
+        if lane_B is None:
+            self._scale_dropped(gathered, result)
+
+        def order(name: str) -> LaneOrder | None:
+            lanes = self.exchange if lane_B is not None else None
+            return None if lanes is None or lane_B is None else lanes.order_of(name, lane_B)
+
         if model.wide_table is not None and gathered.wide_groups is not None:
             groups = gathered.wide_groups
             grads_UC = model.wide_table.sum_wide(
-                batch, groups, slots, model.config.wide_combiner, result.grad_BC, threads=threads
-            )
+                batch, groups, slots, model.config.wide_combiner, result.grad_BC,
+                threads=threads, order=order("wide"),
+            )  # fmt: skip
             gradients.append(RowGradients("wide", model.wide_table, self.wide, groups, grads_UC))
         for dim, groups in gathered.deep_groups.items():
             assert result.grad_BX is not None
             table, columns = model.deep_tables[dim], model.gathered.columns
             grads_UD = table.sum_deep(
                 batch, groups, slots, columns, result.grad_BX, result.sequence_grads,
-                threads=threads,
+                threads=threads, order=order(f"deep/{dim}"),
             )  # fmt: skip
             gradients.append(RowGradients(f"deep/{dim}", table, self.deep, groups, grads_UD))
         return gradients
@@ -572,6 +636,22 @@ class TrainStep:
         if not self.dense.is_ours:
             self.dense.load_tensors(self._best_dense)
         self.model.recount()
+
+
+def _joined(results: list[DenseResult]) -> DenseResult:
+    """Put the results of lanes one behind the other, but for a deep input's gradient of several."""
+    results = [result for result in results if len(result.losses_B)] or results[:1]
+    if len(results) == 1:
+        return results[0]
+    names = results[0].sequence_grads
+    return DenseResult(
+        torch.cat([result.logits_BC for result in results]),
+        torch.cat([result.losses_B for result in results]),
+        torch.cat([result.grad_BC for result in results]),
+        sequence_grads={
+            name: torch.cat([result.sequence_grads[name] for result in results]) for name in names
+        },
+    )
 
 
 def _first_steps(steps: int, results: Mapping[str, Tensor], batch_rows: int) -> DenseResult:
