@@ -2,7 +2,7 @@
 
 Each configuration learns the same batches of models S and B (see train_models.py) in processes of
 one thread: the step without lanes, one process with 8 lanes, and two ranks of one lane each, over
-loopback, in fp32 and in bf16. CPU time is the median over steps of a process's own, summed over
+loopback, in fp32 and in bf16, and of 12 lanes each. CPU time is the median over steps of a process's own, summed over
 ranks, for each example.
 
     python benchmarks/bench_ranks.py [--rows 8192] [--steps 30] [--models S B] [--write]
@@ -37,6 +37,7 @@ CONFIGURATIONS: list[tuple[str, int, int, Wire]] = [
     ("8 lanes", 1, 8, "fp32"),
     ("2 ranks of 1 lane", 2, 2, "fp32"),
     ("2 ranks of 1 lane, bf16", 2, 2, "bf16"),
+    ("2 ranks of 12 lanes", 2, 24, "fp32"),
 ]
 
 

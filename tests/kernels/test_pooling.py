@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from widedeep.kernels import (
     segment_sum,
     wide_forward,
 )
+from widedeep.ranks.lanes import LaneTree
 
 WIDTHS = st.sampled_from([1, 2, 4, 7, 8, 16, 19, 32, 64])
 Floats = NDArray[np.float32]
@@ -105,6 +107,32 @@ def test_unpooled_gradients_are_added_as_they_are(batch: RandomBatch, width: int
         if (places[taken] >= 0).all():
             expected = unpooled[taken].astype(np.float64).sum(0)
             np.testing.assert_allclose(native[u], expected, rtol=1e-4, atol=1e-4)
+
+
+@given(batch=batches(), width=WIDTHS, lanes=st.integers(1, 9), bf16=st.booleans(), data=st.data())
+def test_lanes_are_summed_as_the_tree_says(
+    batch: RandomBatch, width: int, lanes: int, data: st.DataObject, *, bf16: bool
+) -> None:
+    groups, n = group(batch), batch.n_examples
+    lane_B = np.array(sorted(data.draw(st.integers(0, lanes - 1)) for _ in range(n)), np.int32)
+    grad = np.random.default_rng(5).normal(size=(n, width)).astype(np.float32)
+
+    def rounded(values: Floats) -> Floats:
+        return torch.from_numpy(values).bfloat16().float().numpy() if bf16 else values
+
+    def of(grad: Floats, threads: int = 1, *order: Any) -> Floats:
+        arrays = (groups, batch.csr, batch.slots_at())
+        return segment_sum(grad, *arrays, width, threads, None, None, *order)
+
+    native = of(grad, 1, lane_B, lanes, bf16)
+    assert np.array_equal(native, of(grad, 3, lane_B, lanes, bf16))
+    by_lane = [rounded(of(grad * (lane_B == lane)[:, None])) for lane in range(lanes)]
+    for u in range(len(groups)):
+        cells = groups.cells[groups.starts_U[u] : groups.starts_U[u + 1]]
+        tree = LaneTree[Floats](lanes, lambda first, second: rounded(first + second))
+        for lane in np.unique(lane_B[cells // batch.csr.n_features]).tolist():
+            tree.push(lane, by_lane[lane][u])
+        assert np.array_equal(native[u], tree.total())
 
 
 @given(batch=batches())

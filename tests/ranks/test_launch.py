@@ -52,6 +52,25 @@ def test_the_first_exit_code_is_that_of_the_launch(capfd: pytest.CaptureFixture[
     assert [line.partition(": ")[2].partition(": ")[0] for line in lines] == ["error", "rank 1"]
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [(["--set", "train.epochs=many"], "got epochs = 'many'"), ([], "got lanes = 1 with 2 ranks")],
+)
+def test_a_mistake_is_told_once_before_ranks_start(
+    words: list[str],
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("widedeep.cli.train.launch", lambda size, words: pytest.fail("launched"))
+    path = tmp_path / "run.toml"
+    path.write_text('[data]\ntrain = "x.csv"\nlabel = "y"\n[features]\nnumeric = ["x"]\n')
+    assert main(["train", str(path), "--ranks", "2", *words]) == 2
+    error = capsys.readouterr().err
+    assert problem in error and error.count("error:") == 1 and "rank 0" not in error
+
+
 def test_the_section_is_read_with_its_defaults(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[data]\nlabel = "y"\n[features]\nnumeric = ["x"]\n')

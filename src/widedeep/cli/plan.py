@@ -141,8 +141,9 @@ def workload(
         optimizer = others.get(name.partition("/")[0], optimizers.deep)
         n_bytes += table.n_rows * table.record_layout(optimizer).stride
     examples = examples or schema.rows
-    batch_size = config.train.batch_size
-    batch_size = auto_batch_size(examples) if batch_size == "auto" else batch_size
+    batch = config.train.batch_size
+    batch = auto_batch_size(examples) if batch == "auto" else batch
+    batch_size = max(1, min(batch, examples))  # the last batch of a pass is what is left
     own = max(1.0, batch_size / machines)
     rows = {slot.name: distinct_rows(schema, slot, own) / own for slot in schema.slots}
     widths = {
@@ -215,7 +216,7 @@ def _lines(work: Workload, cluster: Cluster, plan: Plan) -> list[str]:
         f"{_size(plan.tables)}, vocabularies (mapped once) {_size(plan.vocabularies)}, processes "
         f"{_size(plan.processes)}",
         f"batch       {work.batch_size:,} examples, {own:,.0f} a machine: "
-        f"{work.examples / work.batch_size:,.0f} steps a pass",
+        f"{work.steps:,} step{'s' if work.steps > 1 else ''} a pass",
         f"payload     {sum(plan.payload.values()):,.0f} bytes sent an example ({parts})",
         f"rate        {plan.examples_per_s:,.0f} examples/s, {efficiency:.0%} of {machines} by "
         f"themselves; {plan.overlapped_per_s:,.0f} if exchanges hid behind computing",

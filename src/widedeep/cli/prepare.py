@@ -60,9 +60,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
+    config = load_config(arguments.config, arguments.set)
     if arguments.ranks is not None and arguments.ranks > 1:
         return launch(arguments.ranks, without_option(arguments.words, "--ranks"))
-    config = pin_tables(load_config(arguments.config, arguments.set))
+    config = pin_tables(config)
     directory = RunDirectory.of_config(arguments.config, arguments.out)
     directory.check_free()
     # The lanes of training do not matter here, and a rank may read for hours before it answers.

@@ -36,6 +36,7 @@ from widedeep.data.topics import SCHEME
 from widedeep.errors import ConfigError
 from widedeep.gate.config import load_gate_config
 from widedeep.ranks.launch import launch, launched_rank, launched_size
+from widedeep.ranks.ranks import Ranks
 from widedeep.remote import is_url
 from widedeep.training.config import FollowConfig, Quality, RunConfig, WarmStartConfig
 
@@ -117,6 +118,8 @@ def _add_following(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     if _launches(arguments):
+        config = _load_config(arguments)  # whose mistakes each rank would tell
+        Ranks(size=arguments.ranks, lanes=config.distributed.lanes)
         return launch(arguments.ranks, without_option(arguments.words, "--ranks"))
     resume, force = arguments.resume, arguments.force
     with run_folder(arguments.out, resume=resume, force=force) as folder:
@@ -126,8 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace, directory: RunDirectory) -> int:
     from widedeep.cli.run_training import train_run
 
-    of_quality = [f'train.quality="{arguments.quality}"'] if arguments.quality else []
-    config = pin_tables(load_config(arguments.config, [*arguments.set, *of_quality]))
+    config = pin_tables(_load_config(arguments))
     warm = _warm_from(arguments)
     follow = _follow_config(arguments)
     run, followed = None, None
@@ -163,6 +165,11 @@ def _train(arguments: argparse.Namespace, directory: RunDirectory) -> int:
     can_judge = data.test is not None or data.valid is not None or data.valid_fraction > 0
     print_next("evaluate" if can_judge else "inspect", _shown(arguments, directory))
     return EXIT_OK
+
+
+def _load_config(arguments: argparse.Namespace) -> RunConfig:
+    of_quality = [f'train.quality="{arguments.quality}"'] if arguments.quality else []
+    return load_config(arguments.config, [*arguments.set, *of_quality])
 
 
 def _launches(arguments: argparse.Namespace) -> bool:

@@ -22,10 +22,10 @@ class DistributedConfig:
     """How one model is trained by several processes, its ranks.
 
     Args:
-        lanes: Parts into which each batch is cut, at least 1. Sums over a batch add lane after
-            lane, so that a result depends on ``lanes`` and never on the number of ranks; each rank
-            computes some of them. Set it once, to the most ranks that will ever be used, such as
-            24. ``batch_size`` is a multiple of it.
+        lanes: Parts into which each batch is cut, at least 1. Sums over a batch are added as a
+            tree of halves of the lanes, so that a result depends on ``lanes`` and never on the
+            number of ranks; each rank computes some of them. Set it once, to the most ranks that
+            will ever be used, such as 24. ``batch_size`` is a multiple of it.
         wire: Numbers in which rows and gradients travel: ``"fp32"``, or ``"bf16"`` for half the
             bytes, which changes results by its rounding. Gradients travel in bfloat16 then,
             embeddings in 16 bits a number and an exponent a row; the wide part's stay float32.

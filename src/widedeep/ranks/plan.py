@@ -50,7 +50,7 @@ class Workload:
     """One model and its data."""
 
     examples: int  # Examples per pass
-    batch_size: int  # Examples of a step, over all machines
+    batch_size: int  # Examples of a step, over all machines; at most those of a pass
     table_rows: int  # Rows of all tables
     table_bytes: int  # Weights and optimizer state of all tables
     vocabulary_bytes: int  # The schema's file, mapped once a machine
@@ -60,6 +60,11 @@ class Workload:
     deep_floats: float  # Numbers of the embeddings' different rows, an example
     wire: Wire = "fp32"
     cpu_us: float | None = None  # CPU of a step per example on one process; None: by COSTS
+
+    @property
+    def steps(self) -> int:
+        """Steps of a pass."""
+        return math.ceil(self.examples / self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,11 +196,12 @@ def make_plan(work: Workload, cluster: Cluster, *, lanes: int | None = None) -> 
 
 def _notes(work: Workload, cluster: Cluster, lanes: int | None) -> list[str]:
     notes = []
-    ranks, steps = cluster.machines * cluster.ranks, work.examples / work.batch_size
-    if steps < _LEAST_STEPS:
+    ranks = cluster.machines * cluster.ranks
+    if work.steps < _LEAST_STEPS:
         notes.append(
-            f"a pass has {steps:,.0f} steps, expected at least {_LEAST_STEPS}: fewer cost quality; "
-            "lower train.batch_size, or use fewer machines"
+            f"a pass has {work.steps:,} step{'s' if work.steps > 1 else ''}, expected at least "
+            f"{_LEAST_STEPS}: fewer cost quality; lower train.batch_size, or use fewer "
+            "machines"
         )
     if lanes is not None and lanes < ranks:
         notes.append(
