@@ -1,9 +1,9 @@
 """What lanes and ranks cost: CPU time and payload of an example, and the load of owners.
 
 Each configuration learns the same batches of models S and B (see train_models.py) in processes of
-one thread: the step without lanes, one process with 8 lanes, and two ranks over loopback: of one lane
-each, in fp32 and in bf16, and of 12 lanes each. CPU time is the median over steps of a process's
-own, summed over ranks, for each example.
+one thread: the step without lanes, one process with 8 lanes, and two ranks over loopback: of one
+lane each, in fp32 and in bf16, and of 12 lanes each. CPU time is the median over steps of a
+process's own, summed over ranks, for each example.
 
     python benchmarks/bench_ranks.py [--rows 8192] [--steps 30] [--models S B] [--write]
 """
