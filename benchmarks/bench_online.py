@@ -3,7 +3,8 @@
 The wide part alone against Vowpal Wabbit's FTRL on the same rows (26 words and 3 crosses of
 `criteo_like.py`), from text and from its binary cache; then model S of `train_models.py` at batches
 of 1 to 256 against its own rate at 2,048, in runs of steps and step by step through the
-interpreter. The engines take turns; medians.
+interpreter; then its steps in both precisions against the peak of the core. The engines take turns;
+medians.
 
     python benchmarks/bench_online.py [--vw PYTHON] [--rows 50000] [--turns 5] [--write]
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -79,11 +82,13 @@ def lines_of(table: pa.Table) -> list[str]:
 
 
 def in_runs(step: TrainStep, rows: Batch, batch_rows: int) -> None:
-    """Learn all rows by runs of steps, as training does."""
+    """Learn all rows by runs of steps, as training does: a run ends after a tenth of a second."""
     block = max(1, BLOCK_ROWS // batch_rows) * batch_rows
-    for first in range(0, len(rows), block):
+    first = 0
+    while first < len(rows):
         part = rows.slice(first, first + block)
-        step.run(part, batch_rows, rates_S3=np.ones((-(-len(part) // batch_rows), 3)))
+        rates_S3 = np.ones((-(-len(part) // batch_rows), 3))
+        first += step.run(part, batch_rows, rates_S3=rates_S3).steps * batch_rows
 
 
 def by_parts(step: TrainStep, rows: Batch, batch_rows: int) -> None:
@@ -133,8 +138,8 @@ def wide_lines(asked: argparse.Namespace) -> list[str]:
                 times[name].append(run())
     peers = [name for name in times if name.startswith("Vowpal")]
     lines = [
-        "| wide part alone, 29 ids a row | rows a processor second | "
-        + "".join(f"of {name} |" for name in peers),
+        "| wide part alone, 29 ids a row | rows a processor second |"
+        + "".join(f" of {name} |" for name in peers),
         "|---" * (2 + len(peers)) + "|",
     ]
     for name, seconds in times.items():
@@ -191,6 +196,52 @@ def deep_lines(asked: argparse.Namespace) -> list[str]:
     return lines
 
 
+def peak(dtype: torch.dtype) -> float:
+    """Products of numbers a second, of square matrices that lie in the caches."""
+    a, b, out = (torch.ones(384, 384).to(dtype) for _ in range(3))
+    seconds = [processor_seconds(lambda: [torch.mm(a, b, out=out) for _ in range(4)])
+               for _ in range(20)]  # fmt: skip
+    return 4 * 384**3 / min(seconds)
+
+
+def peak_lines(asked: argparse.Namespace) -> list[str]:
+    """Steps of model S in both precisions, against what its products take at the core's peak."""
+    schema = models.make_schema(models.S)
+    rows = Batch.concat(models.make_batches(models.S, 4, 2048))
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    steps = {
+        (p, b): models.our_step(schema, models.S, 1, p) for p in precisions for b in (256, 2048)
+    }
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
+    for (_, batch), step in steps.items():
+        in_runs(step, rows, batch)
+    for _ in range(asked.turns):
+        for key, step in steps.items():
+            learn = functools.partial(in_runs, step, rows, key[1])
+            times[key].append(processor_seconds(learn) / len(rows))
+    products = 3 * sum(a * b for a, b in itertools.pairwise(models.S.widths))
+    peaks = {"fp32": peak(torch.float32), "bf16": peak(torch.bfloat16)}
+    lines = [
+        "| model S | batch | us an example | products at the peak, us | (those + 0.5 us) / step "
+        "| rate, of that at 2,048 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (precision, batch), own in times.items():
+        floor = products / peaks[precision] * 1e6
+        each = median(own) * 1e6
+        of_large = median(a / b for a, b in zip(times[precision, 2048], own, strict=True))
+        cells = [precision, f"{batch:,}", f"{each:.2f}", f"{floor:.2f}",
+                 f"{(floor + 0.5) / each:.2f}", f"{of_large:.2f}"]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    rates = " and ".join(f"{rate / 1e9:.0f} in {name}" for name, rate in peaks.items())
+    return [
+        *lines,
+        "",
+        f"Peak, of square matrices through torch in the same run: {rates}, in thousand million "
+        "products of two numbers a second.",
+    ]
+
+
 def main() -> None:
     """Measure, print, and write the section if asked to."""
     parser = argparse.ArgumentParser(
@@ -214,8 +265,10 @@ def main() -> None:
         "",
         *deep_lines(asked),
         "",
-        "Adagrad moves every weight of the layers once a step: at batch 1 that alone bounds the "
-        "rate (units of hidden layers without any gradient are passed over).",
+        *peak_lines(asked),
+        "",
+        "Adagrad moves every weight of the layers once a step: at batch 1 its square roots and "
+        "divisions bound the rate (units of hidden layers without any gradient are passed over).",
     ]
     print("\n".join(lines))
     if asked.write:

@@ -212,28 +212,6 @@ def bench_tables(report: Report, arguments: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
-def bench_small(report: Report, arguments: argparse.Namespace) -> None:
-    """The wide part alone, and small batches: online learning takes one example at a time."""
-    threads = max(arguments.threads)
-    torch.set_num_threads(threads)
-    lines = []
-    for shape in (models.WIDE_ONLY, models.S):
-        schema = models.make_schema(shape)
-        for batch, used in ((1, 1), (16, 1), (256, threads), (2048, threads)):
-            torch.set_num_threads(used)
-            count = min(500, 16_384 // batch)
-            batches = models.make_batches(shape, count, batch)
-            step = models.our_step(schema, shape, used)
-            engines = {"ours": functools.partial(train_all, step, batches)}
-            times = take_turns(engines, arguments.seconds / 100)["ours"]
-            each = median(times) / count
-            lines.append(
-                [shape.name, str(batch), str(used), f"{batch / each:,.0f}", f"{each * 1e6:,.0f}"]
-            )
-    report.say("### The wide part alone, and small batches (fp32)\n")
-    report.table(["model", "batch", "threads", "examples/s", "us a step"], lines)
-
-
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -277,7 +255,6 @@ def main() -> None:
     bench_speed(report, arguments)
     if arguments.tables:
         bench_tables(report, arguments)
-    bench_small(report, arguments)
     print(f"{time.perf_counter() - started:.0f} s in all")
     if arguments.write:
         write_section("training:speed", "\n".join(report.lines))

@@ -56,7 +56,6 @@ class Shape:
 
 S = Shape(name="S")
 B = Shape(name="B", dim=32, hidden=(1024, 512, 256))
-WIDE_ONLY = Shape(name="S, wide only", hidden=())
 
 
 def of_rows(rows: int) -> Shape:

@@ -217,8 +217,14 @@ void gradient_tiles(const WeightGradient& request, int64_t begin, int64_t end, f
       const int64_t column = number * kPanel;
       const int64_t stop = end < (number + 1) * blocks.count ? end : (number + 1) * blocks.count;
       const int64_t columns = panel_columns(request.in.width, column);
-      Numbers::pack_panel(request.in.data + row * request.in.stride + column, request.in.stride, 1,
-                          rows, columns, panel_width(columns), panel);
+      const float* const in = request.in.data + row * request.in.stride + column;
+      Numbers::pack_panel(in, request.in.stride, 1, rows, columns, panel_width(columns), panel);
+      // The next panel's columns lie beside these, far apart: no hardware asks for them.
+      for (int64_t r = 0; stop < end && r < rows; ++r) {
+        for (int64_t n = kPanel; n < 2 * kPanel; n += 16) {
+          __builtin_prefetch(in + r * request.in.stride + n, 0, 2);
+        }
+      }
       for (; tile < stop; ++tile) {
         const int64_t first = blocks.begin(tile % blocks.count);
         const int64_t outputs = blocks.begin(tile % blocks.count + 1) - first;
