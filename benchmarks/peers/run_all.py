@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -155,7 +156,7 @@ def section(
         "batches of 2,048 where a peer has batches. One thread each, processor time; "
         + ("one run of each. " if turns < 2 else f"medians of {turns} interleaved runs. ")
         + "Everybody starts from one CSV file; rates from text count reading, preparation and "
-        "training. Every peer but LightGBM is told the three crosses."
+        "training. Everybody is told the three crosses."
         + (" The machine was loaded by other work." if asked.loaded else ""),
         "",
         f"| | version | {' | '.join(SHOWN.values())} |",
@@ -170,42 +171,62 @@ def section(
     lines.append("")
     lines.extend(f"- {name}: {row['note']}." for name, row in medians.items())
     lines.extend(f"- {name}: did not finish ({why})." for name, why in failed.items())
+    left_out = [name for name in RUNS if name not in found and name not in failed]
+    lines.extend(f"- {name}: not run this time." for name in left_out)
     lines.append(f"- {NOT_RUN}")
     lines.extend(ratios(medians))
     return "\n".join(lines)
 
 
+COMPARED = {
+    "rate from text": lambda own, row: own["rows_per_s_from_text"] / row["rows_per_s_from_text"],
+    "of training, ours encodes too": lambda own, row: own["rows_per_s"] / row["rows_per_s"],
+    "their memory": lambda own, row: row["peak_mb"] / own["peak_mb"],
+    "their latency": lambda own, row: (row["latency_ms"] or math.nan) / own["latency_ms"],
+    "their log loss": lambda own, row: row["log_loss"] / own["log_loss"],
+}
+
+
 def ratios(medians: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the lines that set our rates and quality against the peers'."""
-    found = []
+    """Return the lines that set our rates and quality against the peers', losses by name."""
+    lines, ahead = [], []
+    encoded = medians.get("widedeep, encoded")
     for name, row in medians.items():
         own = medians.get(AGAINST.get(name, "widedeep"))
         if name.startswith("widedeep") or own is None:
             continue
-        encoded = medians.get("widedeep, encoded")
-        cells = [f"{own[k] / row[k]:.1f}" for k in ("rows_per_s_from_text", "rows_per_s")]
-        alone = name not in AGAINST and encoded is not None
-        cells.append(f"{encoded['rows_per_s'] / row['rows_per_s']:.1f}" if alone else "-")
-        cells.append(f"{row['peak_mb'] / own['peak_mb']:.2f}")
-        late = row["latency_ms"]
-        cells.append("-" if late is None else f"{late / own['latency_ms']:.1f}")
-        cells.append(f"{own['auc'] - row['auc']:+.4f}")
-        found.append(f"| {name} | {' | '.join(cells)} |")
-    if not found:
+        cells = {title: compare(own, row) for title, compare in COMPARED.items()}
+        if won := [title for title, ratio in cells.items() if ratio < 1]:
+            ahead.append(f"{name} ({', '.join(won)})")
+        alone = math.nan if name in AGAINST or encoded is None else encoded["rows_per_s"]
+        cells["of training alone, ours encoded beforehand"] = alone / row["rows_per_s"]
+        texts = ["-" if math.isnan(ratio) else f"{ratio:#.4g}" for ratio in cells.values()]
+        lines.append(f"| {name} | {' | '.join(texts)} |")
+    if not lines:
         return []
-    head = (
-        "| | rate from text | of training, ours encodes too | of training alone, ours encoded "
-        "beforehand | their memory | their latency | our AUC less theirs |"
-    )
+    titles = [*COMPARED, "of training alone, ours encoded beforehand"]
     return [
         "",
-        "How often ours is ahead, in this run (wide only and one by one against peers that are; "
-        "below 1 the peer is):",
+        "How often ours is ahead, in this run; peers that learn a wide part alone stand against "
+        f"ours that does, one by one. Ahead of ours are: {'; '.join(ahead) or 'none'}."
+        + equal_quality(medians),
         "",
-        head,
-        "|---" * 7 + "|",
-        *found,
+        f"| | {' | '.join(titles)} |",
+        "|---" * (1 + len(titles)) + "|",
+        *lines,
     ]
+
+
+def equal_quality(medians: dict[str, dict[str, Any]]) -> str:
+    """Return the sentence on what it takes to be as good as our wide part."""
+    own, row = medians.get(ONE_BY_ONE), medians.get("Vowpal Wabbit, at equal quality")
+    if own is None or row is None:
+        return ""
+    times = [found["prepare_s"] + found["train_s"] for found in (row, own)]
+    return (
+        f" From {row['rows'] / own['rows']:.2f} times the rows Vowpal Wabbit is as good as our "
+        f"wide part, in {times[0] / times[1]:.1f} times the processor time."
+    )
 
 
 def main() -> None:

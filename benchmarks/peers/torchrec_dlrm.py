@@ -4,7 +4,7 @@
 
 It has no encoder: text is coded by a dictionary of the training values, and the three crosses are
 columns made by hand, each with a table. `--dcn` takes its DLRM with cross layers of low rank. The
-tables' rule is row-wise Adagrad, the dense layers' Adagrad; the rates are the best of those tried.
+tables' rule is row-wise Adagrad, the dense layers' Adagrad, at rates that were not searched for.
 """
 
 from __future__ import annotations
