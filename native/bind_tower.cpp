@@ -125,8 +125,10 @@ void bind_tower(nb::module_& m) {
       .def(nb::init<const Output&, const std::vector<BoundLayer>&, const Output&, bool>(),
            nb::kw_only(), "input_BX"_a, "layers"_a, "grad_input_BX"_a, "bf16"_a = false)
       .def("forward", &BoundTower::forward, "threads"_a = 1, "key"_a = 0, ReleaseGil())
-      .def("backward", &BoundTower::backward, "threads"_a = 1, nb::keep_alive<0, 1>(),
-           ReleaseGil());
+      .def("backward", &BoundTower::backward, "threads"_a = 1, nb::keep_alive<0, 1>(), ReleaseGil())
+      .def("backward_rows", &BoundTower::backward_rows, "threads"_a = 1, ReleaseGil())
+      .def("gradients", &BoundTower::gradients, "first"_a, "last"_a, "threads"_a = 1,
+           nb::keep_alive<0, 1>(), ReleaseGil());
 }
 
 }  // namespace widedeep

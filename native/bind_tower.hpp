@@ -125,6 +125,17 @@ class BoundTower {
 
   void forward(int threads, std::uint64_t key) const { tower_forward(batch_, key, threads); }
 
+  void backward_rows(int threads) const { tower_backward(batch_, threads); }
+
+  std::unique_ptr<TowerGradients> gradients(std::int64_t first, std::int64_t last,
+                                            int threads) const {
+    if (first < 0 || first > last || last > batch_.rows) {
+      refuse("rows: got " + std::to_string(first) + " to " + std::to_string(last) + ", of " +
+             std::to_string(batch_.rows));
+    }
+    return std::make_unique<TowerGradients>(TowerRows(batch_, first, last), threads);
+  }
+
   std::unique_ptr<TowerGradients> backward(int threads) const {
     return std::make_unique<TowerGradients>(batch_, threads);
   }

@@ -17,7 +17,7 @@ void over_rows(const Request& request, int64_t n, int threads, Range range) {
   parallel_for(n, threads, [&](int64_t begin, int64_t end, int) { range(request, begin, end); });
 }
 
-constexpr int32_t kLaneBlock = 4096;  // occurrences whose sums stay in a cache
+constexpr int32_t kLaneBlock = 1024;  // occurrences whose sums stay in a cache
 
 // How deep in the tree of halves two lanes part.
 int depth_between(int64_t lane, int64_t later, int64_t lanes) {
@@ -42,10 +42,12 @@ void round_all(float* row, int64_t width) {
 void add_segments(const SegmentRequest& request, const LaneSums& lanes,
                   const std::vector<int64_t>& end_cells, int64_t row, std::vector<int32_t>& starts,
                   std::vector<int32_t>& lane) {
+  const auto n_features = static_cast<uint32_t>(request.n_features);
   int64_t end_cell = -1;
   for (int32_t i = request.starts[row]; i < request.starts[row + 1]; ++i) {
     if (request.cells[i] < end_cell) continue;
-    const int32_t now = lanes.lane_of_example[request.cells[i] / request.n_features];
+    const uint32_t example = static_cast<uint32_t>(request.cells[i]) / n_features;
+    const int32_t now = lanes.lane_of_example[example];
     starts.push_back(i);
     lane.push_back(now);
     end_cell = end_cells[static_cast<size_t>(now)];
@@ -59,6 +61,7 @@ class LaneTree {
 
   void add_up(float* sums, const int32_t* lane, int64_t n, int64_t width) {
     if (lanes_.bfloat16) round_all(sums, n * width);
+    if (n < 2) return;
     open_.clear();
     float* last = sums;
     for (int64_t i = 1; i < n; ++i) {

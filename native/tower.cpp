@@ -434,6 +434,22 @@ void tower_bias_gradients(const TowerBatch& batch) {
   }
 }
 
+TowerRows::TowerRows(const TowerBatch& batch, int64_t first, int64_t last)
+    : layers_(batch.layers, batch.layers + batch.n_layers), batch_(batch) {
+  const auto move = [first](auto& rows) {
+    if (rows.data != nullptr) rows.data += first * rows.stride;
+  };
+  for (TowerLayer& layer : layers_) {
+    move(layer.out), move(layer.grad), move(layer.slope);
+  }
+  move(batch_.in), move(batch_.grad_in);
+  batch_.layers = layers_.data();
+  batch_.rows = last - first;
+}
+
+TowerGradients::TowerGradients(const TowerRows& rows, int threads)
+    : state_(std::make_unique<State>(rows.batch(), threads)) {}
+
 TowerGradients::TowerGradients(const TowerBatch& batch, int threads) {
   tower_backward(batch, threads);
   state_ = std::make_unique<State>(batch, threads);

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include <memory>
+#include <vector>
 
 #include "sparse.hpp"
 #include "tower_units.hpp"
@@ -69,6 +70,17 @@ void tower_forward(const TowerBatch& batch, uint64_t key, int threads);
 // The backward pass alone, down to grad_in; the layers' grads are then those of their sums.
 void tower_backward(const TowerBatch& batch, int threads);
 
+// The same batch, but rows [first, last) alone.
+class TowerRows {
+ public:
+  TowerRows(const TowerBatch& batch, int64_t first, int64_t last);
+  const TowerBatch& batch() const { return batch_; }
+
+ private:
+  std::vector<TowerLayer> layers_;
+  TowerBatch batch_;
+};
+
 // The gradients of the layers' biases, after tower_backward().
 void tower_bias_gradients(const TowerBatch& batch);
 
@@ -79,6 +91,8 @@ void tower_bias_gradients(const TowerBatch& batch);
 class TowerGradients {
  public:
   TowerGradients(const TowerBatch& batch, int threads);
+  // After tower_backward() of a larger batch: of these rows of it.
+  TowerGradients(const TowerRows& rows, int threads);
   ~TowerGradients();
   void wait();
 

@@ -675,6 +675,13 @@ class Tower:
         the weights' gradients: other threads sum them over the batch while the caller goes on, for
         instance with the rows of the embeddings.
         """
+    def backward_rows(self, threads: int = 1) -> None:
+        """Fill the gradient of the input alone."""
+    def gradients(self, first: int, last: int, threads: int = 1) -> TowerGradients:
+        """Begin with the weights' and biases' gradients over rows ``first`` to ``last`` alone.
+
+        They are what a batch of these rows would give; :meth:`backward_rows` came before.
+        """
 
 class TowerGradients:
     """The weights' and biases' gradients of a tower, which other threads are computing."""

@@ -300,6 +300,24 @@ def test_threads_change_no_bit_of_units(
         np.testing.assert_array_equal(one, other)
 
 
+def test_gradients_of_some_rows_add_up_to_those_of_all() -> None:
+    unit = Units(kernels, 0, 100, [5, 7, 3], ("relu", 0.0, False))
+    unit.run()
+    arrays = [layer[name] for _, layer, _ in unit.layers for name in ("weight_grad", "bias_grad")]
+    whole = [array.copy() for array in arrays]
+    unit.tower.gradients(0, 100).wait()
+    for one, other in zip(arrays, whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+    sums = [np.zeros_like(array) for array in arrays]
+    for first, last in ((0, 33), (33, 33), (33, 100)):
+        unit.tower.gradients(first, last).wait()
+        sums = [total + array for total, array in zip(sums, arrays, strict=True)]
+    for one, other in zip(sums, whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+    with pytest.raises(ValueError, match="rows: got 50 to 101, of 100"):
+        unit.tower.gradients(50, 101)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_an_activation_at_every_size(activation: str) -> None:
     sums = np.concatenate([np.linspace(-100, 100, 4001), np.geomspace(1e-30, 1, 200), [0.0]])

@@ -83,11 +83,13 @@ def own_part(batch: Batch, ranks: Ranks) -> Batch:
 def learn(wire: Wire = "fp32", tower: str = "mlp", ranks: Ranks | None = None) -> dict[str, Any]:
     """Learn the batches on this rank's lanes; return losses, rows with their ids, and layers."""
     ranks = ranks or ranks_of(DistributedConfig(lanes=LANES, wire=wire))
-    schema = make_schema(history=tower == "bst")
+    schema = make_schema(0.0 if tower == "plain" else 0.2, history=tower == "bst")
     if tower == "bst":
         model = wd.WideDeep(schema, deep=wd.models.BST(hidden_units=[8, 4], dropout=0.1))
     else:
-        model = wd.WideDeep(schema, hidden_units=[8, 4], dropout=0.1)
+        # Without any dropout lanes are computed together.
+        dropout = 0.0 if tower == "plain" else 0.1
+        model = wd.WideDeep(schema, hidden_units=[8, 4], dropout=dropout)
     step = TrainStep(
         model,
         TrainConfig(clip_norm=0.5 if tower == "bst" else None),
@@ -199,11 +201,16 @@ def test_processes_learn_what_one_of_them_learns(size: int, wire: Wire, tower: s
     check_equal(merged([learn(wire, tower)]), merged(run_ranks(size, learn, wire, tower)))
 
 
-@pytest.mark.parametrize(("wire", "sizes"), [("fp32", [2, 5]), ("bf16", [4])])
-def test_any_number_of_ranks_learns_what_one_process_learns(wire: Wire, sizes: list[int]) -> None:
-    alone = merged([learn(wire)])
+@pytest.mark.parametrize(
+    ("wire", "tower", "sizes"),
+    [("fp32", "mlp", [5]), ("fp32", "plain", [2, 5]), ("bf16", "plain", [4])],
+)
+def test_any_number_of_ranks_learns_what_one_process_learns(
+    wire: Wire, tower: str, sizes: list[int]
+) -> None:
+    alone = merged([learn(wire, tower)])
     for size in sizes:
-        results = run_threads(size, lambda ranks: learn(wire, ranks=ranks), lanes=LANES)
+        results = run_threads(size, lambda ranks: learn(wire, tower, ranks), lanes=LANES)
         check_equal(alone, merged(results))
 
 

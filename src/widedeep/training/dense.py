@@ -551,8 +551,21 @@ class NativeMLP:
         self._running = self._native_tower.backward(self.threads)
         return self._grad_BX
 
+    def backward_rows(self, grad_BC: Tensor) -> Tensor:
+        """Return the gradient of ``concat_BX``, but leave the parameters' to :meth:`sum_rows`."""
+        assert self._native_tower is not None
+        self._grad_logits.copy_(grad_BC)
+        self._native_tower.backward_rows(self.threads)
+        return self._grad_BX
+
+    def sum_rows(self, first: int, last: int) -> None:
+        """Compute the gradients of the parameters over some examples; ``finish`` leaves them."""
+        assert self._native_tower is not None
+        self.finish()
+        self._running = self._native_tower.gradients(first, last, self.threads)
+
     def finish(self) -> None:
-        """Wait for the gradients that :meth:`backward` left to other threads."""
+        """Wait for the gradients that were left to other threads."""
         if self._running is not None:
             self._running.wait()
             self._running = None

@@ -47,6 +47,10 @@ class LaneGradients:
         self._lasts = {node.stop - 1 for node in ranks.spans_of()}  # lane of each of its nodes
         self._totals: list[Tensor] = []  # Of each node of this rank
 
+    def start(self) -> None:
+        """Forget what was taken for a step that failed."""
+        self._tree, self._totals = LaneTree(self.ranks.lanes, self._add), []
+
     @torch.no_grad()
     def take(self, lane: int, *, empty: bool = False) -> None:
         """Add the gradients of the next of this rank's lanes; missing ones are zero.
@@ -56,12 +60,15 @@ class LaneGradients:
             empty: Whether it has no examples, so that nothing was computed.
         """
         buffer = self._free.pop() if self._free else torch.zeros_like(self._sums)
+        targets, grads = [], []
         for parameter, span in zip(self.parameters, self._spans, strict=True):
-            target = buffer[span].view(parameter.shape)
             if empty or parameter.grad is None:
-                target.zero_()
+                buffer[span].zero_()
             else:
-                target.copy_(parameter.grad)
+                targets.append(buffer[span])
+                grads.append(parameter.grad.reshape(-1))
+        if targets:
+            torch._foreach_copy_(targets, grads)
         self._tree.push(lane, self._rounded(buffer))
         if lane in self._lasts:
             self._totals.append(self._tree.total())

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from widedeep.tables.embedding_table import EmbeddingTable
 from widedeep.tables.storage import Groups, LaneOrder, batch_rows
 from widedeep.training.checkpoint import as_arrays
 from widedeep.training.config import TrainConfig
-from widedeep.training.dense import DenseOptimizer, DenseUpdate, fast_mlp
+from widedeep.training.dense import DenseOptimizer, DenseUpdate, NativeMLP, fast_mlp
 from widedeep.training.embedding_dropout import EmbeddingDropout
 from widedeep.training.exchange import COUNTS, Exchange, LookedUp
 from widedeep.training.feature_rates import FeatureRates
@@ -196,6 +197,8 @@ class TrainStep:
         ranks, starts = self.ranks, batch.lane_starts
         assert starts is not None
         first_lane, sent_before = ranks.lanes_of().start, ranks.sent_bytes
+        self._computed_lane = None
+        self._lane_gradients.start()
         edges = [starts[s.start - first_lane : s.stop - first_lane + 1] for s in ranks.spans_of()]
         looked_up = exchange.ask(
             [batch.slice(int(e[0]), int(e[-1])) for e in edges],
@@ -242,17 +245,9 @@ class TrainStep:
     ) -> list[DenseResult]:
         """Compute some lanes of this rank one after the other, and the sums of their rows."""
         batch, groups = looked_up.batches[index], exchange.groups(looked_up, index)
-        results = []
-        for lane, start, stop in zip(span, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            part, first_id = batch.slice(start, stop), int(batch.offsets_BF[start * batch.n_slots])
-            try:
-                with exchange.reading(looked_up, index, part, first_id):
-                    results.append(self._learn_lane(part, groups, lane=lane, step=step))
-            except RowError as error:
-                raise RowError(error.subject, error.row + start, error.problem) from None
-            if results[-1].grad_BX is not None and len(part) < len(batch):
-                self._grad_buffer(len(batch))[start:stop] = results[-1].grad_BX
-                results[-1].grad_BX = None
+        results = self._span_results(
+            exchange, looked_up, index, span=span, starts=starts, step=step
+        )
         trained = list(self._trained_tables())
         for name, table, _ in trained:
             if any(rule.l2 is not None for rule in table.rules.values()):
@@ -269,6 +264,67 @@ class TrainStep:
                 for gradient in self.reduce(batch, self._grouped(groups), result, lane_B=lane_B):
                     sums.setdefault(gradient.name, []).append(gradient.grads_UD)
         return results
+
+    def _span_results(
+        self,
+        exchange: Exchange,
+        looked_up: LookedUp,
+        index: int,
+        *,
+        span: range,
+        starts: NDArray[np.int64],
+        step: int,
+    ) -> list[DenseResult]:
+        """Compute some lanes: together, or one after the other and their deep inputs' gradients."""
+        batch, groups = looked_up.batches[index], exchange.groups(looked_up, index)
+        if self._sums_rows and len(batch):
+            with exchange.reading(looked_up, index):
+                return [self._learn_at_once(batch, groups, span=span, starts=starts, step=step)]
+        results = []
+        for lane, (start, stop) in zip(span, pairwise(starts.tolist()), strict=True):
+            part, first_id = batch.slice(start, stop), batch.offsets_BF[start * batch.n_slots]
+            try:
+                with exchange.reading(looked_up, index, part, int(first_id)):
+                    results.append(self._learn_lane(part, groups, lane=lane, step=step))
+            except RowError as error:
+                raise RowError(error.subject, error.row + start, error.problem) from None
+            if results[-1].grad_BX is not None and len(part) < len(batch):
+                self._grad_buffer(len(batch))[start:stop] = results[-1].grad_BX
+                results[-1].grad_BX = None
+        return results
+
+    @property
+    def _sums_rows(self) -> bool:
+        """Whether lanes are computed together: no number of an example depends on others of it."""
+        model, fused = self.model, self.fused
+        native = not model.towers
+        if isinstance(fused, NativeMLP):
+            native = fused.takes(1) and not fused.drops
+        return native and not self.dropout and model.n_logits == 1 and model.losses.is_log_loss
+
+    def _learn_at_once(
+        self,
+        batch: Batch,
+        groups: Mapping[str, Groups],
+        *,
+        span: range,
+        starts: NDArray[np.int64],
+        step: int,
+    ) -> DenseResult:
+        """Compute some lanes together; only the dense gradients are summed lane after lane."""
+        self._take_dense()
+        result = self.dense_pass(batch, self._gather(batch, groups, step=step), step=step)
+        for lane, (start, stop) in zip(span, pairwise(starts.tolist()), strict=True):
+            self._take_dense()
+            if start == stop:
+                self._lane_gradients.take(lane, empty=True)
+                continue
+            if isinstance(self.fused, NativeMLP):
+                self.fused.sum_rows(start, stop)
+            assert self.model.bias.grad is not None
+            self._sum_examples(result.grad_BC[start:stop], self.model.bias.grad)
+            self._computed_lane = lane
+        return result
 
     def _learn_lane(
         self, batch: Batch, groups: Mapping[str, Groups], *, lane: int, step: int
@@ -366,7 +422,11 @@ class TrainStep:
             logits_BC += self.fused.forward(inputs.concat_BX, key)  # (B, X) -> (B, C)
             losses_B, grad_BC = self._losses(logits_BC, batch)
             unread = {name: torch.zeros_like(s.values_ND) for name, s in inputs.sequences.items()}
-            grad_BX = self.fused.backward(grad_BC)  # (B, C) -> (B, X), and the layers' .grad
+            if self.exchange is not None and self._sums_rows:
+                assert isinstance(self.fused, NativeMLP)
+                grad_BX = self.fused.backward_rows(grad_BC)  # the layers' .grad by lane
+            else:
+                grad_BX = self.fused.backward(grad_BC)  # (B, C) -> (B, X), and the layers' .grad
             return DenseResult(logits_BC, losses_B, grad_BC, grad_BX, unread)
         with (
             seeded(self.model.device, *key, torch_alone=self._draws_torch_alone),
