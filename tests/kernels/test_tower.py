@@ -169,7 +169,7 @@ def test_bf16_of_numbers_that_fit_is_exact() -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 29])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 9, 16, 29])
 def test_a_rows_outputs_do_not_depend_on_the_batch(count: int) -> None:
     whole = Tower(1, 200, [70, 45, 17, 2])
     whole.run()
