@@ -158,21 +158,19 @@ def test_row_groups_too_large_to_mix_many_are_told() -> None:
     n_rows=st.integers(0, 60),
     batch_size=st.integers(1, 70),
     pool_rows=st.integers(1, 70),
-    drop_last=st.booleans(),
     shuffle=st.booleans(),
 )
 def test_positions_and_boundaries(
-    n_rows: int, batch_size: int, pool_rows: int, drop_last: bool, shuffle: bool
+    n_rows: int, batch_size: int, pool_rows: int, shuffle: bool
 ) -> None:
     plan = plan_of(
         [n_rows],
         batch_size=batch_size,
         pool_rows=pool_rows,
-        drop_last=drop_last,
         shuffle=shuffle,
     )
     full, rest = divmod(n_rows, batch_size)
-    assert plan.num_batches == (full if drop_last or not rest else full + 1)
+    assert plan.num_batches == full + (rest > 0)
     for batch in range(plan.num_batches):
         first, last = plan.batch_rows(batch)
         position = plan.position(batch)

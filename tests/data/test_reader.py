@@ -104,7 +104,6 @@ def test_batches_are_the_plan(source: Source, shuffle: bool, batch_size: int) ->
     pool_rows=st.integers(1, 110),
     start=st.integers(0, 200),
     shuffle=st.booleans(),
-    drop_last=st.booleans(),
     block_rows=st.integers(1, 40),
     threads=st.integers(1, 3),
 )
@@ -114,7 +113,6 @@ def test_batches_are_the_plan_in_every_shape(
     pool_rows: int,
     start: int,
     shuffle: bool,
-    drop_last: bool,
     block_rows: int,
     threads: int,
 ) -> None:
@@ -125,7 +123,6 @@ def test_batches_are_the_plan_in_every_shape(
             batch_size=batch_size,
             pool_rows=pool_rows,
             shuffle=shuffle,
-            drop_last=drop_last,
         )
         start %= plan.num_batches + 1
         reader = BatchReader(source, encode, plan, start_batch=start, threads=threads)

@@ -88,7 +88,6 @@ class EpochPlan:
         epoch: int,
         shuffle: bool = True,
         pool_rows: int = 262_144,
-        drop_last: bool = False,
         lanes: int = 1,
     ) -> None:
         _check_at_least(1, batch_size=batch_size, pool_rows=pool_rows, lanes=lanes)
@@ -103,8 +102,6 @@ class EpochPlan:
         self._source, self._lane_plans = source, dict[int, EpochPlan]()
         self.num_rows = source.num_rows
         self.pools: tuple[Pool, ...] = self._own_pools() if lanes == 1 else self.lane(0).pools
-        if drop_last:
-            self.num_rows -= self.num_rows % batch_size
         self.num_batches = -(-self.num_rows // batch_size)
         self._first_rows = [pool.first_row for pool in self.pools]
 
@@ -469,7 +466,7 @@ class _BatchCutter:
     start_batch: int
     threads: int
     lanes: range
-    num_batches: int
+    num_batches: int  # Those of the whole epoch, also where ``plan`` is of one lane
     at_once: int
     sizes: Sequence[int] | None  # Ids of each slot are below these; None: nobody knows
 

@@ -291,9 +291,8 @@ class GRU(nn.Module):
             weights_N = None if weights_BT is None else packed.select(weights_BT)
             return packed.fill(self.states(packed, packed.select(events_BTE), weights_N))
         inputs_BTG = self.input(events_BTE)  # G = 3 H: update, reset and candidate
-        state_BH = inputs_BTG.new_zeros(
-            inputs_BTG.shape[0], self.width
-        )  # len() is no part of a graph
+        # len() is no part of a graph
+        state_BH = inputs_BTG.new_zeros(inputs_BTG.shape[0], self.width)
         states = []
         for step in range(mask_BT.shape[1]):
             update, reset, candidate = inputs_BTG[:, step].chunk(3, dim=1)

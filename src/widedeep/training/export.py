@@ -543,9 +543,8 @@ class TowerDescription:
     """Towers as a bundle holds them: a program, or else an ONNX graph."""
 
     program: Program | None = None
-    tensors: Mapping[str, NDArray[np.float32]] = field(
-        default_factory=dict
-    )  # Tensors of the program
+    # Tensors of the program
+    tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     onnx: bytes | None = None
     sequences: frozenset[str] = frozenset()  # Sequences that the towers read
     why_onnx: str = ""  # What no native operation can say

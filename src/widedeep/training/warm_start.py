@@ -330,9 +330,8 @@ class _Transfer:
     def _dense(self) -> None:
         """Carry layers and towers, each up to the first that does not fit."""
         parameters = self.model.dense_state()
-        anew: dict[
-            str, tuple[int, str]
-        ] = {}  # tower to its first layer that starts anew, and reason
+        # Tower to its first layer that starts anew, and the reason
+        anew: dict[str, tuple[int, str]] = {}
         for tower in self.model.towers:
             reason = self.previous.mlp or (self.layers_change if tower == "mlp" else "")
             reason = reason or self._options_change(tower)
