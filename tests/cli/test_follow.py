@@ -254,7 +254,7 @@ def test_killed_between_gate_and_publish(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(540)
+@pytest.mark.timeout(1800)
 def test_killed_at_any_point(base: Path, tmp_path: Path) -> None:
     """At every fifth of the operations on the disk: checkpoints, bundles, versions, logs."""
     lines = killed(base, tmp_path, "disk", range(0, 1000, 5))
