@@ -3,9 +3,11 @@
 Trains on four fifths of UCI Adult's train part and judges on the last fifth, for each way to add
 buckets beside the numbers, or to embed the numbers themselves, and each embedding width; the best
 by log loss is then judged once on the test part. With `--log`, also one pass over 400,000 rows of
-`criteo_like.py` (salt 0).
+`criteo_like.py` (salt 0). `--shapes` compares bins of all numbers with none instead, as `init`
+declares them, on sets of the league table whose numbers and rows are many or few.
 
     python benchmarks/defaults_numbers.py [--seeds 3] [--log] [--test]
+    python benchmarks/defaults_numbers.py --shapes [--seeds 1]
 
 Prints the tables as Markdown.
 """
@@ -31,6 +33,13 @@ ADULT_NUMBERS = (
 )
 EMBEDDINGS = wd.Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)
 DENSE = wd.Adagrad(lr=0.02)
+
+
+SHAPES = (
+    ("digits", 1_797), ("adult", 2_000), ("hastie", 12_000), ("clicks 0", 30_000),
+    ("one-way", 10_000), ("one-way", 30_000), ("adult", 30_000),
+)  # fmt: skip
+"""Sets of the league table, and rows of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +156,34 @@ def table(
     return min(losses, key=lambda way: losses[way])
 
 
+def compare_shapes(seeds: int) -> None:
+    """Print what bins of all numbers, and of none, are worth by the numbers and rows of a set."""
+    from league_sets import SETS
+
+    print("| set | rows | rows per bin | bins | validation AUC | test AUC / log loss |")
+    print("|---|---|---|---|---|---|")
+    for name, rows in SHAPES:
+        league = SETS[name](rows, ADULT.parents[2] / "benchmarks" / "data")
+        count = league.train.num_rows
+        for bins in (True, False):
+            inferred = wd.infer_spec(league.train, label=league.label, bins=bins)
+            numbers = [c for c in inferred.columns if c.is_number]
+            cells = sum(min(c.profile.distinct, c.bin_count(count)) for c in numbers)
+            runs = []
+            for seed in range(seeds):
+                model = wd.WideDeep(wd.fit_schema(inferred.spec, league.train), seed=seed)
+                trainer = wd.Trainer(model, epochs="auto", seed=seed, threads=1, progress=False)
+                trainer.fit(league.train, valid=league.valid)
+                test = trainer.evaluate(league.test)
+                runs.append((trainer.valid_metrics["auc"], test["auc"], test["log_loss"]))
+            valid, auc, loss = np.mean(runs, axis=0)
+            print(
+                f"| {name} | {count:,} | {count / cells:.0f} | {'all' if bins else 'none'} | "
+                f"{valid:.4f} | {auc:.4f} / {loss:.4f} |",
+                flush=True,
+            )
+
+
 def main() -> None:
     """Print the tables that the command line asks for."""
     parser = argparse.ArgumentParser(
@@ -156,7 +193,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="of UCI Adult")
     parser.add_argument("--log", action="store_true", help="also one pass of the generated log")
     parser.add_argument("--test", action="store_true", help="also the best on the test part")
+    parser.add_argument("--shapes", action="store_true", help="bins by rows and numbers")
     arguments = parser.parse_args()
+    if arguments.shapes:
+        compare_shapes(arguments.seeds)
+        return
     adult = pq.read_table(ADULT / "train.parquet")
     order = np.random.default_rng(0).permutation(adult.num_rows)
     cut = adult.num_rows * 4 // 5

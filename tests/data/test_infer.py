@@ -22,7 +22,7 @@ from widedeep.data.roles import InferredColumn
 from widedeep.errors import ConfigError, DataError
 
 ROWS = 400
-NUMBERS = [i * 0.37 for i in range(ROWS)]
+NUMBERS = [i % 100 * 0.37 for i in range(ROWS)]
 IDS = [i % 150 for i in range(ROWS)]
 REQUESTS = [f"r{i // 4}" for i in range(ROWS)]
 MICROSECONDS = [1_700_000_000_000_000 + i for i in range(ROWS)]
@@ -123,7 +123,7 @@ def test_the_declaration() -> None:
     assert spec.wide_names == ("age_bin", "user_id", "position")
 
 
-@pytest.mark.parametrize(("rows", "bins"), [(400, 16), (10_000, 33), (1_000_000, 255)])
+@pytest.mark.parametrize(("rows", "bins"), [(1_024, 16), (10_000, 33), (1_000_000, 255)])
 def test_bins_are_as_many_as_rows_can_teach(rows: int, bins: int) -> None:
     rng = np.random.default_rng(0)
     data = {
@@ -133,6 +133,29 @@ def test_bins_are_as_many_as_rows_can_teach(rows: int, bins: int) -> None:
     }
     spec = wd.infer_spec(data, label="y", crosses=0, rows=2_000).spec
     assert [spec.by_name[f"{name}_bin"].bins for name in ("a", "few")] == [bins, 255]
+
+
+@pytest.mark.parametrize(("numbers", "binned"), [(1, True), (3, True), (4, False)])
+@pytest.mark.parametrize("bins", [None, True, False])
+def test_ranges_of_many_smooth_numbers_need_rows(
+    numbers: int, binned: bool, bins: bool | None
+) -> None:
+    rng = np.random.default_rng(0)
+    data = {f"x{i}": rng.normal(size=4_096) for i in range(numbers)}  # 21 bins each
+    data |= {"age": rng.integers(0, 50, 4_096), "y": rng.integers(0, 2, 4_096)}
+    spec = wd.infer_spec(data, label="y", crosses=0, bins=bins).spec
+    expected = binned if bins is None else bins
+    assert ("x0_bin" in spec.by_name) == expected == ("x0_bin" in spec.wide_names)
+    assert ("age_bin" in spec.by_name) == (bins is not False)
+    assert {spec.by_name[name].transform for name in ("x0", "age")} == {"standard"}
+
+
+def test_values_of_many_numbers_need_two_rows_each() -> None:
+    rng = np.random.default_rng(0)
+    data = {f"x{i}": rng.integers(0, 20, 199) for i in range(5)} | {"y": [0, 1] * 99 + [0]}
+    assert wd.infer_spec(data, label="y", crosses=0).spec.wide_names == ()
+    del data["x0"]
+    assert len(wd.infer_spec(data, label="y", crosses=0).spec.wide_names) == 4
 
 
 def test_a_bin_takes_no_name_that_a_column_has() -> None:

@@ -26,6 +26,7 @@ from widedeep.data.roles import (
     id_like,
     joined_roles,
     label_of,
+    with_bins,
 )
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import ConfigError, DataError
@@ -554,6 +555,7 @@ def infer_spec(
     label: str | None = None,
     head: HeadKind | None = None,
     crosses: int = 16,
+    bins: bool | None = None,
     rows: int = _SAMPLE_ROWS,
     seed: int = 0,
 ) -> InferredSpec:
@@ -569,6 +571,7 @@ def infer_spec(
         label: The label's column; None: guessed from names. Without a label nothing is measured.
         head: What the label asks for; None: by its values.
         crosses: Most crosses to suggest; 0 measures none.
+        bins: Whether numbers are cut into bins too; None: where there are rows enough for them.
         rows: Most rows to sample, at least 1.
         seed: Seed of the two halves of the rows that gains are measured on.
 
@@ -603,13 +606,14 @@ def infer_spec(
     if not any(column.is_feature for column in evidence.columns):
         reasons = "; ".join(f"{c.name}: {c.reason}" for c in evidence.columns if c.reason)
         raise ConfigError(f"got no column that can be a feature ({reasons}); give other columns")
-    spec = _spec(evidence.columns, evidence.crosses, label, sample.total)
+    columns = with_bins(evidence.columns, sample.total, bins)
+    spec = _spec(columns, evidence.crosses, label, sample.total)
     # What was counted of a user and an item together belongs to neither.
     if "request" in joined.values() and "history" not in joined.values():
         spec = replace(spec, item=item_columns(sample.table, evidence.columns))
     return InferredSpec(
         spec=spec,
-        columns=evidence.columns,
+        columns=columns,
         crosses=evidence.crosses,
         warnings=(*_value_warnings(profiles, label, head), *evidence.warnings),
         head=head,
@@ -672,7 +676,7 @@ def _spec(
         if declare is not None:
             declared = declare(column.name, **column.options)  # type: ignore[operator]
             # Bins tell where a number's mass lies; beside them its size says more than its rank.
-            scales = column.bins and column.may_be_scaled
+            scales = column.is_number and column.may_be_scaled
             features += [f.standardised() for f in declared] if scales else declared
             deep.append(column.name)
         if column.bins:
@@ -692,8 +696,8 @@ def _spec(
         label=label,
         weight=roles.get("weight"),
         group=roles.get("group"),
-        deep=deep if any(column.bins for column in columns) else None,
-        training_only={c.name: _first_place(c.profile) for c in columns if c.position},
+        deep=deep if any(column.is_number for column in columns) else None,
+        training_only={c.name: c.first_place for c in columns if c.position},
     )
 
 
@@ -703,12 +707,6 @@ def _free_name(name: str, names: set[str]) -> str:
         name += "_"
     names.add(name)
     return name
-
-
-def _first_place(profile: ColumnProfile) -> str | int | float:
-    if profile.minimum is None:
-        return profile.top[0][0]
-    return int(profile.minimum) if profile.kind == "int" else profile.minimum
 
 
 # ---- TOML ---------------------------------------------------------------------------------------

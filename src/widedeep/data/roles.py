@@ -49,6 +49,9 @@ _EPOCHS = (631_152_000, 4_102_444_800)
 _MOST_EXACT = 2**53
 MOST_BINS, _LEAST_BINS = 255, 16
 """Bins of a number where every value, or enough rows, fill one."""
+# Rows that all bins of a table's numbers need on average, or the numbers alone say more: where a
+# number has few values, and where its bins are ranges.
+_VALUE_ROWS, _RANGE_ROWS = 2, 64
 _NAMES_ROWS = "has a value of its own in nearly every row: it names rows"
 _IS_TIME = "is a time; make columns of what matters in it: hour, weekday, age in days"
 
@@ -87,9 +90,27 @@ class InferredColumn:
         ends = (self.profile.minimum, self.profile.maximum)
         return all(end is not None and abs(end) <= LARGEST_SCALED for end in ends)
 
+    @property
+    def is_number(self) -> bool:
+        """True for a number of which a row has one."""
+        return self.role == "numeric" and not self.profile.nested
+
+    @property
+    def has_few_values(self) -> bool:
+        """True if each value can have a bin of its own."""
+        return self.profile.distinct <= MOST_BINS
+
+    @property
+    def first_place(self) -> str | int | float:
+        """The value of a position that is fixed when rows are scored."""
+        profile = self.profile
+        if profile.minimum is None:
+            return profile.top[0][0]
+        return int(profile.minimum) if profile.kind == "int" else profile.minimum
+
     def bin_count(self, rows: int) -> int:
         """Return how many bins a number has: one for each of few values, else what rows teach."""
-        if self.profile.distinct <= MOST_BINS:
+        if self.has_few_values:
             return MOST_BINS
         return min(max(_LEAST_BINS, math.isqrt(rows) // 3), MOST_BINS)
 
@@ -99,6 +120,23 @@ class InferredColumn:
         if self.role in ("left out", "time"):
             return self.reason
         return f"{values} ({self.reason})" if self.reason else values
+
+
+def with_bins(
+    columns: Sequence[InferredColumn], rows: int, bins: bool | None
+) -> tuple[InferredColumn, ...]:
+    """Return the columns with bins of all numbers, of none, or of those that rows can teach.
+
+    Numbers of few values, whose bins are these values, are judged together, and so are the others,
+    whose bins are ranges of a smooth scale: of few rows the number itself teaches more.
+    """
+    values = sum(c.profile.distinct for c in columns if c.bins and c.has_few_values)
+    ranges = sum(c.bin_count(rows) for c in columns if c.bins and not c.has_few_values)
+    enough = {True: rows >= _VALUE_ROWS * values, False: rows >= _RANGE_ROWS * ranges}
+    return tuple(
+        replace(c, bins=c.bins and (enough[c.has_few_values] if bins is None else bins))
+        for c in columns
+    )
 
 
 def label_of(columns: Sequence[ColumnProfile], label: str | None) -> str | None:

@@ -222,7 +222,8 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         table = table.select([name for name in table.column_names if name != WEIGHT])
         columns = table.drop_columns([LABEL])
         try:
-            self.inferred_ = infer_spec(table, label=LABEL, head=head.kind)  # type: ignore[arg-type]
+            # With and without bins is tried below, whatever the number of rows.
+            self.inferred_ = infer_spec(table, label=LABEL, head=head.kind, bins=True)  # type: ignore[arg-type]
         except ConfigError:  # no column says anything that a model could learn
             return FeatureSpec(features=infer_features(columns), label=LABEL)
         spec = self.inferred_.spec
