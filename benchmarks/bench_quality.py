@@ -292,7 +292,8 @@ def table(sets: list[str], models: list[str], cells: Cells, asked: argparse.Name
         f"most {asked.rows:,} rows to learn, one thread, {asked.seconds:g} processor seconds to "
         "train in, or to search in. Each model stops by the same validation rows; the best log "
         "loss of a set is bold; * was stopped by the clock. One-way, crosses, sequences and drift "
-        "are generated, with that alone to be found; hastie and digits are scikit-learn's.",
+        "are generated, with that alone to be found; hastie and digits are scikit-learn's. "
+        f"{asked.note}",
         "",
         *model_rows(filled, models, cells, asked.seconds),
         "",
@@ -317,6 +318,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="tell what is missing, train nothing")
     parser.add_argument("--again", action="store_true", help="measure anew what was before")
     parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md")
+    parser.add_argument("--note", default="", help="sentences to stand above the table")
     asked = parser.parse_args()
     sets = [s for s in asked.sets.split(",") if s != "shop" or os.environ.get("ONLINE_RETAIL")]
     models = asked.models.split(",")
