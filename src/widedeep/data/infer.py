@@ -606,14 +606,14 @@ def infer_spec(
     if not any(column.is_feature for column in evidence.columns):
         reasons = "; ".join(f"{c.name}: {c.reason}" for c in evidence.columns if c.reason)
         raise ConfigError(f"got no column that can be a feature ({reasons}); give other columns")
-    columns = with_bins(evidence.columns, sample.total, bins)
-    spec = _spec(columns, evidence.crosses, label, sample.total)
+    binned = with_bins(evidence.columns, sample.total, bins)
+    spec = _spec(binned, evidence.crosses, label, sample.total)
     # What was counted of a user and an item together belongs to neither.
     if "request" in joined.values() and "history" not in joined.values():
         spec = replace(spec, item=item_columns(sample.table, evidence.columns))
     return InferredSpec(
         spec=spec,
-        columns=columns,
+        columns=binned,
         crosses=evidence.crosses,
         warnings=(*_value_warnings(profiles, label, head), *evidence.warnings),
         head=head,
