@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -47,6 +47,7 @@ class LogTopic:
         self._name, self._brokers = topic.name, topic.brokers
         self._produced = self._delivered = self._failed = self._unfit = 0
         self._away = self._refusal = self._fatal = ""
+        self._reports: list[tuple[Any, Any]] = []  # of messages that were not delivered
         self._unsent: list[tuple[bytes, bytes]] = []  # what an ended producer had not begun to send
         self._rows: pa.Table | Chunk | None = None  # the rows that are being sent
         self._messages: Iterator[tuple[bytes, bytes]] = iter(())
@@ -60,7 +61,8 @@ class LogTopic:
             "queue.buffering.max.kbytes": _BUFFER_KB,
             "queue.buffering.max.messages": _BUFFER_MESSAGES,
             "delivery.report.only.error": True,
-            "on_delivery": self._on_failure,
+            # All that can be done while the binding raises the error that ends a producer
+            "on_delivery": lambda error, message: self._reports.append((error, message)),
             "error_cb": self._on_error,
             "log_level": 0,
         }
@@ -73,7 +75,7 @@ class LogTopic:
     def waiting(self) -> int:
         """Rows that the brokers have not taken yet."""
         # The library's count holds events, too.
-        return min(len(self._producer), self._produced - self._failed)
+        return min(len(self._producer), self._produced - self._failed) + len(self._unsent)
 
     @property
     def lost_rows(self) -> int:
@@ -101,7 +103,7 @@ class LogTopic:
             except BufferError:
                 if time.monotonic() >= end:
                     raise self._failure(f"{self._brokers}: no room for more messages") from None
-                self._producer.poll(0.05)
+                self._serve(self._producer.poll, 0.05)
             except self._kafka.KafkaException as error:
                 if error.args[0].code() == self._kafka.KafkaError._FATAL:
                     self._replace_producer(error.args[0].str())
@@ -115,15 +117,35 @@ class LogTopic:
 
     def _replace_producer(self, reason: str) -> None:
         """Go on after an error that ended the producer, as when a broker has forgotten it."""
-        failed, self._fatal = self._failed, reason
+        failed = self._failed
+        self._serve(self._producer.poll, 0)
         self._producer.purge()
-        self._failed += self._producer.flush(1.0)
+        self._serve(self._producer.flush, 1.0)  # may end by the error
+        self._failed += self._serve(self._producer.flush, 1.0)
         unsent, self._unsent, self._fatal = self._unsent, [], ""
         self._producer = self._kafka.Producer(self._settings)
-        self._produced -= len(unsent)
         for key, value in unsent:
             self._send(key, value)
         self._refusal = f"{reason}; a new producer goes on, {self._failed - failed} rows are lost"
+
+    def _serve(self, serve: Callable[[float], int], seconds: float) -> int:
+        """Let the producer report, which may raise the error that ended it; return what is left."""
+        try:
+            left = serve(seconds)
+        except (
+            self._kafka.KafkaException,
+            SystemError,
+        ) as error:  # the latter by a report after it
+            self._fatal, left = str(error.__cause__ or error), len(self._producer)
+        for failure, message in self._reports:
+            if failure.code() == self._kafka.KafkaError._PURGE_QUEUE:
+                self._unsent.append((message.key(), message.value()))
+                self._produced -= 1
+            else:
+                self._failed += 1
+                self._refusal = failure.str()
+        self._reports.clear()
+        return left
 
     def write_text(self, line: str) -> None:
         """Count a request with values that fit no column: readers expect rows alone."""
@@ -131,12 +153,18 @@ class LogTopic:
 
     def rotate(self, *, all_of_them: bool = False) -> None:
         """See to what was sent; raise OSError while the brokers are away, or if they refused."""
-        self._producer.poll(0)
+        self._serve(self._producer.poll, 0)
+        left = self._serve(self._producer.flush, _FLUSH_S) if all_of_them else 0
         if self._fatal:
             self._replace_producer(self._fatal)
-        if all_of_them and self._producer.flush(_FLUSH_S):
+            left = self._serve(self._producer.flush, _FLUSH_S) if all_of_them else 0
+        if left or (all_of_them and self._unsent):
             self._producer.purge()
-            self._producer.flush(1.0)
+            self._serve(self._producer.flush, 1.0)
+            self._produced += len(self._unsent)
+            self._failed += len(self._unsent)
+            self._unsent.clear()
+            self._refusal = self._refusal or self._away or "the brokers did not take the last rows"
         delivered = self._produced - len(self._producer) - self._failed
         if delivered > self._delivered or not len(self._producer):
             self._away = ""
@@ -158,14 +186,6 @@ class LogTopic:
 
     def _on_error(self, error: Any) -> None:
         self._away = error.str()
-        self._fatal = self._fatal or (error.str() if error.fatal() else "")
-
-    def _on_failure(self, error: Any, message: Any) -> None:
-        if self._fatal and error.code() == self._kafka.KafkaError._PURGE_QUEUE:
-            self._unsent.append((message.key(), message.value()))
-            return
-        self._failed += 1
-        self._refusal = error.str()
 
 
 def messages(table: pa.Table) -> Iterator[tuple[bytes, bytes]]:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -25,6 +26,7 @@ from widedeep.data.topics import Topic, follow_topic
 from widedeep.errors import ConfigError
 from widedeep.kernels.native_server import has_native_server
 from widedeep.serving import impression_topic
+from widedeep.serving.impression_topic import LogTopic
 from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.ranker import Ranker
 
@@ -130,17 +132,35 @@ def test_brokers_that_stay_away_are_told_and_what_they_miss_is_counted(
 
 
 class EndingProducer:
-    """A producer that an error has ended: it sends nothing more, and takes no message."""
+    """A producer that an error ends after some messages: it sends nothing more, and takes none.
+
+    As librdkafka's, it raises the error in what takes its events, once: in ``poll`` or ``flush``.
+    """
 
     def __init__(self, producer: Any, takes: int) -> None:
-        self._producer, self._takes = producer, takes
+        self._producer, self._takes, self._told = producer, takes, False
 
     def produce(self, *words: Any) -> None:
         if self._takes == 0:
             codes = confluent_kafka.KafkaError
-            raise confluent_kafka.KafkaException(codes(codes._FATAL, "out of order", fatal=True))
+            raise confluent_kafka.KafkaException(codes(codes._FATAL, "fatal error"))
         self._takes -= 1
         self._producer.produce(*words)
+
+    def poll(self, seconds: float) -> int:
+        self._tell()
+        return int(self._producer.poll(seconds))
+
+    def flush(self, seconds: float) -> int:
+        self._tell()
+        return int(self._producer.flush(seconds))
+
+    def _tell(self) -> None:
+        if self._takes == 0 and not self._told:
+            self._told = True
+            code = confluent_kafka.KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER
+            error = confluent_kafka.KafkaError(code, "out of order", fatal=True)
+            raise confluent_kafka.KafkaException(error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
@@ -149,21 +169,38 @@ class EndingProducer:
         return len(self._producer)
 
 
+@pytest.mark.parametrize("takes", [3, 5], ids=["told by produce", "told by poll"])
 def test_after_a_fatal_error_another_producer_goes_on(
-    ranker: Ranker, broker: tuple[str, int], capfd: pytest.CaptureFixture[str]
+    ranker: Ranker, broker: tuple[str, int], capfd: pytest.CaptureFixture[str], takes: int
 ) -> None:
     address, _ = broker
-    create(address, "fatal")
+    create(address, f"fatal{takes}")
     slow = {"linger.ms": "60000"}  # so that what the first has taken waits in its queue
-    with ImpressionLog(f"kafka://{address}/fatal", kafka=slow) as log:
-        log._files._producer = EndingProducer(log._files._producer, 3)  # type: ignore[union-attr]
+    with ImpressionLog(f"kafka://{address}/fatal{takes}", kafka=slow) as log:
+        ending = EndingProducer(log._files._producer, takes)  # type: ignore[union-attr]
+        log._files._producer = ending  # type: ignore[union-attr]
         assert log.offer(ranked(ranker, "r0", k=5))
         eventually(lambda: log.counts().errors == 1)
     assert (log.counts().rows, log.counts().lost_rows) == (5, 0)
-    rows = rows_of(address, "fatal", ["position"])
+    rows = rows_of(address, f"fatal{takes}", ["position"])
     assert Counter(row["position"] for row in rows) == dict.fromkeys(range(1, 6), 1)
     told = capfd.readouterr().err
-    assert "out of order; a new producer goes on, 0 rows are lost" in told
+    assert "a new producer goes on, 0 rows are lost" in told
+    assert "KafkaException" not in told
+
+
+def test_a_fatal_error_while_the_last_rows_are_sent_loses_none(broker: tuple[str, int]) -> None:
+    address, _ = broker
+    create(address, "ending")
+    topic = LogTopic(f"kafka://{address}/ending", {"linger.ms": "60000"})
+    topic.write(pa.table({"user_id": [1, 1, 2], "position": [1, 2, 1]}))
+    ending = EndingProducer(topic._producer, 0)
+    ending.poll = ending._producer.poll  # type: ignore[method-assign]
+    topic._producer = ending  # type: ignore[assignment]
+    with pytest.raises(OSError, match="a new producer goes on, 0 rows are lost"):
+        topic.rotate(all_of_them=True)
+    assert (topic.waiting, topic.lost_rows) == (0, 0)
+    assert len(rows_of(address, "ending", ["position"])) == 3
 
 
 def test_a_full_buffer_holds_up_rows_and_sends_none_twice(
