@@ -144,6 +144,7 @@ def test_parallel_lists_of_other_lengths_are_refused(shop: Any, got: str) -> Non
         ({"maxlen": 0}, "got maxlen=0, expected an integer of at least 1"),
         ({"maxlen": 2.5}, "got maxlen=2.5"),
         ({"keep": "newest"}, "got keep='newest', expected 'last' or 'first'"),
+        ({"keep": None}, "got keep=None, expected 'last' or 'first'"),
         ({"parallel": "itm"}, "got 'itm' in parallel of feature 'shop'"),
         ({"parallel": "shop"}, "expected a sequence that stands alone"),
         ({"parallel": "item", "combiner": "mean"}, "set combiner=None and oov='id'"),

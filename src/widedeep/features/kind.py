@@ -35,7 +35,7 @@ Combiner = Literal["sum", "mean", "sqrtn", "max"]
 DriftForm = Literal["numbers", "values", "combinations"]
 # Words of an option, and what errors expect
 COMBINERS = (
-    ("sum", "mean", "sqrtn", "max"),
+    (None, "sum", "mean", "sqrtn", "max"),
     "expected 'sum', 'mean', 'sqrtn', 'max' or None (keep the sequence)",
 )
 ENDS = ("last", "first"), "expected 'last' or 'first'"
@@ -216,12 +216,11 @@ class Feature:
                 f"got {option}={show_value(got)}, expected a non-empty string",
             )
 
-    def require_word(self, option: str, words: Sequence[str], expected: str) -> None:
-        """Refuse an option that is neither None nor one of some words."""
+    def require_word(self, option: str, words: Sequence[str | None], expected: str) -> None:
+        """Refuse an option that is none of some words."""
         got = getattr(self, option)
-        self.require(
-            got is None or is_word(got, words), f"got {option}={show_value(got)}, {expected}"
-        )
+        known = (got is None or isinstance(got, str)) and got in words
+        self.require(known, f"got {option}={show_value(got)}, {expected}")
 
     def _check_name_and_source(self) -> None:
         """Refuse a feature whose name or column is no text."""
