@@ -87,6 +87,10 @@ def test_paths_are_relative_to_the_file_and_overrides_to_the_user(
         ("model.hidden_units=5", "got hidden_units = 5 (int), expected a list of integers"),
         ("data.lable=x", "[data]: got the unknown key 'lable'; did you mean 'label'?"),
         (
+            'model.deep={name="mlp", has_members=true}',
+            "tower 'mlp': got the unknown key 'has_members'; known: 'activation'",
+        ),
+        (
             "features.numerics=[]",
             "got the unknown key 'numerics' in [features]; did you mean 'numeric'?",
         ),

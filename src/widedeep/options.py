@@ -237,8 +237,8 @@ def read_section(
         ConfigError: For an unknown key (with the nearest), a value of another type, or one that the
             dataclass refuses.
     """
-    hints = _type_hints(kind)
     entries = {entry.name: entry for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = {name: hint for name, hint in _type_hints(kind).items() if name in entries}
     for key, raw in table.items():
         if key not in hints:
             raise ConfigError(
