@@ -407,11 +407,10 @@ CutPoints::CutPoints(std::vector<double> cuts) : cuts_(std::move(cuts)) {
 }
 
 // Numbers that come narrower than their column was stored are compared in their own width: 0.7
-// lies in the bucket from 0.7 on, in float32 too.
+// lies in the bucket from 0.7 on, in float32 too. Those of decimals were rounded to their digits.
 const std::vector<double>& CutPoints::of(const Column& column, const Storage& storage) const {
   const Physical type = column.values.type;
-  const bool is_wide =
-      storage.kind == Storage::Kind::float64 || storage.kind == Storage::Kind::decimal;
+  const bool is_wide = storage.kind == Storage::Kind::float64;
   if (type == Physical::float32 && is_wide) return as_float32_;
   if (type == Physical::float16 && (is_wide || storage.kind == Storage::Kind::float32)) {
     return as_float16_;

@@ -245,6 +245,16 @@ def test_a_number_for_a_decimal_column_is_rounded_to_its_digits() -> None:
     assert encode.rows([{"x": v} for v in asked]).ids_N.tolist() == [3, 4, 3, 3, 2, 4]
 
 
+@pytest.mark.parametrize("narrow", ["float32", "float16"])
+def test_narrow_floats_lie_in_the_buckets_of_decimals(narrow: str) -> None:
+    rows = pa.table({"x": pa.array([decimal.Decimal(str(v)) for v in TENTHS])})
+    schema = wd.fit_schema(wd.FeatureSpec(features=features()), rows)
+    assert schema.columns["x"].storage == "decimal:1"
+    encode = Transform(schema)
+    found = encode(column(TENTHS, FLOATS[narrow]), targets=False)
+    assert encoded(found) == encoded(encode(rows, targets=False))
+
+
 MOMENT = datetime.datetime(2024, 2, 29, 13, 5, 59, tzinfo=datetime.UTC)
 EPOCH_S = int(MOMENT.timestamp())
 TEXTS = [
