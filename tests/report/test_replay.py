@@ -128,6 +128,27 @@ def test_the_verb_writes_a_page_and_ends_with_1_where_too_little_agrees(
     assert run(*same, "-o", folder / "same.html").code == 0
 
 
+def test_models_of_classes_in_another_order_are_told_apart(
+    folder: Path, run: Run, tmp_path: Path
+) -> None:
+    log = pq.read_table(folder / "log.parquet")
+    answers = ["no", "yes"] * (len(log) // 2)
+    for name, classes in {"a": ("no", "yes"), "b": ("yes", "no")}.items():
+        spec = wd.FeatureSpec(
+            label="y", features=wd.categorical("item"), item=["item"], label_vocabulary=classes
+        )
+        data = log.append_column("y", pa.array(answers))
+        trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, data)), progress=False)
+        trainer.fit(data)
+        trainer.export(tmp_path / name)
+    page = tmp_path / "page.html"
+    ran = run("replay", tmp_path / "a", tmp_path / "b", folder / "log.parquet", "-o", page)
+    assert ran.code == 0, ran.err
+    assert "b: predicts label 'y' as 'yes', 'no' (in this order), the model in service" in ran.out
+    assert "each ranks by what it predicts" in page.read_text()
+    assert "--against" not in ran.out.splitlines()[-1]
+
+
 def test_logs_that_cannot_be_replayed(folder: Path) -> None:
     a = wd.Bundle.load(folder / "a")
     log = pq.read_table(folder / "log.parquet")

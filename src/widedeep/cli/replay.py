@@ -8,6 +8,7 @@ from widedeep.cli.output import print_json, print_next, print_table, print_text
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, positive, share, threads, whole
 from widedeep.cli.runs import load_bundle
 from widedeep.errors import ConfigError, DataError
+from widedeep.evaluation.compare import difference_of_labels
 from widedeep.report.replay import Replay, item_rows, replay, why_text
 from widedeep.serving.catalogue import Catalogue
 
@@ -69,9 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     items = None
     if arguments.items is not None:
         items = Catalogue.read(arguments.items, id_column=arguments.item_id)
+    first, second = load_bundle(arguments.first), load_bundle(arguments.second)
     result = replay(
-        load_bundle(arguments.first),
-        load_bundle(arguments.second),
+        first,
+        second,
         arguments.log[0] if len(arguments.log) == 1 else arguments.log,
         k=arguments.k,
         request=arguments.request,
@@ -94,7 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not agrees:
         print_text(f"stopped: {result.overlap:.1%} in common, limit {arguments.min_overlap:.1%}")
     print_text(f"\nreplay: {page}; open it in a browser")
-    print_next("validate", arguments.second, "--against", arguments.first)
+    against = [] if difference_of_labels(second, first) else ["--against", arguments.first]
+    print_next("validate", arguments.second, *against)
     return EXIT_OK if agrees else EXIT_FAILED
 
 

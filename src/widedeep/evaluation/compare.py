@@ -434,9 +434,18 @@ def class_names(bundle: Bundle, head: BundleHead) -> tuple[str, ...]:
 
 def check_comparable(candidate: Bundle, serving: Bundle) -> None:
     """Raise a :class:`SchemaError` unless both models predict the same labels."""
+    if difference := difference_of_labels(candidate, serving):
+        raise SchemaError(
+            f"{difference}; they cannot be compared: train it on the same label and classes "
+            "(label_vocabulary names them), or judge it without --against and publish it by force"
+        )
+
+
+def difference_of_labels(candidate: Bundle, serving: Bundle) -> str:
+    """Return what two models predict, if it is not the same; else nothing."""
     labels, serving_labels = candidate.schema.spec.labels, serving.schema.spec.labels
     if dict(labels) != dict(serving_labels) or _kinds(candidate) != _kinds(serving):
-        raise _differ(
+        return _differ(
             candidate,
             serving,
             f"{dict(labels)} ({_heads_text(candidate)})",
@@ -458,9 +467,10 @@ def check_comparable(candidate: Bundle, serving: Bundle) -> None:
         if (not alike and not numbers) or named[0] != named[1]:
             texts = [_listed(names) if names else "numbers" for names in pair]
             column = labels[head.name]
-            raise _differ(
+            return _differ(
                 candidate, serving, f"label {column!r} as {texts[0]} (in this order)", texts[1]
             )
+    return ""
 
 
 def _kinds(bundle: Bundle) -> dict[str, str]:
@@ -476,11 +486,9 @@ def _heads_text(bundle: Bundle) -> str:
     return "; ".join(heads)
 
 
-def _differ(candidate: Bundle, serving: Bundle, predicted: str, served: str) -> SchemaError:
-    return SchemaError(
-        f"{candidate.path}: predicts {predicted}, the model in service ({serving.path}) {served}; "
-        "they cannot be compared: train it on the same label and classes (label_vocabulary names "
-        "them), or judge it without --against and publish it by force"
+def _differ(candidate: Bundle, serving: Bundle, predicted: str, served: str) -> str:
+    return (
+        f"{candidate.path}: predicts {predicted}, the model in service ({serving.path}) {served}"
     )
 
 

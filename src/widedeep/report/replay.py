@@ -25,6 +25,7 @@ from widedeep.data.fragments import ColumnKind, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, FeatureError, nearest
+from widedeep.evaluation.compare import difference_of_labels
 from widedeep.evaluation.logged_rankings import REQUEST, choose_order, order_columns
 from widedeep.evaluation.slices import encode_column
 from widedeep.features.spec import item_columns
@@ -407,6 +408,10 @@ def _compare(
         log, bundles, scores, [pairs[index] for index in largest if sizes[index] > 0]
     )
     items = sorted({*counts[0], *counts[1]}, key=lambda i: -abs(counts[1][i] - counts[0][i]))
+    difference = difference_of_labels(bundles[1], bundles[0])
+    notes = [f"{difference}: each ranks by what it predicts"] if difference else []
+    if single:
+        notes.append(f"{single:,} requests of one candidate were left out")
     return Replay(
         a=os.fspath(bundles[0].path),
         b=os.fspath(bundles[1].path),
@@ -424,7 +429,7 @@ def _compare(
         ],
         columns=columns,
         moves=moves,
-        notes=[f"{single:,} requests of one candidate were left out"] if single else [],
+        notes=notes,
     )
 
 
