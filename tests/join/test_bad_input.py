@@ -233,6 +233,32 @@ def test_unsigned_integers_beyond_63_bits(tmp_path: Path, column: str) -> None:
         wd.join_actions(shown(table), taken, output=tmp_path / "out", open_windows="keep")
 
 
+@pytest.mark.parametrize("column", ["", "a\0b"])
+def test_columns_without_a_name_that_engines_read(tmp_path: Path, column: str) -> None:
+    table = pa.Table.from_pylist(impressions())
+    table = table.append_column(column, pa.array([1] * table.num_rows))
+    refuse(config(tmp_path / "out", impressions=shown(table)), f"is named {column!r}", "name it")
+
+
+def test_values_of_lists_are_held_to_what_single_ones_are(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(impressions())
+    for name, value, kind in [
+        ("hashes", 2**63, pa.uint64()),
+        ("costs", decimal.Decimal("1.5"), pa.decimal128(38, 9)),
+    ]:
+        lists = pa.array([[value]] * table.num_rows, pa.list_(kind))
+        settings = config(tmp_path / "out", impressions=shown(table.append_column(name, lists)))
+        if name == "hashes":
+            refuse(
+                settings,
+                "'hashes': got 9223372036854775808 in row 1",
+                "expected integers below 2^63",
+            )
+        else:
+            notes = run_join(settings).notes
+            assert any("'costs' is of type decimal128(38, 9)" in note for note in notes)
+
+
 def test_wide_decimals_are_said(tmp_path: Path) -> None:
     table = pa.Table.from_pylist(impressions())
     cents = pa.array([decimal.Decimal("1.5")] * table.num_rows, pa.decimal128(38, 9))

@@ -294,8 +294,11 @@ def _locate(path: InputPath, column: str, value: object) -> str | None:
     first_row = 1
     with pq.ParquetFile(readable(path)) as file:
         for batch in file.iter_batches(columns=[column]):
-            index = pc.index(batch.column(0), value).as_py()
+            values = batch.column(0)
+            is_list = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+            index = pc.index(pc.list_flatten(values) if is_list else values, value).as_py()
             if index >= 0:
+                index = pc.list_parent_indices(values)[index].as_py() if is_list else index
                 return f"row {first_row + index:,}"
             first_row += batch.num_rows
     return None

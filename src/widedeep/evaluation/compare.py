@@ -487,9 +487,7 @@ def _heads_text(bundle: Bundle) -> str:
 
 
 def _differ(candidate: Bundle, serving: Bundle, predicted: str, served: str) -> str:
-    return (
-        f"{candidate.path}: predicts {predicted}, the model in service ({serving.path}) {served}"
-    )
+    return f"{candidate.path}: predicts {predicted}, the model in service ({serving.path}) {served}"
 
 
 def _listed(names: Sequence[str]) -> str:

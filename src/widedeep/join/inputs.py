@@ -158,7 +158,12 @@ def _open_table(engine: Engine, name: str, view: str, source: AnySource) -> Open
 def _check_names(name: str, columns: Sequence[str]) -> None:
     """Refuse names that SQL engines, which do not look at case, take for one, and the join's."""
     seen: dict[str, str] = {}
-    for column in columns:
+    for place, column in enumerate(columns, 1):
+        if not column or "\0" in column:
+            raise DataError(
+                f"{name}: column {place} of {len(columns)} is named {column!r}, which SQL engines "
+                "cannot read; name it, or drop it (in CSV, a comma at the header's end)"
+            )
         if column.lower().startswith("wd_"):
             raise DataError(
                 f"{name}: column {column!r} has a name that begins with 'wd_', as the join's own "
@@ -285,18 +290,23 @@ def pass_through_columns(
     return tuple(pass_through)
 
 
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a column's values; of lists that of their items."""
+    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return kind.value_type if nested else kind
+
+
 def _pass_through_sql(opened: OpenedInput, name: str, kind: pa.DataType) -> tuple[str, str]:
     column = quoted(name)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return micros_sql(kind, column), "BIGINT"
-    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    sql_type = _sql_type(kind.value_type if nested else kind)
+    sql_type = _sql_type(value_type(kind))
     if sql_type is None:
         raise DataError(
             f"{opened.name}: column {name!r} is of type {kind}, which cannot pass through; convert "
             "it to text, numbers, booleans or lists of these, or leave it out of 'columns'"
         )
-    sql_type += "[]" if nested else ""
+    sql_type += "[]" if value_type(kind) != kind else ""
     return f"CAST({column} AS {sql_type})", sql_type
 
 

@@ -25,6 +25,7 @@ from widedeep.join.inputs import (
     open_input,
     pass_through_columns,
     time_column,
+    value_type,
 )
 from widedeep.join.plan import (
     LIMB_BITS,
@@ -269,7 +270,7 @@ class _InputResolver:
         pass_through = pass_through_columns(opened, columns, key_columns, prefix)
         for column in pass_through:
             self.notes += note_finer(self.engine, opened, column.name)
-            kind = opened.schema[column.name]
+            kind = value_type(opened.schema[column.name])
             if pa.types.is_decimal(kind) and kind.precision > _EXACT_DIGITS:
                 self.notes.append(
                     f"{opened.name}: column {column.name!r} is of type {kind} and becomes a 64-bit "
@@ -323,10 +324,14 @@ class _InputResolver:
 
 def _check_wide(engine: Engine, opened: OpenedInput, columns: Sequence[str]) -> None:
     """Refuse unsigned integers that 64 bits with a sign do not hold."""
-    wide = [name for name in columns if pa.types.is_uint64(opened.schema[name])]
+    wide = [name for name in columns if pa.types.is_uint64(value_type(opened.schema[name]))]
     if not wide:
         return
-    most = ", ".join(f"MAX({quoted(name)}) AS wd_{number}" for number, name in enumerate(wide))
+    largest = [
+        quoted(name) if pa.types.is_uint64(opened.schema[name]) else f"LIST_MAX({quoted(name)})"
+        for name in wide
+    ]
+    most = ", ".join(f"MAX({value}) AS wd_{number}" for number, value in enumerate(largest))
     row = engine.rows(f"SELECT {most} FROM {opened.view}")[0]
     for number, name in enumerate(wide):
         value = row[f"wd_{number}"]
