@@ -489,6 +489,10 @@ def test_one_row_explained(run: Run, ads_run: Path) -> None:
     (entry,) = json.loads(out)["logits"]
     total = entry["wide_logit"] + entry["deep_logit"] + entry["bias"]
     assert total == pytest.approx(entry["logit"], abs=1e-6)
+    code, _, err = run("inspect", ads_run / "run", "--row", '{"age": 33, "jobs": "nurse"}')
+    assert code == 0
+    assert "note: keys that the row lacks, read as null: " in err
+    assert "the key 'jobs' is unknown; did you mean 'job'?" in err
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,38 @@ def test_outputs_that_cannot_be(
         score_rows(bundle, str(ads_run / "test.parquet"), str(tmp_path / out))
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_an_input_is_not_written_over(
+    bundle: wd.Bundle, rows: pa.Table, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pq.write_table(rows, path)
+    else:
+        write_lines(path, rows.to_pylist())
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="is an input too, whose rows would be lost"):
+        score_rows(bundle, str(path), str(tmp_path / "link" / name), keep="none")
+    assert path.read_bytes() == before
+
+
+def test_every_file_of_a_pattern_is_scored(
+    bundle: wd.Bundle, rows: pa.Table, tmp_path: Path
+) -> None:
+    parts = [rows.slice(0, 3).to_pylist(), rows.slice(3, 4).to_pylist()]
+    for number, part in enumerate(parts):
+        write_lines(tmp_path / f"{number}.jsonl", part)
+    report = score_rows(bundle, str(tmp_path / "?.jsonl"), str(tmp_path / "out.parquet"))
+    assert report.rows == 7
+    assert pq.read_table(tmp_path / "out.parquet")["score"].to_numpy() == pytest.approx(
+        bundle.score(rows.slice(0, 7))
+    )
+    write_lines(tmp_path / "1.jsonl", [*parts[1], {"age": [[]]}])
+    with pytest.raises(FeatureError, match=r"row 4 of .*1\.jsonl"):
+        score_rows(bundle, str(tmp_path / "?.jsonl"), str(tmp_path / "more.parquet"))
+
+
 def test_a_failure_leaves_an_older_file_as_it_was(bundle: wd.Bundle, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"age": 3}\nno\n')
     (tmp_path / "out.jsonl").write_text("older")

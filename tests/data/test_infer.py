@@ -426,6 +426,14 @@ def test_the_manifest_of_a_join_says_what_a_column_is(tmp_path: Path) -> None:
     assert (inferred.spec.weight, inferred.time) == ("w", "when")
 
 
+def test_intervals_of_pandas_are_left_out_and_said() -> None:
+    frame = pd.DataFrame({"age": [n % 7 for n in range(40)], "y": [0, 1] * 20})
+    for values in (pd.cut(frame["age"], 3), pd.interval_range(0, 40)):
+        inferred = wd.infer_spec(frame.assign(cut=values), label="y")
+        (cut,) = [column for column in inferred.columns if column.name == "cut"]
+        assert (cut.role, "which no feature reads" in cut.reason) == ("left out", True)
+
+
 def test_what_differs_within_a_request_is_the_items(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     rows = table(

@@ -105,6 +105,9 @@ def test_the_verb_learns_writes_and_tells(tmp_path: Path, run: Run) -> None:
     assert (weight[~hidden & (click == 0)] == 1).all()
     second = ~hidden & (click == 1) & (place == 2)
     assert weight[second] == pytest.approx(1 / printed["examination"][1])
+    refused = run(*words, "-o", tmp_path / "log.parquet")
+    assert refused.code == 2
+    assert "is an input too, whose rows would be lost" in refused.err
     refused = run(*words, "--examination", "0.9,0.5")
     assert refused.code == 2
     assert "the first of them 1" in refused.err

@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.bundle import Bundle
-from widedeep.cli.output import address_of, number, print_json, print_next, print_table, print_text
+from widedeep.cli.output import (
+    address_of,
+    number,
+    print_json,
+    print_next,
+    print_table,
+    print_text,
+    say,
+)
 from widedeep.cli.parser import EXIT_OK, add_option, positive, whole
 from widedeep.cli.runs import holds_bundle, load_bundle
+from widedeep.data.transform import misspelt_keys
 from widedeep.errors import ConfigError, DataError
 from widedeep.publish import PublishedVersion
 from widedeep.publish.lineage import is_models_directory, read_lineage
@@ -104,6 +113,11 @@ def _inspect_row(bundle: Bundle, arguments: argparse.Namespace) -> None:
     if not isinstance(row, dict):
         raise DataError(f"got --row {arguments.row!r}, expected one JSON object")
     explanation = bundle.explain(row)
+    absent = [column for column in bundle.input_columns if column not in row]
+    if absent:
+        say(f"note: keys that the row lacks, read as null: {', '.join(absent)}")
+    for key, column in misspelt_keys(row, absent, bundle.input_columns).items():
+        say(f"note: the key {key!r} is unknown; did you mean {column!r}?")
     if arguments.json:
         print_json({"row": row, "logits": explanation_table(explanation)})
     else:

@@ -27,7 +27,7 @@ from widedeep.cli.runs import load_bundle
 from widedeep.data.arrow_types import logical_type
 from widedeep.data.batch import Batch, count_values
 from widedeep.data.fragments import Source, column_stream, origin_of
-from widedeep.data.paths import input_paths
+from widedeep.data.paths import check_output, input_paths
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, nearest
@@ -149,12 +149,17 @@ def score_rows(
         _count_unseen(bundle, batch, report.unseen)
         return bundle.scores_of(bundle.logits(batch, threads=threads))
 
+    if STANDARD_STREAM not in (data, out):
+        check_output(out, data)
     with contextlib.ExitStack() as stack:
         chunks: Iterator[Chunk]
         if data == STANDARD_STREAM or data.lower().endswith(JSON_SUFFIXES):
-            lines = stack.enter_context(_open_lines(data))
-            chunks = _score_lines(
-                lines, _source_name(data), transform, score, keep, name, strict, report
+            chunks = (
+                chunk
+                for origin, lines in _opened_lines(data)
+                for chunk in _score_lines(
+                    lines, origin, transform, score, keep, name, strict, report
+                )
             )
         else:
             chunks = _score_table(stack, bundle, data, transform, score, keep, name)
@@ -178,15 +183,15 @@ def _count_unseen(bundle: Bundle, batch: Batch, unseen: dict[str, int]) -> None:
             unseen[name] = unseen.get(name, 0) + unseen_count
 
 
-@contextlib.contextmanager
-def _open_lines(data: str) -> Iterator[IO[bytes]]:
+def _opened_lines(data: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the files of JSON lines that are named, one after the other."""
     if data == STANDARD_STREAM:
-        yield sys.stdin.buffer
+        yield _source_name(data), sys.stdin.buffer
         return
     try:
-        paths = input_paths(data) or [Path(data)]
-        with open_bytes(paths[0]) as file:
-            yield file
+        for path in input_paths(data) or [Path(data)]:
+            with open_bytes(path) as file:
+                yield str(path), file
     except FileNotFoundError as error:
         raise DataError(f"{data}: no such file; check the path") from error
 

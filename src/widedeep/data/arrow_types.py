@@ -173,5 +173,10 @@ def plain_table(table: pa.Table) -> pa.Table:
     columns = []
     for column in table.columns:
         plain = logical_type(column.type)
+        kind = column.type
+        if pa.types.is_dictionary(kind) and isinstance(kind.value_type, pa.BaseExtensionType):
+            # Arrow casts no dictionary of these, such as pandas.cut gives.
+            stored = [chunk.dictionary.storage.take(chunk.indices) for chunk in column.chunks]
+            column = pa.chunked_array(stored, kind.value_type.storage_type)
         columns.append(column if column.type == plain else pc.cast(column, plain))
     return pa.Table.from_arrays(columns, names=table.column_names)

@@ -80,6 +80,17 @@ def input_paths(data: Any) -> list[InputPath] | None:
     return None if files is None else [file.path for file in files]
 
 
+def check_output(out: str, data: Any) -> None:
+    """Refuse to write a file that is read: its rows would be lost."""
+    for path in input_paths(data) or ():
+        if str(path) == out or (
+            isinstance(path, Path) and os.path.realpath(path) == os.path.realpath(out)
+        ):
+            raise DataError(
+                f"{out}: is an input too, whose rows would be lost; write to another file"
+            )
+
+
 def input_files(data: Any) -> list[InputFile] | None:
     """Return the files of :func:`input_paths` with the partitions that they lie in.
 

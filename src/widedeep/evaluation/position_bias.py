@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from widedeep.bundle import Bundle
 from widedeep.data.fragments import Source, column_stream
+from widedeep.data.paths import check_output
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError, nearest
@@ -258,9 +259,11 @@ def write_weights(
         The number of rows.
 
     Raises:
-        DataError: If a column is absent, or a place is beyond those that are known.
+        DataError: If a column is absent, a place is beyond those that are known, or the file is
+            one of the log's.
     """
     rows = 0
+    check_output(os.fspath(path), data)
     with open_source(data) as source, atomic_file(Path(path)) as temporary:
         writer: Any = None
         for table in _with_weights(source, bias, label, position):
