@@ -179,6 +179,14 @@ def test_what_would_leave_the_tables_behind_is_refused(change: Any) -> None:
     np.testing.assert_array_equal(trainer.logits(ROWS), before)
 
 
+def test_the_whole_model_is_frozen_by_the_trainer_alone() -> None:
+    model = trained("standard").model
+    with pytest.raises(ConfigError, match="tables and bias would learn on; give freeze= to Tr"):
+        model.requires_grad_(False)
+    assert all(parameter.requires_grad for parameter in model.towers.parameters())
+    assert model.requires_grad_() is model
+
+
 def test_what_changes_nothing_passes() -> None:
     trainer = trained("norms")
     before = trainer.logits(ROWS)

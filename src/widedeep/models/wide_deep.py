@@ -689,6 +689,16 @@ class WideDeep(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def requires_grad_(self, requires_grad: bool = True) -> WideDeep:
+        """Refuse to freeze the towers alone."""
+        if not requires_grad:
+            raise ConfigError(
+                "got requires_grad_(False) of the whole model, whose tables and bias would learn "
+                'on; give freeze= to Trainer, such as ["table/*", "towers.*"]'
+            )
+        super().requires_grad_()
+        return self
+
 
 def _call_tower(name: str, tower: nn.Module, inputs: DeepInput) -> Tensor:
     """Call a tower; its weights of sequences get names that begin with the tower's."""
