@@ -23,6 +23,7 @@ import pytest
 import widedeep as wd
 from tests.command_line import VERBS, Run, write_join
 from widedeep.cli.main import make_parser
+from widedeep.cli.output import shown_path
 
 
 def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -711,3 +712,11 @@ def test_the_command_that_goes_on_works(
     assert (code, "bundle: " in out) == (0, True), err
     for word in more:
         assert word in words or word.startswith("--out="), words
+
+
+def test_a_path_below_the_working_folder_is_shown_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "runs/ads", f"{tmp_path}/runs/ads/", f"{tmp_path}/./runs/ads"):
+        assert shown_path(path) == "runs/ads"

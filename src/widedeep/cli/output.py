@@ -78,7 +78,7 @@ def address_of(path: Path) -> str:
 def shown_path(path: str | os.PathLike[str]) -> str:
     """Return a path as seen from here, if it lies below; else as :func:`address_of` does."""
     absolute, here = Path(path).absolute(), Path.cwd()
-    if (address := address_of(Path(path))) != str(path):
+    if (address := address_of(Path(path))) != str(Path(path)):
         return address
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
 
