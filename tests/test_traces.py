@@ -110,9 +110,15 @@ def test_a_call_of_grpc_is_a_span_under_the_callers(
         asked.inputs[0].name = "agee"
         with pytest.raises(grpc.RpcError, match="did you mean 'age'"):
             infer(asked)
+        metadata = channel.unary_unary(
+            f"/{SERVICE}/ModelMetadata",
+            request_serializer=lambda each: each.SerializeToString(),
+            response_deserializer=message("ModelMetadataResponse").FromString,
+        )
+        assert metadata(message("ModelMetadataRequest")(name="apps")).outputs[0].shape == [-1]
     server.stop(5)
     found = [span for span in spans() if span.name != "load version"]
-    features, score, request, _, failed = found
+    features, score, request, _, failed, described = found
     assert [each.name for each in (features, score, request)] == ["features", "score", "request"]
     assert features.parent.span_id == score.parent.span_id == request.context.span_id
     assert f"{request.context.trace_id:032x}" == TRACE
@@ -128,6 +134,8 @@ def test_a_call_of_grpc_is_a_span_under_the_callers(
         "widedeep.rows": 2,
     }
     assert (failed.parent, failed.attributes["rpc.grpc.status_code"]) == (None, 3)
+    assert described.attributes["widedeep.model"] == "apps"
+    assert "widedeep.rows" not in described.attributes
 
 
 def test_a_bad_header_begins_a_trace_and_a_bad_request_is_one_too(
