@@ -177,7 +177,7 @@ def test_the_whole_way(run: Run, ads: Path) -> None:
 
     code, out, _ = run("prepare", "first.toml")
     assert code == 0
-    assert out.startswith("Schema of 7 features, fitted on ")
+    assert out.startswith("Schema of 6 features, fitted on ")
 
     code, out, err = run("train", "first.toml", "--set", "train.epochs=2")
     assert code == 0
