@@ -413,7 +413,7 @@ def _trace_headers(context: Any) -> dict[bytes, bytes]:
 
 def _attributes(code: grpc.StatusCode, request: Any, fields: Fields) -> dict[str, Any]:
     """Return what the span of a call says of it, beside its method."""
-    outputs = fields.get("outputs")
+    outputs = fields.get("outputs") if "model_version" in fields else None  # Else of any rows: -1
     present = {
         "widedeep.request_id": fields.get("id"),
         "widedeep.model": getattr(request, "model_name", None) or getattr(request, "name", None),
