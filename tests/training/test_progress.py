@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+import types
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -131,3 +134,18 @@ class NoMethod:
 def test_what_no_callback_is_is_refused_before_training(callbacks: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Callbacks(callbacks)
+
+
+def test_a_notebook_s_line_is_replaced_in_place(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    display = types.SimpleNamespace(HTML=str, display=Mock())
+    kernel = types.SimpleNamespace(kernel=object())
+    ipython = types.SimpleNamespace(get_ipython=lambda: kernel, display=display)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    progress = Progress(50)
+    assert not shown(progress, capsys) and not shown(progress, capsys, step=31)
+    first, second = display.display, display.display.return_value.update
+    assert '<progress value="30" max="50">' in first.call_args.args[0]
+    assert 'value="31"' in second.call_args.args[0] and first.call_count == 1
