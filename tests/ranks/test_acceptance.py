@@ -223,7 +223,9 @@ def test_a_node_that_is_lost_and_comes_back_leaves_the_bits(folder: Path) -> Non
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2"),
         *("--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "lost"),
         *("--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--max-restarts", "9"),
-        *("--monitor-interval", "0.2", "--rdzv-conf", "last_call_timeout=8,join_timeout=120"),
+        *("--monitor-interval", "0.2"),
+    ]
+    training = [
         *("-m", "widedeep", "train", "census.toml", "--out", "lost", "--resume"),
         *("--set", "train.checkpoint_every=5", "--set", "distributed.timeout=20s"),
     ]
@@ -233,8 +235,11 @@ def test_a_node_that_is_lost_and_comes_back_leaves_the_bits(folder: Path) -> Non
         logs.append(folder / f"{name}.log")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        # The store of the agents, without which none goes on, is the first one's.
+        settings = f"last_call_timeout=8,join_timeout=120,is_host={name == 'first'}"
+        command = [*agent, "--rdzv-conf", settings, *training]
         with logs[-1].open("wb") as log:
-            return subprocess.Popen(agent, cwd=folder, env=environment, stdout=log, stderr=log)
+            return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
     def wait_for(steps: int) -> None:
         ends = time.monotonic() + 180
