@@ -273,13 +273,14 @@ def seconds_of_operation(batch: int, threads: int) -> float:
 
 
 class Peer:
-    """The other library's process."""
+    """The other library's process; where it has no environment, every answer says so."""
 
     def __init__(self, script: str, threads: int) -> None:
         self.script = script
+        self.process: subprocess.Popen[str] | None = None
         python = HERE / "peers" / f".venv-{script}" / "bin" / "python"
         if not python.exists():
-            raise SystemExit(f"no environment for {script}; run: make peers-{script}")
+            return
         waits = {"OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
             [str(python), str(HERE / "peers" / f"{script}.py")],
@@ -289,6 +290,8 @@ class Peer:
 
     def ask(self, **question: Any) -> dict[str, Any]:
         """Send a question; return the answer."""
+        if self.process is None:
+            return {"error": f"no environment; run: make peers-{self.script}"}
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
@@ -300,6 +303,8 @@ class Peer:
 
     def end(self) -> None:
         """Close its input, which ends it."""
+        if self.process is None:
+            return
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -347,11 +352,11 @@ def measure(case: Case, ids: int, threads: int, peer: Peer, options: argparse.Na
             make=case.name, data=str(path), sizes=rows.sizes, batch=batch, dim=case.dim,
             threads=threads,
         )  # fmt: skip
-    if "error" in made:
-        return Turns(error=made["error"][:60])
     ours = Ours(case, rows, batch, threads)
     operations = ours.operations()
     ours.train(2)
+    if "error" in made:
+        return Turns(error=made["error"][:60])
     turns = Turns()
     warm = peer.ask(train=1)
     for _ in range(options.turns):
@@ -480,6 +485,8 @@ def main() -> None:
             if peer is not None:
                 peer.end()
             peer = Peer(case.peer, max(threads for _, threads, _ in work))
+            if options.write and peer.process is None:
+                raise SystemExit(f"no environment for {case.peer}; run: make peers-{case.peer}")
         turns = measure(case, ids, threads, peer, options)
         key = (case.name, PEERS[case.peer], f"{ids:,}", str(threads))
         lines[key] = line_of([*key, *turns.cells])
