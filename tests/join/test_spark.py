@@ -125,7 +125,8 @@ def fitted(result: JoinResult, data: Path) -> bytes:
     features = list(wd.categorical(*sorted(categories)))
     if numbers:
         features += wd.numeric(*sorted(numbers))
-    spec = wd.FeatureSpec(label="spend", weight="weight", features=features, group="request_id")
+    label = "spend" if "spend" in columns else "label"
+    spec = wd.FeatureSpec(label=label, weight="weight", features=features, group="request_id")
     # Fewer rows than there are: sampled quantiles are alike only where the rows' order is.
     given = {"counts": data} if data.name == "counts" else {"data": data}
     wd.fit_schema(spec, **given, sample_rows=100).save(result.output / "schema.safetensors")
