@@ -219,8 +219,8 @@ class Feature:
     def require_word(self, option: str, words: Sequence[str | None], expected: str) -> None:
         """Refuse an option that is none of some words."""
         got = getattr(self, option)
-        known = (got is None or isinstance(got, str)) and got in words
-        self.require(known, f"got {option}={show_value(got)}, {expected}")
+        is_word = (got is None or isinstance(got, str)) and got in words
+        self.require(is_word, f"got {option}={show_value(got)}, {expected}")
 
     def _check_name_and_source(self) -> None:
         """Refuse a feature whose name or column is no text."""

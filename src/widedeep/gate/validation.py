@@ -74,9 +74,13 @@ def validate(
     reasons, notes = dry_run_reasons(run, config)
 
     def verdict(candidate: dict[str, Any], **findings: Any) -> Verdict:
-        seconds, told = time.perf_counter() - started, tuple(reasons)
         return Verdict(
-            passed=not told, reasons=told, candidate=candidate, seconds=seconds, **findings, **about
+            passed=not reasons,
+            reasons=tuple(reasons),
+            candidate=candidate,
+            seconds=time.perf_counter() - started,
+            **findings,
+            **about,
         )
 
     if run["error"] is not None:

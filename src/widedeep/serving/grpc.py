@@ -414,14 +414,14 @@ def _trace_headers(context: Any) -> dict[bytes, bytes]:
 def _attributes(code: grpc.StatusCode, request: Any, fields: Fields) -> dict[str, Any]:
     """Return what the span of a call says of it, beside its method."""
     outputs = fields.get("outputs") if "model_version" in fields else None  # Else of any rows: -1
-    present = {
+    attributes = {
         "widedeep.request_id": fields.get("id"),
         "widedeep.model": getattr(request, "model_name", None) or getattr(request, "name", None),
         "widedeep.version": fields.get("model_version"),
         "widedeep.rows": int(outputs[0]["shape"][0]) if outputs else None,
     }
-    known = {name: value for name, value in present.items() if value}
-    return {"rpc.grpc.status_code": code.value[0], **known}
+    given = {name: value for name, value in attributes.items() if value}
+    return {"rpc.grpc.status_code": code.value[0], **given}
 
 
 def _tensors(request: Any, inputs: list[InferInput]) -> list[list[Any]]:
