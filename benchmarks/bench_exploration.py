@@ -1,25 +1,32 @@
 """Does exploring pay: four weeks of a store under models that learn of what they showed alone.
 
-A store (one a seed) begins with a day of popular apps, the same for everyone. Then, each night, the
-model is trained on by the day's log (a warm start), and ranks the next day: best first (greedy), or
+A store (one a seed) begins with a day of popular apps, the same for everyone. Then, each night, a
+model is trained on the log of the last two weeks, and ranks the next day: best first (greedy), or
 exploring by a policy of :class:`widedeep.serving.exploration.Exploration`. Each policy lives in a
 copy of the store of its own, so that a model sees nothing but what its own policy showed. Regret is
 what the best lists of the same candidates were to bring, less what the shown lists were to bring,
 by the true probabilities, over the four weeks.
 
-    python benchmarks/bench_exploration.py [--seeds 5] [--days 28] [--requests 1000] [--write]
+    python benchmarks/bench_exploration.py [--seeds 5] [--days 28] [--requests 1000] [--new 10]
+                                           [--jobs 2] [--write]
 
 In these stores how good an app is must be found out: installs depend on its hidden quality, price
 and age, and with ``--tastes`` on users' tastes and on pairs of apps too. The stores are those of
 seeds 1 to 5; choices were made on seed 0.
+
+Exploring pays if the model learns enough of what it is shown. On seed 0, with 10 new apps a day, a
+log of lists of which 30 % are random, for free beside one's own, took 5 % off greedy's regret where
+the model was trained on by each day's log alone, and 21 % where by two weeks' logs each night.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 import tomllib
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,7 +42,6 @@ from widedeep.simulate import AppStore, Model, Popularity, StoreConfig
 from widedeep.simulate.declaration import APP_STORE_TOML
 from widedeep.simulate.table1 import interval
 from widedeep.simulate.traffic import Traffic
-from widedeep.training.previous_model import previous_schema
 
 GREEDY = "greedy"
 # The random lists, which propensities above 0 need, cost regret: as few as may be.
@@ -70,7 +76,7 @@ def _without(features: dict[str, Any], names: tuple[str, ...]) -> None:
 
 
 class Nights:
-    """Trains the model on each night: on from the last one, by the day's log.
+    """Trains a model each night, by the logs of the last two weeks.
 
     Args:
         folder: Everything is written below it.
@@ -83,38 +89,31 @@ class Nights:
         self.logs: list[pa.Table] = []
 
     def train(self, log: pa.Table) -> wd.Bundle:
-        """Train on a day's log and return the bundle of the next day."""
-        self.logs.append(log)
-        night = len(self.logs)
+        """Train with a day's log too and return the bundle of the next day."""
+        self.logs = [*self.logs, log][-WINDOW_DAYS:]
+        rows = pa.concat_tables(self.logs)
         tables = tomllib.loads(APP_STORE_TOML)
-        epochs = 2 if night == 1 else 1
-        tables["train"] |= {
-            **{"seed": self.seed, "threads": 1, "epochs": epochs, "schedule": "linear"},
-        }
+        tables["train"] |= {"seed": self.seed, "threads": 1, "epochs": 2, "schedule": "linear"}
         _without(tables["features"], UNKNOWN)
         config = config_from_tables(tables)
-        before = self.folder / f"night-{night - 1}"
-        grow = previous_schema(before) if night > 1 else None
-        model = wd.WideDeep(wd.fit_schema(config.spec, log, grow=grow), config.model)
-        trainer = wd.Trainer(
-            model, config.train, checkpoints=self.folder / f"night-{night}", progress=False
-        )
-        if night > 1:
-            trainer.warm_start(before)
-        trainer.fit(log)
-        shown = pa.concat_tables(self.logs[-WINDOW_DAYS:]) if self.posterior else None
-        return trainer.export(self.folder / "bundle", overwrite=True, posterior=shown)
+        model = wd.WideDeep(wd.fit_schema(config.spec, rows), config.model)
+        trainer = wd.Trainer(model, config.train, progress=False)
+        trainer.fit(rows)
+        posterior = rows if self.posterior else None
+        return trainer.export(self.folder / "bundle", overwrite=True, posterior=posterior)
 
 
-def regret(
-    store: AppStore, first: Traffic, exploration: Exploration | None, days: int, seed: int
-) -> list[float]:
-    """Return each day's regret per request under a policy."""
-    needs = exploration is not None and exploration.needs_posterior
+def regret(seed: int, policy: str, asked: argparse.Namespace) -> list[float]:
+    """Return each day's regret per request of a policy in a store."""
+    torch.set_num_threads(1)
+    exploration = POLICIES[policy]
+    store = AppStore(_config(seed, asked))
+    log = labelled(store.run(Popularity(noise=0.0), 1))
     regrets = []
     with tempfile.TemporaryDirectory(prefix="widedeep-exploration-") as folder:
-        nights, log = Nights(Path(folder), seed, needs), labelled(first)
-        for _ in range(days):
+        needs = exploration is not None and exploration.needs_posterior
+        nights = Nights(Path(folder), seed, needs)
+        for _ in range(asked.days):
             traffic = store.run(Model(nights.train(log), exploration=exploration), 1)
             log, requests = labelled(traffic), traffic.requests
             missed = requests["best"].to_numpy() - requests["expected"].to_numpy()
@@ -162,52 +161,51 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--days", type=int, default=28)
     parser.add_argument("--requests", type=int, default=1000, help="a day")
+    parser.add_argument("--new", type=int, default=10, help="new apps a day")
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--tastes", action="store_true", help="a store with tastes and pairs too")
+    parser.add_argument("--jobs", type=int, default=1, help="stores at a time")
     parser.add_argument("--write", action="store_true", help="into benchmarks/RESULTS.md")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    policies = dict.fromkeys([GREEDY, *arguments.policies])
+    asked = parser.parse_args()
+    policies = list(dict.fromkeys([GREEDY, *asked.policies]))
+    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+    runs = [(seed, policy) for seed in seeds for policy in policies]
     regrets: dict[str, list[list[float]]] = {name: [] for name in policies}
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        store = AppStore(_config(seed, arguments.requests, float(arguments.tastes)))
-        first = store.run(Popularity(noise=0.0), 1)
-        for name in policies:
-            started = time.perf_counter()
-            days = regret(store.copy(), first, POLICIES[name], arguments.days, seed)
-            regrets[name].append(days)
+    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+        outcomes = pool.map(regret, *zip(*runs, strict=True), repeat(asked))
+        for (seed, policy), days in zip(runs, outcomes, strict=True):
+            regrets[policy].append(days)
             ratio = fmean(days) / fmean(regrets[GREEDY][-1])
-            told = f"{fmean(days):.4f} ({ratio:.3f}), {time.perf_counter() - started:.0f} s"
-            print(f"seed {seed}, {name}: {told}", flush=True)
-        text = report(regrets)
-        print(text, flush=True)
-        if arguments.write:
-            _write(text, len(regrets[GREEDY]), arguments)
+            print(f"seed {seed}, {policy}: {fmean(days):.4f} ({ratio:.3f})", flush=True)
+    text = report(regrets)
+    print(text, flush=True)
+    if asked.write:
+        _write(text, asked)
 
 
-def _config(seed: int, requests: int, tastes: float) -> StoreConfig:
+def _config(seed: int, asked: argparse.Namespace) -> StoreConfig:
     return StoreConfig(
         seed=seed,
         users=2000,
         apps=100,
         shown=2,
-        new_apps_per_day=2,
-        requests_per_day=requests,
-        memorisation=tastes,
-        generalisation=tastes,
+        new_apps_per_day=asked.new,
+        requests_per_day=asked.requests,
+        memorisation=float(asked.tastes),
+        generalisation=float(asked.tastes),
     )
 
 
-def _write(text: str, stores: int, arguments: argparse.Namespace) -> None:
-    kind = "tastes, pairs and hidden quality" if arguments.tastes else "hidden quality"
+def _write(text: str, asked: argparse.Namespace) -> None:
+    kind = "tastes, pairs and hidden quality" if asked.tastes else "hidden quality"
     write_section(
-        "exploration-tastes" if arguments.tastes else "exploration",
+        "exploration-tastes" if asked.tastes else "exploration",
         f"## Exploration: regret in a store of {kind}\n\n"
-        f"`benchmarks/bench_exploration.py` on {machine()}: {arguments.days} days of "
-        f"{arguments.requests:,} requests in {stores} stores of 100 apps and 2 new ones a day, of "
-        "which 2 of 50 candidates are shown; a model trained on each night by the day's own log, "
-        "which tells no ratings. Regret: installs that the best lists were to bring, less those "
-        f"that the shown ones were, by the true probabilities.\n\n{text}",
+        f"`benchmarks/bench_exploration.py` on {machine()}: {asked.days} days of "
+        f"{asked.requests:,} requests in {asked.seeds} stores of 100 apps and {asked.new} new ones "
+        "a day, of which 2 of 50 candidates are shown; a model trained each night by the logs of "
+        "two weeks, which tell no ratings. Regret: installs that the best lists were to bring, "
+        f"less those that the shown ones were, by the true probabilities.\n\n{text}",
     )
 
 
