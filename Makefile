@@ -141,6 +141,7 @@ format: $(DEV_READY)
 
 # Short runs show that everything works, and rough figures.
 QUICK ?=
+QUICK_exploration := --seeds 1 --days 3 --policies linucb
 QUICK_gate := --rows 50000 --train-rows 20000
 QUICK_join := --scale 0.05 --repeats 1
 QUICK_kernels := --repeats 10 --cap 20000
@@ -164,6 +165,7 @@ QUICK_train := --quick --seconds 10
 QUICK_tables := --seeds 1 --rows 20000 --turns 20
 QUICK_tune := --trials 2 --minutes 0.5 --seeds 1
 QUICK_transform := --rows 50000 --repeats 2
+FULL_exploration := --jobs 2 --write
 FULL_join := --write
 FULL_gate := --write
 FULL_models := --write
