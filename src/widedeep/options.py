@@ -86,8 +86,8 @@ def allowed_values(kind: type) -> dict[str, Allowed]:
     """Return what ``Annotated`` says of a dataclass's fields."""
     if kind not in _ALLOWED:
         hints = typing.get_type_hints(kind, include_extras=True)
-        found = {name: _find_allowed(hint) for name, hint in hints.items()}
-        _ALLOWED[kind] = {name: allowed for name, allowed in found.items() if allowed is not None}
+        ranges = {name: _find_allowed(hint) for name, hint in hints.items()}
+        _ALLOWED[kind] = {name: allowed for name, allowed in ranges.items() if allowed is not None}
     return _ALLOWED[kind]
 
 

@@ -226,8 +226,8 @@ def _check_files(settings: Settings, registry: RegistryOptions) -> list[str] | N
     flags = {"--item-id": registry.item_id, "--popularity": settings.popularity}
     for flag, column in (flags | {"--category": settings.category}).items():
         if column is not None and column not in columns:
-            known = nearest(column, columns)
-            raise ConfigError(f"{items}: got {flag} {column!r}, no column; {known}")
+            hint = nearest(column, columns)
+            raise ConfigError(f"{items}: got {flag} {column!r}, no column; {hint}")
     return list(columns)
 
 

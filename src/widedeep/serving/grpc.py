@@ -420,8 +420,8 @@ def _attributes(code: grpc.StatusCode, request: Any, fields: Fields) -> dict[str
         "widedeep.version": fields.get("model_version"),
         "widedeep.rows": int(outputs[0]["shape"][0]) if outputs else None,
     }
-    given = {name: value for name, value in attributes.items() if value}
-    return {"rpc.grpc.status_code": code.value[0], **given}
+    attributes = {name: value for name, value in attributes.items() if value}
+    return {"rpc.grpc.status_code": code.value[0], **attributes}
 
 
 def _tensors(request: Any, inputs: list[InferInput]) -> list[list[Any]]:
