@@ -5,7 +5,7 @@ Each row of the first table is a process of its own: it makes a table of ``--row
 much its anonymous resident memory grew. The second table is one process: steps of both kinds in
 turns, medians of their CPU time.
 
-    python benchmarks/bench_table_memory.py [--rows 20000000] [--dim 32]
+    python benchmarks/bench_table_memory.py [--rows 20000000] [--dim 32] [--write]
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=0, help="rows of one more table, bf16 alone")
     parser.add_argument("--note", default="", help="a sentence for RESULTS.md")
     parser.add_argument("--measure", choices=list(KINDS), help=argparse.SUPPRESS)
+    parser.add_argument("--write", action="store_true", help="into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments.measure, arguments.rows, arguments.dim, arguments.steps)
@@ -156,7 +157,8 @@ def main() -> None:
         for line in part:
             print(line, flush=True)
             lines.append(line)
-    write_section("tables memory", "\n".join(lines))
+    if arguments.write:
+        write_section("tables memory", "\n".join(lines))
 
 
 if __name__ == "__main__":

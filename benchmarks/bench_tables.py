@@ -7,9 +7,7 @@ the rounded bundle less those of its float32, on UCI Adult by seed and on `crite
 what rounding moves in trained tables, as a fraction of their root mean square, beside that of a
 format with a step and an offset in two bytes each.
 
-    python benchmarks/bench_tables.py [--seeds 5] [--rows 300000] [--turns 300]
-
-The results are written into RESULTS.md.
+    python benchmarks/bench_tables.py [--seeds 5] [--rows 300000] [--turns 300] [--write]
 """
 
 from __future__ import annotations
@@ -226,6 +224,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--turns", type=int, default=300)
+    parser.add_argument("--write", action="store_true", help="into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
     lines = [
         "## Tables of bundles in fewer bytes\n",
@@ -250,7 +249,8 @@ def main() -> None:
             for line in part:
                 print(line, flush=True)
                 lines.append(line)
-    write_section("bundles:tables", "\n".join(lines))
+    if arguments.write:
+        write_section("bundles:tables", "\n".join(lines))
 
 
 if __name__ == "__main__":
