@@ -16,6 +16,7 @@ import widedeep as wd
 from tests.command_line import Run
 from widedeep import metrics as wm
 from widedeep.errors import ConfigError
+from widedeep.training.config import TrainConfig
 from widedeep.training.early_stopping import EarlyStopping
 
 Floats = NDArray[np.float64]
@@ -113,6 +114,30 @@ def test_toml_names_the_module(rows: Path, monkeypatch: pytest.MonkeyPatch, run:
     assert "Brier of a file" in (rows / "runs/own/report.html").read_text()
     with pytest.raises(ConfigError, match="'no_such_metrics', which cannot be imported"):
         wd.Trainer(trainer_of(rows).model, metrics=["no_such_metrics"])
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "message"),
+    [
+        ("os", None, "which registers nothing"),
+        (".", None, "which cannot be imported"),
+        ("metrics_of_nothing", "import os", "which registers nothing"),
+        ("metrics_that_raise", "raise KeyError('x')", r"cannot be imported \(KeyError: 'x'\)"),
+        ("metrics_misspelt", "def f(:", r"cannot be imported \(SyntaxError"),
+    ],
+)
+def test_modules_that_bring_no_metric(
+    module: str,
+    text: str | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        (tmp_path / f"{module}.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(metrics=[module])
 
 
 def test_groups_and_reasons() -> None:

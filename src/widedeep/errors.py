@@ -14,6 +14,7 @@ _LONGEST_NAME = 100
 __all__ = [
     "BundleError",
     "CheckpointError",
+    "ColumnError",
     "ConfigError",
     "DataError",
     "FeatureError",
@@ -90,6 +91,20 @@ class DataError(WideDeepError):
     Args:
         message: What was got, where, what is allowed, what to do.
     """
+
+
+class ColumnError(DataError):
+    """Data lack a column.
+
+    Args:
+        origin: The file or table.
+        column: The column's name.
+        hint: What may have been meant.
+    """
+
+    def __init__(self, origin: str, column: str, hint: str) -> None:
+        super().__init__(f"{origin}: no column {column!r}; {hint}")
+        self.column, self.hint = column, hint
 
 
 class RowError(DataError):

@@ -14,7 +14,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -189,29 +189,39 @@ def keyword_signature(owner: type, config_class: type) -> inspect.Signature:
     return inspect.Signature([*parameters, *(fields[name] for name in fields if name not in own)])
 
 
-def import_modules(modules: Sequence[str], owner: str) -> None:
+def import_modules(
+    modules: Sequence[str], owner: str, registered: Callable[[], Iterable[object]] | None = None
+) -> None:
     """Import modules that register what is of one's own.
 
     Args:
         modules: Import paths, such as ``"my_project.metrics"``; the working directory is searched
             too.
         owner: The option that names them.
+        registered: Returns what they are to register something in.
 
     Raises:
-        ConfigError: If one cannot be imported.
+        ConfigError: If one cannot be imported, or registers nothing.
     """
     for module in modules:
         directory = os.getcwd()
+        before = None if registered is None or module in sys.modules else [*registered()]
         sys.path.insert(0, directory)
         try:
             importlib.import_module(module)
-        except (ImportError, ValueError) as error:
+        except Exception as error:  # the module is the user's own
+            why = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
             raise ConfigError(
-                f"{owner}: got {module!r}, which cannot be imported ({error}); give an import path "
+                f"{owner}: got {module!r}, which cannot be imported ({why}); give an import path "
                 f"that Python finds, or a module in {directory}"
             ) from error
         finally:
             sys.path.remove(directory)
+        of_python = registered is not None and module.split(".")[0] in sys.stdlib_module_names
+        if of_python or (before is not None and before == [*(registered or tuple)()]):
+            raise ConfigError(
+                f"{owner}: got {module!r}, which registers nothing; name a module that does"
+            )
 
 
 def check_table(table: object, name: str, origin: str) -> None:
@@ -461,5 +471,6 @@ def _value(text: str) -> Any:
 def resolve_paths(value: Any, folder: Path) -> Any:
     """Return a path, or a list of paths, relative to a folder; other values as they are."""
     if isinstance(value, str):
-        return value if os.path.isabs(value) or "://" in value else str(folder / value)
+        is_whole = not value or os.path.isabs(value) or "://" in value  # no path is no folder
+        return value if is_whole else str(folder / value)
     return [resolve_paths(item, folder) for item in value] if isinstance(value, list) else value

@@ -91,6 +91,11 @@ def test_patience_needs_validation_data(ads: Path) -> None:
     assert "[train] patience = 2 needs validation data" in report.problems[0]
 
 
+def test_a_split_that_leaves_nothing_to_train_on(ads: Path) -> None:
+    (problem,) = check(ads, "data.valid_fraction=0.99999").problems
+    assert "valid_fraction leaves no row to train on" in problem
+
+
 def test_a_label_of_one_class(ads: Path) -> None:
     replace(ads, "train.parquet", "click", pa.array([0] * 600))
     assert "label 'click' is always 0, expected at least two values" in check(ads).problems[0]
@@ -112,6 +117,16 @@ def test_a_negative_weight(ads: Path) -> None:
 def test_a_column_of_another_type_in_the_test_data(ads: Path) -> None:
     replace(ads, "test.parquet", "age", pa.array(["old"] * 200))
     assert any("[data] test: " in found and "age" in found for found in check(ads).problems)
+
+
+def test_columns_that_nobody_reads_may_differ(ads: Path) -> None:
+    (ads / "days").mkdir()
+    table = pq.read_table(ads / "train.parquet")
+    for day, note in enumerate((["x"] * 300, [1] * 300)):
+        part = table.slice(300 * day, 300).append_column("note", [note])
+        pq.write_table(part, ads / f"days/{day}.parquet")
+    report = check(ads, f"data.train={ads / 'days'}")
+    assert report.problems == []
 
 
 def test_notes_are_no_problems(ads: Path) -> None:

@@ -82,6 +82,8 @@ def test_without_a_verb_there_is_help(run: Run) -> None:
         ),
         (["train", "a.toml", "b.toml"], "unexpected argument 'b.toml'"),
         (["train", "a.toml", "--resume", "--force"], "--force: not allowed with argument --resume"),
+        (["train", "a.toml", "--out", ""], "got an empty argument, expected a value"),
+        (["train", "a.toml", "--out="], "got '--out=' without a value"),
         (
             ["inspect", "x", "--top", "many"],
             "argument --top: got 'many', expected an integer of at",
@@ -105,6 +107,8 @@ def test_misuse_is_one_line(run: Run, words: list[str], message: str) -> None:
         (["train", "no.toml"], "no.toml: no such file; 'widedeep init DATA' writes one"),
         (["check", "no.toml"], "no.toml: no such file"),
         (["join", "no.toml"], "no.toml: no such file; check the path"),
+        (["join", "join.toml", "--set", "join.output=''"], "got output = '', expected a folder"),
+        (["join", "join.toml", "--set", "actions.path=''"], "got neither 'path' nor 'table'"),
         (["join", "ads.toml"], "ads.toml: got the unknown section [data]"),
         (["prepare", "ads.toml", "--set", "data.train='no.parquet'"], "no.parquet: no such file"),
         (["train", "ads.toml", "--set", "train.epoch=3"], "did you mean 'epochs'?"),
@@ -126,6 +130,7 @@ def test_misuse_is_one_line(run: Run, words: list[str], message: str) -> None:
 def test_a_user_error_is_one_clear_line(
     run: Run, ads: Path, words: list[str], message: str
 ) -> None:
+    write_join(ads)
     code, out, err = run(*words)
     assert (code, out) == (2, "")
     assert err.startswith("widedeep: error: ")

@@ -50,8 +50,15 @@ def test_a_csv_is_typed_by_all_of_its_rows(tmp_path: Path) -> None:
 def test_text_is_plain_and_columns_are_chosen(tmp_path: Path) -> None:
     table = numbers(50)
     table = table.set_column(1, "job", table["job"].dictionary_encode())
-    sample = sample_rows(table, columns=["job", "not there"])
+    sample = sample_rows(table, columns=["job"])
     assert sample.table.schema == pa.schema([("job", pa.string())])
+
+
+def test_columns_that_are_not_asked_for_may_differ_between_files(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"job": ["a"], "note": [1]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"job": ["b"], "note": ["x"], "more": [1]}), tmp_path / "2.parquet")
+    sample = sample_rows(str(tmp_path / "*.parquet"), columns=["job"])
+    assert sample.table["job"].to_pylist() == ["a", "b"]
 
 
 def test_no_rows() -> None:

@@ -14,12 +14,15 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
+import widedeep as wd
 from widedeep.data.fragments import ROW_GROUP_ROWS, check_same_inputs, column_stream, origin_of
+from widedeep.data.profile import sample_rows
 from widedeep.data.sources import Source, open_source
 from widedeep.errors import DataError
 
@@ -318,6 +321,56 @@ def test_bytes_that_are_no_utf8_are_named(kind: pa.DataType, form: str, tmp_path
     source = open_source(KINDS[form](table, tmp_path), columns=["v"])
     with pytest.raises(DataError, match=r"row 1, column 'v': got b'th\\xe9', which is not UTF-8"):
         rows_of(source)
+
+
+_WORDS = pa.array(["a", "b", None, "a", "c"])
+_LISTS = [["a"], None, ["b", "a"], [], ["c"]]
+
+
+def _views(dictionary: pa.DictionaryArray) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(
+        dictionary.indices, dictionary.dictionary.cast(pa.string_view())
+    )
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pc.run_end_encode(_WORDS),
+        pc.run_end_encode(pa.array([7, 7, None, 9, 9])),
+        pa.RunEndEncodedArray.from_arrays([2, 4, 5], pa.array(["a", "b", None], pa.string_view())),
+        pa.RunEndEncodedArray.from_arrays([2, 5], pa.array(["a", "b"]).dictionary_encode()),
+        _views(_WORDS.dictionary_encode()),
+        pa.array(_LISTS, pa.list_view(pa.string())),
+        pa.array(_LISTS, pa.large_list_view(pa.string_view())),
+        pa.array([[1], None, [2, 1], [], [3]], pa.list_view(pa.int8())),
+        pa.ListArray.from_arrays([0, 1, 2, 3, 4, 5], _views(_WORDS.dictionary_encode())),
+    ],
+    ids=lambda column: str(column.type),
+)
+@pytest.mark.parametrize("form", ["table", "slice", "batches", "arrow", "catalogue"])
+def test_any_encoding_of_arrow_gives_its_values(
+    column: pa.Array, form: str, tmp_path: Path
+) -> None:
+    table, expected = pa.table({"id": [1, 2, 3, 4, 5], "x": column}), column.to_pylist()
+    data: Any = table
+    if form == "slice":
+        data, expected = table.slice(2), expected[2:]
+    elif form == "batches":
+        data = iter([table.slice(0, 3), table.slice(3)])
+    elif form == "arrow":
+        data = tmp_path / "x.arrow"
+        with pa.ipc.new_file(data, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    elif form == "catalogue":
+        found = wd.Catalogue(table, id_column="id").table["x"]
+        assert found.to_pylist() == expected
+        return
+    with open_source(data) as source:
+        tables = [source.read(fragment) for fragment in source.fragments]
+        assert pa.concat_tables(tables)["x"].to_pylist() == expected
+        source.describe()
+    assert sample_rows(table).table["x"].to_pylist() == column.to_pylist()
 
 
 def test_pictures_that_nobody_names_pass() -> None:

@@ -72,6 +72,7 @@ def test_labels_by_head(label: Any, heads: dict[str, str]) -> None:
         ({"features": AGE, "deep": "age"}, "expected a list: deep=['age']"),
         ({"features": AGE, "item": ["x"]}, "got 'x' in item"),
         ({"features": AGE, "training_only": {"x": 1}}, "got 'x' in training_only"),
+        ({"features": AGE, "training_only": {"age": 1}}, "which fixes every feature"),
         ({"features": JOB, "extra": ["job"]}, "only numeric features can be extra"),
         ({"features": AGE, "label": 3}, "got label=3, expected a column's name"),
         ({"features": AGE, "label": ["y", "y"]}, "a list of different names"),

@@ -362,6 +362,36 @@ def test_rates_decay_from_the_best_model_and_resume_at_every_step(
         assert_same_bits(state_of(again), kept)
 
 
+def test_a_run_that_stopped_early_says_how_it_goes_on(
+    schema: wd.Schema, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, valid = make_table(rows=300), make_table(rows=300, seed=5)
+
+    def train(epochs: int, early_stopping: Any) -> wd.Trainer:
+        trainer = make_trainer(
+            schema,
+            deep=wd.SGD(lr=1.0),
+            batch_size=32,
+            schedule="wsd",
+            checkpoints=tmp_path,
+            progress=True,
+        )
+        capsys.readouterr()
+        trainer.fit(table, epochs=epochs, valid=valid, early_stopping=early_stopping, resume=True)
+        return trainer
+
+    stopped = train(20, 1)
+    assert stopped.position.tail_steps > 0
+    ended = stopped.position.step
+    again = train(20, 1)
+    assert again.position.step == ended
+    assert f"nothing is left to learn after {ended} steps" in capsys.readouterr().err
+    assert train(30, False).position.step == 30 * 10
+    assert train(30, False).position.step == 30 * 10
+    assert "all epochs were; give more of them" in capsys.readouterr().err
+    assert train(31, False).position.step == 31 * 10
+
+
 def test_a_tail_that_makes_nothing_better_is_thrown_away(schema: wd.Schema) -> None:
     table, valid = make_table(rows=150), make_table(rows=300, seed=5)
     best = make_trainer(schema, wide=wd.FTRL(lr=5.0), batch_size=16)

@@ -27,10 +27,11 @@ from widedeep.config import load_config, load_follow_config
 from widedeep.data.arrow_types import is_text, logical_type
 from widedeep.data.batch import count_values
 from widedeep.data.fit import declared_types, fit_schema
+from widedeep.data.fragments import ColumnKind
 from widedeep.data.profile import SAMPLE_ROWS, ColumnProfile, Sample, profile_columns, sample_rows
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import ConfigError, DataError, WideDeepError, nearest
+from widedeep.errors import ColumnError, ConfigError, DataError, WideDeepError
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import item_columns
 from widedeep.schema import Schema
@@ -245,15 +246,13 @@ def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str
     for role, path in paths.items():
         if path is None:
             continue
-        try:
-            sample = sample_rows(path, rows=rows, column_types=declared_types(config.spec))
-        except WideDeepError as error:
-            report.problems.append(f"[data] {role}: {error}")
+        columns = _columns(config)
+        sample = _present_columns(role, path, columns, report, rows, declared_types(config.spec))
+        if sample is None:
             continue
-        if _check_columns(config, role, sample, report):
+        if set(columns) <= set(sample.table.column_names):
             samples[role] = sample
-        names = [name for name in sample.table.column_names if name in _columns(config)]
-        profile = profile_columns(sample.table.select(names))
+        profile = profile_columns(sample.table)
         seen = sample.table.num_rows
         report.inputs.append(
             InputReport(role=role, path=path, rows=sample.total, sampled=seen, columns=profile)
@@ -274,16 +273,8 @@ def _check_items(config: RunConfig, report: CheckReport, rows: int) -> None:
             "[data] items: vectors of items need two towers; add { name = 'two_tower' } to deep "
             "under [model], or leave items out"
         )
-    try:
-        present = sample_rows(items, rows=rows).table.column_names
-    except WideDeepError as error:
-        report.problems.append(f"[data] items: {error}")
-        return
-    for name in sorted(item_columns(config.spec) - set(present)):
-        hint = nearest(name, present)
-        report.problems.append(
-            f"[data] items: has no column {name!r}, which belongs to the item; {hint}"
-        )
+    columns = dict.fromkeys(sorted(item_columns(config.spec)), "belongs to the item")
+    _present_columns("items", items, columns, report, rows)
 
 
 def _paths(config: RunConfig) -> dict[str, str | list[str] | None]:
@@ -308,13 +299,28 @@ def _columns(config: RunConfig) -> dict[str, str]:
     return uses
 
 
-def _check_columns(config: RunConfig, role: str, sample: Sample, report: CheckReport) -> bool:
-    present = sample.table.column_names
-    absent = {n: what for n, what in _columns(config).items() if n not in present}
-    for name, what in absent.items():
-        hint = nearest(name, present)
-        report.problems.append(f"[data] {role}: has no column {name!r}, which {what}; {hint}")
-    return not absent
+def _present_columns(
+    role: str,
+    path: str | list[str],
+    columns: Mapping[str, str],
+    report: CheckReport,
+    rows: int,
+    column_types: Mapping[str, ColumnKind] | None = None,
+) -> Sample | None:
+    """Read a sample of the columns that are there; report those that are not."""
+    present = dict(columns)
+    while present:
+        try:
+            return sample_rows(path, rows=rows, columns=[*present], column_types=column_types)
+        except ColumnError as error:
+            report.problems.append(
+                f"[data] {role}: has no column {error.column!r}, which "
+                f"{present.pop(error.column)}; {error.hint}"
+            )
+        except WideDeepError as error:
+            report.problems.append(f"[data] {role}: {error}")
+            break
+    return None
 
 
 def _note_columns(config: RunConfig, columns: Sequence[ColumnProfile], report: CheckReport) -> None:
@@ -376,6 +382,10 @@ def _check_whole_columns(config: RunConfig, schema: Schema | None, report: Check
         for role, data in (("valid", valid), ("test", config.data.test)):
             if data is not None:
                 targets[role] = read_targets(config.spec, data)
+        if config.data.valid is None and valid is not None:
+            n_rows, n_valid = (len(targets[role].table) for role in ("train", "valid"))
+            if n_rows == n_valid:
+                raise DataError("[data] valid_fraction leaves no row to train on; lower it")
     except WideDeepError as error:
         report.problems.append(str(error))
         return

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import keyword
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -95,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     """The exit code of one verb."""
     for word in argv:
+        if not word or re.fullmatch("--[^=]+=", word):
+            raise ConfigError(
+                f"got {f'{word!r} without a value' if word else 'an empty argument'}, expected a "
+                "value; a variable of the shell may not be set"
+            )
         if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
             raise WideDeepError(
                 f"got the argument {word!r}, which is no text in UTF-8; rename the file, or write "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -147,11 +148,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return the columns of ``schema`` in its order, widened where an input is narrower."""
     columns = []
     for field in schema:
-        column = table.column(field.name)
-        if isinstance(column.type, pa.BaseExtensionType):
-            column = pc.cast(column, column.type.storage_type)
-        if pa.types.is_run_end_encoded(column.type):
-            column = pc.run_end_decode(column)
+        column = readable(table.column(field.name))
         if logical_type(column.type) != field.type:
             column = _widened(column, field)
         columns.append(column)
@@ -168,15 +165,69 @@ def _widened(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
         ) from error
 
 
+def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column in an encoding that Arrow's functions and the kernels take."""
+    kind = column.type
+    stored = _readable_type(kind)
+    if stored == kind:
+        return column
+    return pa.chunked_array([_readable(chunk) for chunk in column.chunks], stored)
+
+
+def readable_table(table: pa.Table) -> pa.Table:
+    """Return a table with all columns as :func:`readable` gives them."""
+    columns = [readable(column) for column in table.columns]
+    return pa.Table.from_arrays(columns, names=table.column_names)
+
+
+def _readable_type(kind: pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _readable_type(kind.storage_type)
+    if pa.types.is_run_end_encoded(kind):
+        return _taken_type(kind.value_type)
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _taken_type(kind.value_type), kind.ordered)
+    if _is_list(kind):
+        item = _taken_type(kind.value_type)
+        is_view = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+        if is_view or item != kind.value_type:
+            return pa.large_list(item)
+    return kind
+
+
+def _taken_type(kind: pa.DataType) -> pa.DataType:
+    """Return a type whose values can be taken by their places: Arrow takes no views."""
+    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    kind = _readable_type(kind)
+    return views.get(kind, kind)
+
+
+def _readable(array: pa.Array) -> pa.Array:
+    kind, stored = array.type, _readable_type(array.type)
+    if kind == stored:
+        return array
+    if isinstance(kind, pa.BaseExtensionType):
+        return _readable(array.storage)
+    if pa.types.is_run_end_encoded(kind):
+        places = pa.array(np.arange(len(array.values)))
+        runs = pa.RunEndEncodedArray.from_arrays(array.run_ends, places)
+        place_B = pc.run_end_decode(runs.slice(array.offset, len(array)))
+        return _readable(array.values).cast(stored).take(place_B)
+    if pa.types.is_dictionary(kind):
+        dictionary = _readable(array.dictionary).cast(stored.value_type)
+        return pa.DictionaryArray.from_arrays(array.indices, dictionary, ordered=kind.ordered)
+    # By lengths: Arrow's cast from views of lists loses the last one.
+    lengths = pc.fill_null(pc.list_value_length(array), 0)
+    stops = np.cumsum(np.asarray(lengths, np.int64))
+    values = _readable(array.flatten()).cast(stored.value_type)
+    starts = np.concatenate([[0], stops])
+    return pa.LargeListArray.from_arrays(starts, values, stored, mask=array.is_null())
+
+
 def plain_table(table: pa.Table) -> pa.Table:
     """Return a table with its columns in their logical types: text as plain text."""
     columns = []
-    for column in table.columns:
+    for column in map(readable, table.columns):
         plain = logical_type(column.type)
-        kind = column.type
-        if pa.types.is_dictionary(kind) and isinstance(kind.value_type, pa.BaseExtensionType):
-            # Arrow casts no dictionary of these, such as pandas.cut gives.
-            stored = [chunk.dictionary.storage.take(chunk.indices) for chunk in column.chunks]
-            column = pa.chunked_array(stored, kind.value_type.storage_type)
         columns.append(column if column.type == plain else pc.cast(column, plain))
     return pa.Table.from_arrays(columns, names=table.column_names)

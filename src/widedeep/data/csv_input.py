@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from widedeep.data.arrow_types import logical_type
 from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, cast_blocks
 from widedeep.data.parquet_input import spooled_input
-from widedeep.errors import DataError, nearest
+from widedeep.errors import ColumnError, DataError, nearest
 from widedeep.remote import InputPath, open_bytes
 
 _EXACT = float(2**53)
@@ -318,7 +318,7 @@ def _csv_batches(
     names = list(columns) if columns is not None else header
     for name in names:
         if name not in header:
-            raise DataError(f"{path}: no column {name!r}; {_other_separator(header, name)}")
+            raise ColumnError(str(path), name, _other_separator(header, name))
     schema = pa.schema([(name, types.spooled_type(path, name)) for name in names])
     return schema, _batches(path, header, schema, types, first, blocks)
 

@@ -21,8 +21,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from widedeep.data.arrow_types import conform, logical_schema, logical_type, unified_schema
-from widedeep.errors import DataError, nearest
+from widedeep.data.arrow_types import (
+    conform,
+    logical_schema,
+    logical_type,
+    readable,
+    readable_table,
+    unified_schema,
+)
+from widedeep.errors import ColumnError, DataError, nearest
 from widedeep.remote import InputPath
 
 SAMPLED_ROWS = 4096
@@ -85,6 +92,7 @@ class ContentChecksum:
 
 
 def _plain_bytes(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.Buffer:
+    column = readable(column)
     plain = logical_type(column.type)
     if column.type != plain:
         column = pc.cast(column, plain)
@@ -252,7 +260,7 @@ def _check_batch(first: pa.Schema, schema: pa.Schema, number: int, origin: str) 
 
 def _as_table(item: object, origin: str) -> pa.Table:
     if hasattr(item, "__arrow_c_stream__") or hasattr(item, "__arrow_c_array__"):
-        return pa.table(item)
+        return readable_table(pa.table(item))
     raise DataError(f"{origin}: yielded a {type(item).__name__}; expected record batches or tables")
 
 
@@ -400,6 +408,7 @@ def table_input(table: pa.Table, origin: str, columns: Sequence[str] | None = No
     schema = logical_schema(table.schema, origin)
     if columns is not None:
         table = table.select([name for name in schema.names if name in columns])
+    table = readable_table(table)
     starts = range(0, table.num_rows, TABLE_FRAGMENT_ROWS)
     blocks = [TableBlock(table.slice(start, TABLE_FRAGMENT_ROWS)) for start in starts]
     record = InputRecord(name=origin, path=origin, rows=table.num_rows, bytes=-1, checksum="")
@@ -593,7 +602,7 @@ def _agreed_schema(inputs: Sequence[Input], columns: Sequence[str] | None) -> pa
         names = item.schema.names if columns is None else columns
         for name in names:
             if name not in item.schema.names:
-                raise DataError(f"{origin}: no column {name!r}; {nearest(name, item.schema.names)}")
+                raise ColumnError(origin, name, nearest(name, item.schema.names))
         schemas.append((origin, pa.schema([item.schema.field(name) for name in names])))
     return unified_schema(schemas)
 
@@ -646,6 +655,6 @@ def check_columns(columns: Sequence[str], present: Sequence[str], origin: str) -
     """Refuse columns that are absent, or named twice."""
     for name in columns:
         if name not in present:
-            raise DataError(f"{origin}: no column {name!r}; {nearest(name, present)}")
+            raise ColumnError(origin, name, nearest(name, present))
         if list(present).count(name) > 1:
             raise DataError(f"{origin}: two columns are named {name!r}; rename or drop one of them")

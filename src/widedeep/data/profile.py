@@ -38,22 +38,20 @@ def sample_rows(
     data: Data,
     *,
     rows: int = SAMPLE_ROWS,
-    columns: Collection[str] | None = None,
+    columns: Sequence[str] | None = None,
     column_types: Mapping[str, ColumnKind] | None = None,
 ) -> Sample:
     """Read some rows of a table: runs spread from its beginning to its end."""
-    with open_source(data, column_types=column_types) as source:
+    with open_source(data, columns=columns, column_types=column_types) as source:
         if not source.num_rows:
             raise DataError(f"{data}: got no rows; expected at least one example")
-        return sample_source(source, rows=rows, columns=columns)
+        return sample_source(source, rows=rows)
 
 
-def sample_source(
-    source: Source, *, rows: int = SAMPLE_ROWS, columns: Collection[str] | None = None
-) -> Sample:
+def sample_source(source: Source, *, rows: int = SAMPLE_ROWS) -> Sample:
     """Read some rows of an open source, as :func:`sample_rows` does."""
-    names = [n for n in source.arrow_schema.names if columns is None or n in columns]
-    pieces = [source.arrow_schema.empty_table().select(names)]
+    names = source.arrow_schema.names
+    pieces = [source.arrow_schema.empty_table()]
     pieces += _pieces(source, min(rows, source.num_rows), names)
     table = pa.concat_tables([plain_table(piece) for piece in pieces])
     return Sample(table=table, total=source.num_rows)

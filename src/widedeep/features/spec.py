@@ -174,6 +174,12 @@ class FeatureSpec:
                 self._check_known(name, option)
         for name in self.training_only:
             self._check_known(name, "training_only")
+        served = (f for f in self.all_features if f.name not in self.training_only)
+        if self.training_only and not any(self._columns_of(feature) for feature in served):
+            raise FeatureError(
+                f"got training_only={show_value(self.training_only)}, which fixes every feature: "
+                "all rows would be served one score; leave out at least one of them"
+            )
 
     def _check_columns(self) -> None:
         """Refuse a label that is the weight or the group too: it would predict itself."""

@@ -411,8 +411,9 @@ class Attributes:
 
 def _check_source(source: ImpressionLog | ActionLog | Attributes, where: str) -> None:
     check_types(source, where)
+    has_path = source.path is not None and not (isinstance(source.path, str) and not source.path)
     _check(
-        source.path is not None or source.table is not None,
+        has_path or source.table is not None,
         f"{where}: got neither 'path' nor 'table'; give a path (or, with engine = 'spark', a table "
         "of Spark's catalogue)",
     )
@@ -596,6 +597,7 @@ class JoinConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "[join]")
+        _check(self.output != "", "got output = '', expected a folder")
         check_local(self.output, "[join] output")
         check_local(self.spill_folder or "", "[join] spill_folder")
         _check(len(self.labels) > 0, "got no [[labels]], expected at least one")

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from widedeep.data.arrow_types import logical_type
+from widedeep.data.arrow_types import logical_type, readable_table
 from widedeep.data.fragments import column_stream
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError, nearest
@@ -56,6 +56,7 @@ class Catalogue:
 
     def __init__(self, table: pa.Table, *, id_column: str, version: str | None = None) -> None:
         self.id_column = id_column
+        table = readable_table(table)
         for place, field in enumerate(table.schema):
             if pa.types.is_string_view(field.type):  # Arrow can neither take nor filter them
                 table = table.set_column(place, field.name, table[place].cast(pa.large_string()))

@@ -13,6 +13,7 @@ from widedeep.features import FeatureSpec
 from widedeep.features.spec import spec_to_table
 from widedeep.features.toml import toml_text
 from widedeep.kernels.packed_rows import TableKind
+from widedeep.metrics import registered
 from widedeep.models.config import ModelConfig
 from widedeep.options import (
     Allowed,
@@ -231,7 +232,8 @@ class TrainConfig:
             )
         for pattern, factor in self.rates.items():
             check_range(f"{owner} rates", repr(pattern), factor, 0 < factor < 1e30, "a number > 0")
-        import_modules(self.metrics, "metrics")
+        import_modules(self.metrics, "metrics", registered)
+        check_range(owner, "monitor", self.monitor, self.monitor != "", "a metric's name")
         for option in self.log:
             log_table(option)
         self._name_optimizers()

@@ -83,7 +83,8 @@ class TrainingRun:
             cache = None
         per_epoch = math.ceil(self.rows.num_rows / self.batch_size)
         self.total_steps = min(per_epoch * epochs, steps or per_epoch * epochs)
-        if position.tail_total and position.tail_total < self.total_steps:
+        has_more = position.tail_total < self.total_steps and not (stopping and stopping.should_stop)
+        if stopping is None or has_more:
             position.tail_steps = 0  # resumed with more epochs: the tail was not the end
         between = min(per_epoch, eval_every or per_epoch) if eval_seconds is None else 0
         self.evaluates_again = self.total_steps > between
@@ -136,6 +137,8 @@ class TrainingRun:
         if self.stopping is not None:
             for line in state.schedules.outwaited(self.stopping.patience):
                 self.progress.message(f"note: {line}")
+        if state.position.step and self._done():
+            self.progress.message(self._nothing_left())
         state.model.train()
         try:
             with _numerics(state.step.threads), self.interrupt:
@@ -165,7 +168,8 @@ class TrainingRun:
     @property
     def _last_step(self) -> int:
         position = self.state.position
-        return position.tail_start + position.tail_steps or self.total_steps
+        in_tail = position.tail_steps > 0
+        return position.tail_start + position.tail_steps if in_tail else self.total_steps
 
     def _done(self) -> bool:
         position = self.state.position
@@ -188,6 +192,17 @@ class TrainingRun:
         state = self.state
         evaluated = self.valid is not None and state.position.step > 0
         return evaluated and reached(state.config.stop_at, state.valid_metrics)
+
+    def _nothing_left(self) -> str:
+        """Why a run that is resumed learns no more."""
+        done = f"nothing is left to learn after {self.state.position.step:,} steps: "
+        if self.stopping is not None and self.stopping.should_stop:
+            return (
+                f"{done}early stopping has ended the run ({self.stopping.without} evaluations "
+                f"without a better {self.stopping.monitor}); raise patience, or set "
+                "early_stopping = false, to go on"
+            )
+        return f"{done}all epochs were; give more of them to go on"
 
     def _start_tail(self) -> bool:
         """Go back to the best model, if its rates had not decayed, and decay them from there."""

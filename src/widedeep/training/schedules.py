@@ -361,6 +361,7 @@ class Plateau(Schedule):
 
     def __post_init__(self) -> None:
         check_types(self, self.owner)
+        check_range(self.owner, "monitor", self.monitor, self.monitor != "", "a metric's name")
 
     def at(self, step: int, total_steps: int | None) -> float:
         """Return 1: :class:`RateSchedules` knows how often it fell."""
