@@ -27,6 +27,7 @@ import pytest
 from tests.ads import ads_table, write_ads
 from tests.command_line import Run
 from widedeep.cli.main import main
+from widedeep.data import topics
 from widedeep.data.topics import Topic, follow_topic, offsets_after
 from widedeep.errors import ConfigError, DataError
 from widedeep.files import map_tensors
@@ -195,6 +196,17 @@ def test_messages_that_are_no_rows(broker: tuple[str, int]) -> None:
     assert "offset 2 is no JSON object: skipped, 1 so far" in lines[1]
     late = Topic.of_url(f"{url}?from=latest")
     assert list(follow_topic(late, ["n"], idle_s=1)) == []
+
+
+def test_silence_begins_behind_the_last_message(
+    broker: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, _ = broker
+    monkeypatch.setattr(topics, "_POLL_S", 0.001)  # before the first message can be here
+    send(address, "waiting", [{"n": i} for i in range(300)])
+    topic = Topic.of_url(f"kafka://{address}/waiting?rows=100")
+    pieces = [rows for _, rows in follow_topic(topic, ["n"], idle_s=0.001)]
+    assert [row["n"] for rows in pieces for row in rows] == [*range(300)]
 
 
 def test_what_cannot_be_followed(broker: tuple[str, int], monkeypatch: Any) -> None:

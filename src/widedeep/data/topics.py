@@ -143,6 +143,7 @@ class _Reader:
         self._absent: set[str] = set()
         self._bad = 0
         self._assigned: set[int] = set()
+        self._ended: set[int] = set()  # Partitions of which all messages have come
         self._refreshed = time.monotonic()
         settings = client_settings(topic.settings, "[follow] kafka")
         self._consumer: Consumer = confluent_kafka.Consumer(
@@ -153,6 +154,7 @@ class _Reader:
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
+                "enable.partition.eof": True,
                 "error_cb": self._on_error,
                 "log_level": 0,
             }
@@ -176,11 +178,14 @@ class _Reader:
                 if not rows:
                     began = time.monotonic()
                 heard = time.monotonic()
+                self._ended.discard(partition_of(message))
                 row = self._row(message, columns)
                 self._next[partition_of(message)] = int(message.offset() or 0) + 1
                 if row is not None:
                     rows.append(row)
             now = time.monotonic()
+            if not self._ended >= self._assigned:  # what is on its way is no silence
+                heard = now
             silent = idle_s is not None and now - heard >= idle_s
             if rows and (len(rows) >= topic.rows or now - began >= topic.seconds or silent):
                 yield piece_name(topic.name, first, self._next), rows
@@ -207,7 +212,9 @@ class _Reader:
                 f"{self._next.get(partition)} on are gone ({error.str()}): they were deleted "
                 "before they were learned; keep them for longer, or begin a new stream"
             )
-        if error.code() != codes._PARTITION_EOF:
+        if error.code() == codes._PARTITION_EOF:
+            self._ended.add(partition_of(message))
+        else:
             self._on_error(error)
         return True
 

@@ -83,7 +83,9 @@ class TrainingRun:
             cache = None
         per_epoch = math.ceil(self.rows.num_rows / self.batch_size)
         self.total_steps = min(per_epoch * epochs, steps or per_epoch * epochs)
-        has_more = position.tail_total < self.total_steps and not (stopping and stopping.should_stop)
+        has_more = position.tail_total < self.total_steps and not (
+            stopping and stopping.should_stop
+        )
         if stopping is None or has_more:
             position.tail_steps = 0  # resumed with more epochs: the tail was not the end
         between = min(per_epoch, eval_every or per_epoch) if eval_seconds is None else 0
