@@ -11,6 +11,7 @@ namespace widedeep {
 void bind_blocks(nb::module_& m);
 void bind_columns(nb::module_& m);
 void bind_counts(nb::module_& m);
+void bind_csv(nb::module_& m);
 void bind_examples(nb::module_& m);
 void bind_front(nb::module_& m);
 void bind_impressions(nb::module_& m);
@@ -43,6 +44,7 @@ NB_MODULE(_native, m) {
   widedeep::bind_blocks(m);
   widedeep::bind_columns(m);
   widedeep::bind_counts(m);
+  widedeep::bind_csv(m);
   widedeep::bind_examples(m);
   widedeep::bind_impressions(m);
   widedeep::bind_front(m);

@@ -1,7 +1,7 @@
 """The kernels in C++ (native/): contiguous arrays in and out, the GIL released."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -974,6 +974,36 @@ def unpack_examples(
 
     ``spans`` (B, 2) says where each begins and ends; the caller keeps that memory alive.
     """
+
+class CsvRows:
+    """Rows of CSV text as columns: numbers parsed, everything else as texts by dictionary.
+
+    Column i is field ``fields[i]`` of records of ``width`` fields. Text that breaks the grammar, or
+    is not UTF-8, is refused without a reason. Beyond ``full_bytes`` of a column's texts no more
+    rows are read.
+    """
+
+    def __init__(
+        self, width: int, fields: Sequence[int], are_numbers: Sequence[bool], full_bytes: int
+    ) -> None: ...
+    def add(self, text: bytes, start: int, most_rows: int) -> int:
+        """Read records from ``start`` on until there are ``most_rows`` (65,536 at most).
+
+        Returns where the next record starts, or -1 for text that is refused.
+        """
+    @property
+    def n_rows(self) -> int: ...
+    @property
+    def is_full(self) -> bool: ...
+    def take(self) -> list[tuple[NDArray[Any] | None, ...]]:
+        """Return the columns of all rows, and keep none.
+
+        Each is validity bits (None: all valid) with either float64 numbers, None if one is written
+        as no plain number, or uint16 codes with the dictionary's int32 offsets and bytes.
+        """
+
+def csv_end(text: bytes) -> tuple[int, int]:
+    """Return where the last whole record of a text ends, and the line feeds before that."""
 
 class CountTable:
     """Counts of byte strings, compared byte by byte, in a bounded amount of memory.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import IO
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,22 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
+from widedeep import kernels
 from widedeep.data.arrow_types import logical_type
-from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, cast_blocks
-from widedeep.data.parquet_input import spooled_input
+from widedeep.data.fragments import (
+    ROW_GROUP_ROWS,
+    ColumnKind,
+    Input,
+    InputFormat,
+    InputRecord,
+    Spool,
+    cast_blocks,
+)
 from widedeep.errors import ColumnError, DataError, nearest
-from widedeep.remote import InputPath, open_bytes
+from widedeep.remote import InputPath, RemoteFile, file_size, open_bytes
 
 _EXACT = float(2**53)
+_FEW = 64
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 # What programs write: no sign or zero in front, exponents with a sign.
 _DECIMAL = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?(e(-[0-9]{1,3}|\+[0-9]{2,3}))?$"
@@ -106,9 +115,8 @@ class _Observed:
             self._bools(present)
 
     def _decimals(self, present: pa.ChunkedArray) -> bool:
-        try:
-            numbers = pc.cast(present, pa.float64())
-        except pa.ArrowInvalid:
+        numbers = _cast_if_all(present, pa.float64())
+        if numbers is None:
             return False
         self._kinds.discard("bool")
         if not pc.all(pc.match_substring_regex(present, _DECIMAL)).as_py():
@@ -142,11 +150,20 @@ class _Observed:
 
 def _canonical_integers(text: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """Return texts as integers if each is written as its integer is, else None."""
-    try:
-        integers = pc.cast(text, pa.int64())
-    except pa.ArrowInvalid:
+    integers = _cast_if_all(text, pa.int64())
+    if integers is None:
         return None
     return integers if pc.cast(integers, pa.string()).equals(text) else None
+
+
+def _cast_if_all(text: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
+    """Return texts as numbers if each is one, else None."""
+    try:
+        # Arrow writes a message for each wrong value, so few are tried before all are.
+        pc.cast(text.slice(0, _FEW), kind)
+        return pc.cast(text, kind)
+    except pa.ArrowInvalid:
+        return None
 
 
 def _integers(text: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -284,6 +301,7 @@ def _first_fault(text: pa.ChunkedArray, fits: object, advice: str) -> ValueFault
 
 BLOCK_BYTES = 4 << 20
 LONGEST_RECORD = 256 << 20
+_FULL_BYTES = 1 << 30  # Of one column's different texts in a group; Arrow's offsets end at 2 GiB
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -300,19 +318,15 @@ def _open(
 ) -> list[Input]:
     """Open CSV files whose columns take the types that the rows of all of them allow."""
     types = _CsvColumns(declared)
-    inputs = []
-    for path in paths:
-        schema, batches = _csv_batches(path, columns, types)
-        reader = pa.RecordBatchReader.from_batches(schema, batches)
-        inputs.append(spooled_input(reader, str(path), spool, path=path))
+    inputs = [_spooled(path, columns, types, spool) for path in paths]
     decided = types.decided()
     return [cast_blocks(opened, decided) for opened in inputs]
 
 
-def _csv_batches(
-    path: InputPath, columns: Sequence[str] | None, types: _CsvColumns
-) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Return the columns of a CSV file as they are spooled, and its rows."""
+def _spooled(
+    path: InputPath, columns: Sequence[str] | None, types: _CsvColumns, spool: Spool
+) -> Input:
+    """Read a CSV file once and keep its columns in the spool."""
     blocks = _blocks(path)
     header, first = _header(path, next(blocks, None))
     names = list(columns) if columns is not None else header
@@ -320,13 +334,143 @@ def _csv_batches(
         if name not in header:
             raise ColumnError(str(path), name, _other_separator(header, name))
     schema = pa.schema([(name, types.spooled_type(path, name)) for name in names])
-    return schema, _batches(path, header, schema, types, first, blocks)
+    kept = spool.keep(str(path), _groups(path, header, schema, types, chain([first], blocks)))
+    record = InputRecord(
+        name=path.name,
+        path=str(path),
+        rows=sum(block.num_rows for block in kept),
+        bytes=file_size(path),
+        checksum=path.tag if isinstance(path, RemoteFile) else "",
+    )
+    return Input(record=record, schema=schema, blocks=kept)
+
+
+def _groups(
+    path: InputPath,
+    header: Sequence[str],
+    schema: pa.Schema,
+    types: _CsvColumns,
+    blocks: Iterable[_Block],
+) -> Iterator[pa.Table]:
+    """Yield the rows of a file, 65,536 at a time; say which is at fault where one is."""
+    try:
+        yield from _GroupReader(header, schema, types).groups(blocks)
+    except (_IrregularText, ValueFault, DataError) as error:
+        _raise_fault(path, header, schema, types)
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path}: changed while being read; leave input files alone during a run"
+        ) from None
+
+
+class _IrregularText(Exception):
+    """Text that the fast reader does not take."""
+
+
+_Pieces: TypeAlias = list[tuple[bytes, int, int]]
+"""Runs of records: a text, and where in it they begin and end."""
+
+
+class _GroupReader:
+    """Reads regular text in one pass: numbers parsed, texts by dictionary."""
+
+    def __init__(self, header: Sequence[str], schema: pa.Schema, types: _CsvColumns) -> None:
+        self._header, self._schema, self._types = list(header), schema, types
+        # Columns of numbers that are written as other than plain ones somewhere are read as text.
+        self._numbers = {field.name for field in schema if pa.types.is_floating(field.type)}
+
+    def groups(self, blocks: Iterable[_Block]) -> Iterator[pa.Table]:
+        rows, pieces, parts = self._rows(self._schema.names), _Pieces(), list[pa.Table]()
+        n_rows = 0
+        for block in blocks:
+            start = 0
+            while start < len(block.text):
+                stop = _add(rows, block.text, start, ROW_GROUP_ROWS - n_rows)
+                pieces.append((block.text, start, stop))
+                start = stop
+                if rows.is_full or n_rows + rows.n_rows == ROW_GROUP_ROWS:
+                    n_rows += rows.n_rows
+                    parts.append(self._table(rows, pieces))
+                    rows, pieces = self._rows(self._schema.names), []
+                if n_rows == ROW_GROUP_ROWS:
+                    yield pa.concat_tables(parts)
+                    n_rows, parts = 0, []
+        if rows.n_rows:
+            parts.append(self._table(rows, pieces))
+        if parts:
+            yield pa.concat_tables(parts)
+
+    def _rows(self, names: Sequence[str]) -> kernels.CsvRows:
+        fields = [self._header.index(name) for name in names]
+        are_numbers = [name in self._numbers for name in names]
+        return kernels.CsvRows(len(self._header), fields, are_numbers, _FULL_BYTES)
+
+    def _table(self, rows: kernels.CsvRows, pieces: _Pieces) -> pa.Table:
+        read = dict(zip(self._schema.names, map(_array, rows.take()), strict=True))
+        odd = [name for name, array in read.items() if array is None]
+        if odd:
+            self._numbers.difference_update(odd)
+            again = self._rows(odd)
+            for text, start, stop in pieces:
+                _add(again, text[:stop], start, ROW_GROUP_ROWS)
+            read.update(zip(odd, map(_array, again.take()), strict=True))
+        arrays = [self._typed(field, read[field.name]) for field in self._schema]
+        return pa.Table.from_arrays(arrays, names=self._schema.names)
+
+    def _typed(self, field: pa.Field, array: pa.Array) -> pa.Array:
+        if not pa.types.is_dictionary(array.type):
+            return array.cast(field.type, safe=False)
+        values = self._types.convert(field.name, pa.chunked_array([array.dictionary]))
+        if pa.types.is_string(field.type):
+            return array
+        return values.combine_chunks().take(array.indices)
+
+
+def _add(rows: kernels.CsvRows, text: bytes, start: int, most_rows: int) -> int:
+    stop = rows.add(text, start, most_rows)
+    if stop < 0:
+        raise _IrregularText
+    return stop
+
+
+def _array(column: Sequence[NDArray[Any] | None]) -> pa.Array | None:
+    """Return a column that was read as Arrow's; None for numbers that are not plain."""
+    validity, *buffers = (None if array is None else pa.py_buffer(array) for array in column)
+    if buffers[0] is None:
+        return None
+    n_rows = len(column[1])  # type: ignore[arg-type]
+    if len(column) == 2:
+        return pa.Array.from_buffers(pa.float64(), n_rows, [validity, *buffers])
+    codes, offsets, text = buffers
+    dictionary = pa.StringArray.from_buffers(len(column[2]) - 1, offsets, text)  # type: ignore[arg-type]
+    indices = pa.Array.from_buffers(pa.uint16(), n_rows, [validity, codes])
+    return pa.DictionaryArray.from_arrays(indices, dictionary, safe=False)
+
+
+def _raise_fault(
+    path: InputPath, header: Sequence[str], schema: pa.Schema, types: _CsvColumns
+) -> None:
+    """Read a file again, block by block and slowly, and raise what is wrong with it."""
+    blocks = _blocks(path)
+    _, first = _header(path, next(blocks, None))
+    for block in chain([first] if first.text else [], blocks):
+        block.check(path)
+        table = _parsed(path, block, header, schema.names)
+        for name, column in zip(schema.names, table.columns, strict=True):
+            try:
+                types.convert(name, column)
+            except ValueFault as fault:
+                position = f"{path}, line {block.line_of_row(fault.row, len(header))}"
+                got = f"got {_shown(fault.text)}, {fault.advice}"
+                raise DataError(f"{position}, column {name!r}: {got}") from None
 
 
 def _locate(path: InputPath, column: str, value: object) -> str | None:
     blocks = _blocks(path)
     header, first = _header(path, next(blocks, None))
     for block in chain([first] if first.text else [], blocks):
+        block.check(path)
         row = pc.index(_parsed(path, block, header, [column]).column(0), str(value)).as_py()
         if row >= 0:
             return f"line {block.line_of_row(row, len(header)):,}"
@@ -339,27 +483,6 @@ def _other_separator(header: Sequence[str], name: str) -> str:
         if len(header) == 1 and mark in header[0]:
             return f"its fields are separated by {word}; write commas instead"
     return nearest(name, header)
-
-
-def _batches(
-    path: InputPath,
-    header: Sequence[str],
-    schema: pa.Schema,
-    types: _CsvColumns,
-    first: _Block,
-    others: Iterator[_Block],
-) -> Iterator[pa.RecordBatch]:
-    for block in chain([first] if first.text else [], others):
-        table = _parsed(path, block, header, schema.names)
-        arrays = []
-        for name, column in zip(schema.names, table.columns, strict=True):
-            try:
-                arrays.append(types.convert(name, column))
-            except ValueFault as fault:
-                position = f"{path}, line {block.line_of_row(fault.row, len(header))}"
-                got = f"got {_shown(fault.text)}, {fault.advice}"
-                raise DataError(f"{position}, column {name!r}: {got}") from None
-        yield from pa.Table.from_arrays(arrays, schema=schema).to_batches()
 
 
 def _shown(text: str) -> str:
@@ -422,6 +545,7 @@ def _header(path: InputPath, block: _Block | None) -> tuple[list[str], _Block]:
         raise DataError(
             f"{path}: an empty file; expected a header line with the names of the columns"
         )
+    block.check(path)
     names = []
     for raw in block.fields_of_record(0):
         try:
@@ -575,7 +699,8 @@ def _blocks(path: InputPath) -> Iterator[_Block]:
                 line += text.count(b"\n", 0, len(text) - len(text.lstrip(b"\r\n")))
                 text = text.lstrip(b"\r\n")
                 first = not text
-            end = _records_end(text) if chunk else len(text)
+            end, n_lines = kernels.csv_end(text)
+            end = end if chunk else len(text)
             if not chunk and not end:
                 return
             if not end and len(text) > LONGEST_RECORD:
@@ -584,10 +709,8 @@ def _blocks(path: InputPath) -> Iterator[_Block]:
                     "a quote that opens there may not be closed: correct the line"
                 )
             if end:
-                block = _Block(text[:end], line)
-                block.check(path)
-                yield block
-                line += block.text.count(b"\n")
+                yield _Block(text[:end], line)
+                line += n_lines
             remainder = text[end:]
 
 
@@ -617,15 +740,6 @@ def _checked_start(path: InputPath, text: bytes) -> bytes:
     if text.startswith(_UTF16):
         raise DataError(f"{path}: got text in UTF-16, expected UTF-8; write the file in UTF-8")
     return text.removeprefix(_BOM)
-
-
-def _records_end(text: bytes) -> int:
-    """Return where the last whole record of a text ends, 0 if there is none."""
-    block = _Block(text, 0)
-    ends = block._outside(_NEWLINE) if b'"' in text else None
-    if ends is None:
-        return text.rfind(b"\n") + 1
-    return int(ends[-1]) + 1 if len(ends) else 0
 
 
 CSV = InputFormat(suffixes=(".csv", ".csv.gz"), open=_open, typed=False, locate=_locate)

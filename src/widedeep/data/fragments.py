@@ -1,4 +1,4 @@
-"""Input as fragments of Arrow tables; input that can be read only once is spooled to Parquet."""
+"""Input as fragments of Arrow tables; input that can be read only once is spooled to files."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ ROW_GROUP_ROWS = 65_536
 
 
 class Spool:
-    """A temporary folder of Parquet files with row groups of 65,536 rows, deleted on close."""
+    """A temporary folder of files with groups of 65,536 rows, deleted on close."""
 
     def __init__(self, parent: Path | None = None) -> None:
         self._parent = parent
@@ -138,17 +138,63 @@ class Spool:
             raise _disk_error(origin, path, error) from error
         return path, checksum.hexdigest()
 
+    def keep(self, origin: str, tables: Iterable[pa.Table]) -> list[RowBlock]:
+        """Write tables to one file as they are, and return each as a block."""
+        path = self._next_path(".arrows")
+        blocks: list[RowBlock] = []
+        try:
+            with pa.OSFile(str(path), "wb") as file:
+                for table in tables:
+                    offset = file.tell()
+                    with pa.ipc.new_stream(file, table.schema) as writer:
+                        writer.write_table(table)
+                    blocks.append(_KeptBlock(path, offset, file.tell() - offset, table.num_rows))
+        except OSError as error:
+            raise _disk_error(origin, path, error) from error
+        return blocks
+
     def close(self) -> None:
         """Delete the files; calling it twice is no error."""
         if self._remove is not None:
             self._remove()
 
-    def _next_path(self) -> Path:
+    def _next_path(self, suffix: str = ".parquet") -> Path:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="widedeep-spool-", dir=self._parent))
             self._remove = weakref.finalize(self, _remove_folder, str(self._folder), os.getpid())
         self._n_files += 1
-        return self._folder / f"{self._n_files - 1}.parquet"
+        return self._folder / f"{self._n_files - 1}{suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptBlock:
+    """A table that lies in a file of the spool as Arrow lays it out in memory."""
+
+    path: Path
+    offset: int
+    size: int
+    num_rows: int
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Return these columns; they stay in the file until they are touched."""
+        with pa.memory_map(str(self.path)) as file:
+            file.seek(self.offset)
+            buffer = file.read_buffer(self.size)
+        with pa.ipc.open_stream(buffer) as reader:
+            table = reader.read_all().select(list(columns))
+        wide = [_with_wide_codes(column) for column in table.columns]
+        return pa.Table.from_arrays(wide, names=table.column_names)
+
+
+def _with_wide_codes(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column with its dictionary's codes as other inputs have them."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    chunks = [
+        pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), chunk.dictionary, safe=False)
+        for chunk in column.chunks
+    ]
+    return pa.chunked_array(chunks, pa.dictionary(pa.int32(), column.type.value_type))
 
 
 def _remove_folder(folder: str, owner: int) -> None:
@@ -384,7 +430,8 @@ class _CastBlock:
                 if pa.types.is_null(kind):
                     cast = pa.chunked_array([pa.nulls(len(column))])
                 elif pa.types.is_dictionary(column.type):
-                    cast = column.cast(column.type.value_type).cast(kind)
+                    chunks = [c.dictionary.cast(kind).take(c.indices) for c in column.chunks]
+                    cast = pa.chunked_array(chunks, kind)
                 else:
                     cast = column.cast(kind)
                 table = table.set_column(index, name, cast)

@@ -23,6 +23,7 @@ Example:
 
 from widedeep._native import CountTable as CountTable
 from widedeep._native import CsrBatch as CsrBatch
+from widedeep._native import CsvRows as CsvRows
 from widedeep._native import ExampleLayout as ExampleLayout
 from widedeep._native import Groups as Groups
 from widedeep._native import Rounding as Rounding
@@ -42,6 +43,7 @@ from widedeep._native import aware_products as aware_products
 from widedeep._native import aware_products_grad as aware_products_grad
 from widedeep._native import bilinear_products as bilinear_products
 from widedeep._native import bilinear_products_grad as bilinear_products_grad
+from widedeep._native import csv_end as csv_end
 from widedeep._native import dice as dice
 from widedeep._native import dice_grad as dice_grad
 from widedeep._native import exp_norm as exp_norm

@@ -1,0 +1,323 @@
+#include "csv_rows.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "count_table.hpp"
+#include "json_reader.hpp"
+
+namespace widedeep {
+namespace {
+
+// Rows whose fields are found together, before each column takes its own.
+constexpr std::size_t kBatch = 512;
+constexpr std::size_t kFirstSlots = 64;
+constexpr double kTwo53 = 9007199254740992.0;
+constexpr double kTens[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
+                            1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+constexpr std::uint64_t kOnes = 0x0101010101010101U;
+
+bool is_mark(char c) { return c == ',' || c == '\n' || c == '\r' || c == '"' || c == '\0'; }
+
+// The first byte that may end a field, or is in no field without quotes.
+const char* find_mark(const char* at, const char* end) {
+  for (;;) {
+    // All marks are bytes up to the comma: the lowest such byte of eight is found at once.
+    for (; end - at >= 8; at += 8) {
+      std::uint64_t word;
+      std::memcpy(&word, at, sizeof(word));
+      const std::uint64_t low = (word - kOnes * (',' + 1)) & ~word & (kOnes << 7);
+      if (low == 0) continue;
+      at += __builtin_ctzll(low) >> 3;
+      break;
+    }
+    while (at < end && static_cast<unsigned char>(*at) > ',') ++at;
+    if (at == end || is_mark(*at)) return at;
+    ++at;
+  }
+}
+
+const char* skip_digits(const char* at, const char* end, std::uint64_t& number) {
+  for (; at < end && *at >= '0' && *at <= '9'; ++at) {
+    number = number * 10 + static_cast<std::uint64_t>(*at - '0');
+  }
+  return at;
+}
+
+// Reads a plain decimal number; false for what is none, or needs a closer look.
+bool read_plain_number(const CsvField& field, double& number) {
+  const char* at = field.data;
+  const char* const end = at + field.length;
+  const bool is_negative = at < end && *at == '-';
+  at += is_negative ? 1 : 0;
+  std::uint64_t mantissa = 0;
+  const char* const whole = at;
+  at = skip_digits(at, end, mantissa);
+  std::int64_t n_digits = at - whole;
+  std::int64_t exponent = 0;
+  if (at < end && *at == '.') {
+    const char* const fraction = ++at;
+    at = skip_digits(at, end, mantissa);
+    exponent = fraction - at;
+    n_digits += at - fraction;
+  }
+  if (n_digits == 0) return false;
+  if (at < end && (*at == 'e' || *at == 'E')) {
+    const bool is_small = ++at < end && *at == '-';
+    at += at < end && (*at == '-' || *at == '+') ? 1 : 0;
+    std::uint64_t tens = 0;
+    const char* const first = at;
+    at = skip_digits(at, end, tens);
+    if (at == first || at - first > 4) return false;
+    exponent += is_small ? -static_cast<std::int64_t>(tens) : static_cast<std::int64_t>(tens);
+  }
+  if (at != end) return false;
+  if (n_digits <= 19 && mantissa <= std::uint64_t{1} << 53 && std::abs(exponent) <= 22) {
+    // Both are exact, so that one operation rounds as the number itself would be.
+    number = static_cast<double>(mantissa);
+    number = exponent < 0 ? number / kTens[-exponent] : number * kTens[exponent];
+    number = is_negative ? -number : number;
+  } else {
+    const auto parsed = std::from_chars(field.data, end, number);
+    if (parsed.ec != std::errc() || parsed.ptr != end) return false;
+  }
+  const bool is_lost = number == 0 && (mantissa != 0 || n_digits > 19);
+  return std::fabs(number) < kTwo53 && !is_lost;
+}
+
+bool is_ascii(const char* at, std::size_t length) {
+  return std::none_of(at, at + length, [](char c) { return (c & 0x80) != 0; });
+}
+
+}  // namespace
+
+CsvEnd csv_end(std::string_view text) {
+  const auto count = [&](char mark, std::size_t from, std::size_t to) {
+    return std::count(text.begin() + static_cast<std::ptrdiff_t>(from),
+                      text.begin() + static_cast<std::ptrdiff_t>(to), mark);
+  };
+  std::size_t feed = text.rfind('\n');
+  if (feed == std::string_view::npos) return {0, 0};
+  auto quotes = count('"', 0, feed);
+  while (quotes % 2 != 0) {  // Within quotes: the one before may be outside
+    const std::size_t before = feed == 0 ? std::string_view::npos : text.rfind('\n', feed - 1);
+    if (before == std::string_view::npos) return {0, 0};
+    quotes -= count('"', before, feed);
+    feed = before;
+  }
+  return {feed + 1, count('\n', 0, feed + 1)};
+}
+
+// A column as it grows, row by row.
+class CsvRows::Builder {
+ public:
+  explicit Builder(bool is_number) { clear(is_number); }
+
+  // False for text that is not UTF-8.
+  bool add(const CsvField* fields, std::size_t n) {
+    const std::size_t first = n_rows_;
+    n_rows_ += n;
+    column_.validity.resize((n_rows_ + 7) / 8);
+    for (std::size_t i = 0; i < n; ++i) {
+      const bool is_valid = fields[i].data != nullptr;
+      column_.n_missing += is_valid ? 0 : 1;
+      column_.validity[(first + i) / 8] |=
+          static_cast<std::uint8_t>((is_valid ? 1U : 0U) << (first + i) % 8);
+    }
+    if (!column_.is_number) return add_texts(fields, n);
+    column_.numbers.resize(n_rows_);
+    for (std::size_t i = 0; i < n && column_.is_plain; ++i) {
+      double& number = column_.numbers[first + i];
+      column_.is_plain = fields[i].data == nullptr || read_plain_number(fields[i], number);
+    }
+    return true;
+  }
+
+  std::size_t n_bytes() const { return column_.bytes.size(); }
+
+  CsvColumn take() {
+    CsvColumn taken = std::move(column_);
+    clear(taken.is_number);
+    return taken;
+  }
+
+ private:
+  struct Slot {
+    std::uint32_t tag;
+    std::uint32_t entry;  // Place in the dictionary and 1; 0 where the slot is empty
+  };
+
+  void clear(bool is_number) {
+    column_ = CsvColumn();
+    column_.is_number = is_number;
+    column_.offsets.assign(1, 0);
+    n_rows_ = 0;
+    slots_.assign(kFirstSlots, Slot{0, 0});
+  }
+
+  bool add_texts(const CsvField* fields, std::size_t n) {
+    std::uint64_t hashes[kBatch];
+    for (std::size_t i = 0; i < n; ++i) {
+      if (fields[i].data == nullptr) continue;
+      hashes[i] =
+          hash_bytes(reinterpret_cast<const std::uint8_t*>(fields[i].data), fields[i].length);
+      __builtin_prefetch(&slots_[hashes[i] & (slots_.size() - 1)]);
+    }
+    for (std::size_t i = 0; i < n; ++i) {
+      std::uint32_t entry = 1;
+      if (fields[i].data != nullptr) {
+        entry = find_or_append(fields[i], hashes[i]);
+        if (entry == 0) return false;
+      }
+      column_.codes.push_back(static_cast<std::uint16_t>(entry - 1));
+    }
+    return true;
+  }
+
+  // The entry of a text; 0 if it is not UTF-8.
+  std::uint32_t find_or_append(const CsvField& field, std::uint64_t hash) {
+    const auto tag = static_cast<std::uint32_t>(hash >> 32);
+    Slot* slot = nullptr;
+    for (std::size_t at = hash;; ++at) {
+      slot = &slots_[at & (slots_.size() - 1)];
+      if (slot->entry == 0) break;
+      if (slot->tag != tag) continue;
+      const auto first = static_cast<std::size_t>(column_.offsets[slot->entry - 1]);
+      const auto last = static_cast<std::size_t>(column_.offsets[slot->entry]);
+      if (last - first == field.length &&
+          std::memcmp(column_.bytes.data() + first, field.data, field.length) == 0) {
+        return slot->entry;
+      }
+    }
+    if (!is_ascii(field.data, field.length) && !is_utf8({field.data, field.length})) return 0;
+    const auto entry = static_cast<std::uint32_t>(column_.offsets.size());
+    *slot = {tag, entry};
+    column_.bytes.insert(column_.bytes.end(), field.data, field.data + field.length);
+    column_.offsets.push_back(static_cast<std::int32_t>(column_.bytes.size()));
+    if (2 * column_.offsets.size() > slots_.size()) grow();
+    return entry;
+  }
+
+  void grow() {
+    std::vector<Slot> slots(4 * slots_.size(), Slot{0, 0});
+    for (std::uint32_t entry = 1; entry < column_.offsets.size(); ++entry) {
+      const auto first = column_.offsets[entry - 1];
+      const std::uint64_t hash = hash_bytes(
+          column_.bytes.data() + first, static_cast<std::size_t>(column_.offsets[entry] - first));
+      std::size_t at = hash & (slots.size() - 1);
+      while (slots[at].entry != 0) at = (at + 1) & (slots.size() - 1);
+      slots[at] = {static_cast<std::uint32_t>(hash >> 32), entry};
+    }
+    slots_ = std::move(slots);
+  }
+
+  CsvColumn column_;
+  std::size_t n_rows_ = 0;
+  std::vector<Slot> slots_;
+};
+
+CsvRows::CsvRows(std::size_t width, const std::vector<std::size_t>& fields,
+                 const std::vector<bool>& are_numbers, std::size_t full_bytes)
+    : column_of_(width, -1), fields_(fields.size() * kBatch), full_bytes_(full_bytes) {
+  for (std::size_t i = 0; i < fields.size(); ++i) {
+    column_of_.at(fields[i]) = static_cast<int>(i);
+    columns_.push_back(std::make_unique<Builder>(are_numbers.at(i)));
+  }
+}
+
+CsvRows::~CsvRows() = default;
+
+bool CsvRows::is_full() const {
+  return std::any_of(columns_.begin(), columns_.end(),
+                     [this](const auto& column) { return column->n_bytes() >= full_bytes_; });
+}
+
+std::int64_t CsvRows::add(std::string_view text, std::size_t start, std::int64_t most_rows) {
+  most_rows = std::min(most_rows, kMostRows);
+  const char* at = text.data() + start;
+  const char* const end = text.data() + text.size();
+  while (at < end && n_rows_ < most_rows && !is_full()) {
+    const auto room = std::min<std::size_t>(kBatch, static_cast<std::size_t>(most_rows - n_rows_));
+    std::size_t n = 0;
+    while (at < end && n < room) {
+      if (column_of_.size() > 1 && (*at == '\n' || *at == '\r')) {  // A blank line
+        if (*at == '\r' && end - at > 1 && at[1] != '\n') return -1;
+        at += *at == '\r' && end - at > 1 ? 2 : 1;
+        continue;
+      }
+      if (!read_record(at, end, n)) return -1;
+      ++n;
+    }
+    for (std::size_t column = 0; column < columns_.size(); ++column) {
+      if (!columns_[column]->add(&fields_[column * kBatch], n)) return -1;
+    }
+    n_rows_ += static_cast<std::int64_t>(n);
+    unescaped_.clear();
+  }
+  return at - text.data();
+}
+
+bool CsvRows::read_record(const char*& at, const char* end, std::size_t row) {
+  for (std::size_t position = 0; position < column_of_.size(); ++position) {
+    CsvField field{nullptr, 0};
+    if (at < end && *at == '"') {
+      at = read_quoted(at, end, field);
+      if (at == nullptr) return false;
+    } else {
+      const char* const mark = find_mark(at, end);
+      if (mark > at) field = {at, static_cast<std::size_t>(mark - at)};
+      at = mark;
+    }
+    const int column = column_of_[position];
+    if (column >= 0) fields_[static_cast<std::size_t>(column) * kBatch + row] = field;
+    const bool is_last = position + 1 == column_of_.size();
+    if (at == end) return is_last;
+    if (*at == ',') {
+      ++at;
+      continue;
+    }
+    if (*at == '\r') {
+      if (++at == end) return is_last;
+    }
+    return *at++ == '\n' && is_last;
+  }
+  return false;
+}
+
+// Reads a field between quotes; returns the byte behind it, or nothing for what is not regular.
+const char* CsvRows::read_quoted(const char* at, const char* end, CsvField& field) {
+  const char* const first = ++at;
+  std::size_t n_doubled = 0;
+  for (;;) {
+    at = static_cast<const char*>(std::memchr(at, '"', static_cast<std::size_t>(end - at)));
+    if (at == nullptr) return nullptr;
+    if (end - at < 2 || at[1] != '"') break;
+    ++n_doubled;
+    at += 2;
+  }
+  field = {first, static_cast<std::size_t>(at - first)};
+  if (std::memchr(first, '\0', field.length) != nullptr) return nullptr;
+  if (n_doubled > 0) {
+    unescaped_.push_back(std::make_unique<char[]>(field.length - n_doubled));
+    char* to = unescaped_.back().get();
+    field = {to, field.length - n_doubled};
+    for (const char* from = first; from < at; ++from) {
+      *to++ = *from;
+      from += *from == '"' ? 1 : 0;
+    }
+  }
+  ++at;
+  return at == end || *at == ',' || *at == '\n' || *at == '\r' ? at : nullptr;
+}
+
+std::vector<CsvColumn> CsvRows::take() {
+  std::vector<CsvColumn> taken;
+  for (const auto& column : columns_) taken.push_back(column->take());
+  n_rows_ = 0;
+  return taken;
+}
+
+}  // namespace widedeep
