@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from tests.bundle import models
+from tests.serving.http.calls import Local
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
 from widedeep.bundle import Bundle, write_bundle
 from widedeep.bundle.manifest import MANIFEST, read_manifest
 from widedeep.errors import ConfigError
+from widedeep.serving.http import Settings
 from widedeep.serving.registry import Latest, NoVersion, Registry, Specific, VersionStatus
 
 POLL_S = 0.02
@@ -283,6 +285,35 @@ def test_a_version_whose_directory_is_gone_serves_until_another_does(tmp_path: P
             assert len(served.rank(USER, candidates={"app": ["mail"]})) == 1
         publish(root, "2", seed=2)
         eventually(lambda: status_states(registry) == {"2": ["ready"]})
+
+
+def test_a_version_whose_directory_is_gone_can_be_withdrawn(root: Path, registry: Registry) -> None:
+    for version in ("10", "9"):
+        shutil.rmtree(root / version)
+    eventually(lambda: "10" not in registry._watcher.versions)
+    registry.unload("10")
+    assert not registry.ready()
+    with pytest.raises(NoVersion, match="got version '10'"):
+        registry.unload("10")
+
+
+def test_the_newest_version_is_loaded_and_not_one_that_is_freed(
+    root: Path, registry: Registry
+) -> None:
+    local = Local({"models": registry}, settings=Settings(admin=True, keys="none"))
+    with registry.lease("r"):
+        publish(root, "11", seed=11)
+        eventually(lambda: serving(registry) == "11")
+        assert [each.version for each in registry.status()] == ["9", "10", "11", "10"]
+        order = "/v2/repository/models/models"
+        headers = {"host": "localhost"}
+        assert local.post(f"{order}/load", {}, headers).status == 200
+        assert registry.state.loaded == ("11",)
+        shutil.rmtree(root / "11")
+        eventually(lambda: "11" not in registry._watcher.versions)
+        assert local.post(f"{order}/unload", {}, headers).status == 200
+    assert registry.state.withdrawn == ("9", "10", "11")
+    assert not registry.ready()
 
 
 def test_without_a_version_nothing_is_ready(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.serving.http.calls import Local
 from tests.serving.test_registry import registry_of, serving, status
 from tests.serving.versions import ITEMS, USER, eventually, publish, write_items
 from widedeep.cli.main import main
@@ -45,6 +47,10 @@ def registry(root: Path) -> Iterator[Registry]:
         yield made
 
 
+STATE: dict[str, Any] = {"format": 1, "changes": 0, "withdrawn": [], "loaded": [], "labels": {}}
+STATE |= {"canary": None, "shadow": None}
+
+
 def garbage(root: Path) -> None:
     (root / "serving.json").write_bytes(b"\x00\xff{")
 
@@ -63,9 +69,21 @@ def deep(root: Path) -> None:
 
 
 def share_of_two(root: Path) -> None:
-    state = {"format": 1, "changes": 0, "withdrawn": [], "loaded": [], "labels": {}, "shadow": None}
-    state["canary"] = {"version": "1", "share": 2.0}
-    (root / "serving.json").write_text(json.dumps(state))
+    canary = {"version": "1", "share": 2.0}
+    (root / "serving.json").write_text(json.dumps(STATE | {"canary": canary}))
+
+
+def text_for_lists(root: Path) -> None:
+    (root / "serving.json").write_text(json.dumps(STATE | {"withdrawn": "12"}))
+
+
+def a_list_for_a_shadow(root: Path) -> None:
+    (root / "serving.json").write_text(json.dumps(STATE | {"shadow": ["1"]}))
+
+
+def a_list_for_a_canary(root: Path) -> None:
+    canary = {"version": ["1"], "share": 1}
+    (root / "serving.json").write_text(json.dumps(STATE | {"canary": canary}))
 
 
 def a_directory(root: Path) -> None:
@@ -94,6 +112,7 @@ def a_loop_of_models(root: Path) -> None:
     "fault",
     [
         *(garbage, truncated, of_wrong_types, deep, share_of_two, a_directory, a_loop),
+        *(text_for_lists, a_list_for_a_shadow, a_list_for_a_canary),
         *(no_models, a_file, a_loop_of_models),
     ],
     ids=lambda fault: fault.__name__,
@@ -124,9 +143,49 @@ def test_what_serves_serves_on_while_nothing_can_be_read(
     assert told[-1] == ("versions_readable", None)
 
 
+def linked_to_nothing(version: Path) -> None:
+    (version / "weights.safetensors").unlink()
+    (version / "weights.safetensors").symlink_to("gone")
+
+
+def linked_to_itself(version: Path) -> None:
+    (version / "weights.safetensors").unlink()
+    (version / "weights.safetensors").symlink_to("weights.safetensors")
+
+
+@pytest.mark.parametrize("fault", [linked_to_nothing, linked_to_itself])
+def test_one_version_that_cannot_be_read_holds_up_no_other(
+    root: Path, registry: Registry, fault: Callable[[Path], None]
+) -> None:
+    fault(publish(root.parent / "aside", "3", seed=3).path)
+    (root.parent / "aside" / "3").rename(root / "3")
+    eventually(lambda: any(each.version == "3" for each in registry.status()))
+    eventually(lambda: status(registry, "3").state == "failed")
+    assert str(root / "3") in (status(registry, "3").error or "")
+    assert registry.problem is None and serving(registry) == "2"
+    publish(root, "4", seed=4)
+    eventually(lambda: serving(registry) == "4")
+
+
+def test_a_name_that_is_no_text_is_shown_and_stops_no_figures(
+    root: Path, registry: Registry
+) -> None:
+    local, shown = Local({"models": registry}), "shop \\udce9"
+    os.mkdir(os.fsencode(root) + b"/shop \xe9")
+    eventually(lambda: any(each.version == shown for each in registry.status()))
+    eventually(lambda: status(registry, shown).state == "failed")
+    versions = local.get("/v1/status").json["models"]["models"]
+    assert shown in {each["version"] for each in versions}
+    for path in ("/metrics", "/v2/models/models", "/v1/models/models"):
+        assert local.get(path).status == 200
+    assert local.post("/v2/repository/index", {}).status == 200
+    assert serving(registry) == "2"
+
+
 def test_following_goes_on_after_descriptors_ran_out(root: Path, registry: Registry) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []
+    gc.collect()  # else what it frees meanwhile leaves descriptors
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
     try:
         while True:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import ConfigError
-from widedeep.options import check_types
+from widedeep.options import check_types, is_unicode
 from widedeep.remote import is_url, local_path
 from widedeep.serving.versions import RegistryOptions
 
@@ -179,8 +179,10 @@ def find_models(paths: list[str]) -> dict[str, Path | str]:
                 raise ConfigError(
                     f"got two models named {name!r}: {models[name]} and {path}; name one: NAME=PATH"
                 )
-            if not name or "/" in name or ":" in name:
-                raise ConfigError(f"got the model name {name!r}; it stands in paths: no / and no :")
+            if not name or "/" in name or ":" in name or not is_unicode(name):
+                raise ConfigError(
+                    f"got the model name {name!r}; it stands in paths: no / and no :, and in UTF-8"
+                )
             models[name] = path
     return models
 

@@ -22,6 +22,7 @@ with extra_imports():
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 # After gRPC's own packages: where nothing is installed, their extra is named, which holds the rest.
+from widedeep.serving.http.admin import run_action
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.open_inference import (
     EXTENSIONS,
@@ -41,6 +42,7 @@ from widedeep.serving.http.open_inference import (
     to_bytes,
 )
 from widedeep.serving.http.service import Service, busy_error
+from widedeep.serving.registry import Registry
 
 PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
@@ -201,6 +203,7 @@ _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
@@ -222,6 +225,7 @@ _ADMIN = ("RepositoryModelLoad", "RepositoryModelUnload")
 _LOAD_S = 60.0
 Fields: TypeAlias = dict[str, Any]  # of a reply
 _MAX_CALLS = 1_024
+_MAX_DETAILS = 2_000  # bytes: callers read trailers of 8 KB, in which a byte may take three
 
 
 class GrpcServer:
@@ -293,8 +297,9 @@ class GrpcServer:
                     fields = answer(request, context)
                     built = reply(**fields)
                 except (HttpError, WideDeepError) as error:
-                    status = error.status if isinstance(error, HttpError) else 400
-                    context.set_details(str(error))
+                    problem = error if isinstance(error, HttpError) else HttpError(400, str(error))
+                    status, details = problem.status, problem.message.encode()[:_MAX_DETAILS]
+                    context.set_details(details.decode(errors="ignore"))
                 except Exception as error:  # a bug: logged for the operator, not for the caller
                     status = 500
                     service.metrics.bugs.inc()
@@ -340,19 +345,15 @@ class GrpcServer:
         return {"models": repository_index(self._service, ready=request.ready)}
 
     def _RepositoryModelLoad(self, request: Any, context: Any) -> Fields:
-        registry = self._service.models.registry(request.model_name)
-        versions = [each.version for each in registry.status()]
-        if not versions:
-            raise HttpError(404, f"{request.model_name}: there is no version to load")
-        registry.load(versions[-1], wait_s=_LOAD_S)
+        run_action(lambda: self._registry(request).load_newest(wait_s=_LOAD_S))
         return {}
 
     def _RepositoryModelUnload(self, request: Any, context: Any) -> Fields:
-        registry = self._service.models.registry(request.model_name)
-        for each in registry.status():
-            if each.state != "unloading":
-                registry.unload(each.version)
+        run_action(self._registry(request).unload_all)
         return {}
+
+    def _registry(self, request: Any) -> Registry:
+        return self._service.models.registry(request.model_name)
 
     def _ModelStatistics(self, request: Any, context: Any) -> Fields:
         statistics = model_statistics(self._service, request.name or None, request.version or None)

@@ -331,13 +331,29 @@ class Registry:
         if wait_s > 0:
             self._wait_loaded(version, wait_s)
 
+    def load_newest(self, *, wait_s: float = 0.0) -> None:
+        """Keep the newest version in the directory loaded; see :meth:`load`."""
+        with self._watcher.lock:
+            versions = list(self._watcher.versions)
+        if not versions:
+            raise NoVersion(f"{self.root}: there is no version to load")
+        self.load(versions[-1], wait_s=wait_s)
+
     def unload(self, version: str) -> None:
         """Withdraw a version; the newest other one takes its traffic, if there is one.
 
         Raises:
-            NoVersion: If there is no such version.
+            NoVersion: If there is no such version, neither loaded nor in the directory.
         """
-        self._change(version, lambda state: state.withdraw(version))
+        with self._watcher.lock:
+            is_loaded = version in self._watcher.loaded  # its directory may be gone
+        self._change(None if is_loaded else version, lambda state: state.withdraw(version))
+
+    def unload_all(self) -> None:
+        """Withdraw every version, loaded or in the directory."""
+        with self._watcher.lock:
+            versions = {*self._watcher.versions, *self._watcher.loaded}
+        self._change(None, lambda state: state.withdraw(*versions))
 
     def rollback(self, to: str | None = None, *, wait_s: float = 0.0) -> str:
         """Go back to an older version; see :func:`widedeep.serving.versions.roll_back`.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from widedeep.bundle.patch import BaseMissing
 from widedeep.errors import ConfigError, WideDeepError
+from widedeep.options import show_path
 from widedeep.remote import RemoteUnavailable
 from widedeep.serving.background import BackgroundThread, ThreadMonitor
 from widedeep.serving.catalogue import Catalogue, SharedRows
@@ -171,6 +172,7 @@ class VersionWatcher:
 
     def _set_problem(self, problem: str | None) -> None:
         """Keep whether the look succeeded; log a change."""
+        problem = None if problem is None else show_path(problem)
         before, self.problem = self.problem, problem
         self.problems += problem is not None
         if before != problem:
@@ -358,7 +360,8 @@ class VersionWatcher:
         self, name: str, path: Path, files: Signature, items: Signature, error: Exception
     ) -> LoadFailure:
         """Return and log why a version did not load."""
-        reason = str(error) if isinstance(error, WideDeepError) else f"{path}: {error!r}"
+        # Answers and figures quote it, whatever the bytes of a path or a file are.
+        reason = show_path(error if isinstance(error, WideDeepError) else f"{path}: {error!r}")
         attempts = self._attempts[name] = self._attempts.get(name, 0) + 1
         retry_at = None
         if _is_transient(error):
@@ -397,7 +400,7 @@ class VersionWatcher:
             version.ranker.replace_catalogue(self._read_catalogue(items))
             self._announce_version(version)
         except Exception as error:  # whatever is in the file, the old catalogue serves on
-            message = str(error) if isinstance(error, WideDeepError) else repr(error)
+            message = show_path(error if isinstance(error, WideDeepError) else repr(error))
             self._count_bug(error)
             self._monitor.log.event("catalogue_failed", version=version.name, error=message)
             if _is_transient(error):

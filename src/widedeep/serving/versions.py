@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -11,12 +12,13 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import ConfigError, WideDeepError, nearest
 from widedeep.files import locked, write_text_whole
+from widedeep.options import check_table, read_section, show_path
 from widedeep.serving.loading import PrivateCopies, PrivateCopy
 from widedeep.serving.ranker import Ranker, RankerOptions
 
@@ -101,7 +103,7 @@ def find_versions(root: Path) -> dict[str, Path]:
     """Return the versions in a directory, oldest first."""
     try:
         if (root / MANIFEST).is_file():
-            return {root.resolve().name: root}
+            return {show_path(root.resolve().name): root}
         with os.scandir(root) as entries:
             directories = [entry.name for entry in entries if entry.is_dir()]
     except (OSError, RuntimeError) as error:  # the latter is a loop of links
@@ -111,7 +113,7 @@ def find_versions(root: Path) -> dict[str, Path]:
             "each version; check the path"
         ) from error
     names = sorted((n for n in directories if not n.startswith((".", "_"))), key=version_key)
-    return {name: root / name for name in names}
+    return {show_path(name): root / name for name in names}
 
 
 def check_version(root: Path, version: str) -> None:
@@ -122,10 +124,23 @@ def check_version(root: Path, version: str) -> None:
 
 
 def signature(path: Path) -> Signature:
-    """Return the signature of a version's files."""
-    with os.scandir(path) as entries:
-        stats = [(entry.name, entry.stat()) for entry in entries]
-    return tuple(sorted((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats))
+    """Return the signature of a version's files; what cannot be read is for loading to tell."""
+    try:
+        with os.scandir(path) as entries:
+            return tuple(sorted(_file_signature(entry) for entry in entries))
+    except PermissionError:
+        return (("", -errno.EACCES, 0, 0),)
+
+
+def _file_signature(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
+    try:
+        stats = entry.stat()
+    except OSError as error:
+        code = error.errno or 0
+        if code not in (errno.ENOENT, errno.ELOOP, errno.EACCES):
+            raise  # a file system that is away for a moment changes no version
+        return entry.name, -code, 0, 0  # a link to nothing, to itself, to what is closed
+    return entry.name, stats.st_size, stats.st_mtime_ns, stats.st_ino
 
 
 # ---- the state that operators set ----------------------------------------------------------------
@@ -162,20 +177,6 @@ class ServingState:
     def to_text(self) -> str:
         """Return the contents of the state's file."""
         return json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ServingState:
-        """Read the file's JSON, without its format."""
-        canary = value["canary"]
-        return cls(
-            **{
-                **value,
-                "withdrawn": tuple(map(str, value["withdrawn"])),
-                "loaded": tuple(map(str, value["loaded"])),
-                "labels": {str(label): str(name) for label, name in value["labels"].items()},
-                "canary": None if canary is None else Canary(**canary),
-            }
-        )
 
     def load(self, version: str) -> ServingState:
         """Keep a version loaded."""
@@ -248,7 +249,10 @@ def parse_state(raw: bytes, path: str) -> ServingState:
         value = json.loads(raw)
         if value.pop("format") != _FORMAT:
             raise ValueError(f"its format is not {_FORMAT}")
-        return ServingState.from_json(value)
+        if value.get("canary") is not None:
+            check_table(value["canary"], "canary", path)
+            value["canary"] = read_section(Canary, value["canary"], "canary")
+        return read_section(ServingState, value, "state")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         raise ConfigError(
             f"{path}: got a state that cannot be read ({error}); correct it, or delete the file to "

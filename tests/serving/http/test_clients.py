@@ -127,9 +127,10 @@ def test_grpc(server: Running, bundle: Bundle) -> None:
             ({"model_name": "none"}, grpc.StatusCode.NOT_FOUND),
             ({"inputs": [age | {"shape": [4]}]}, grpc.StatusCode.INVALID_ARGUMENT),
             ({"inputs": [age | {"name": "agee"}]}, grpc.StatusCode.INVALID_ARGUMENT),
+            ({"inputs": [age | {"name": "\u00e9" * 50_000}]}, grpc.StatusCode.INVALID_ARGUMENT),
             ({"raw_input_contents": [b""]}, grpc.StatusCode.INVALID_ARGUMENT),
         ):
             wrong = {"model_name": "apps", "inputs": [age, app], **change}
             with pytest.raises(grpc.RpcError) as told:
                 infer(message("ModelInferRequest")(**wrong), timeout=30)
-            assert told.value.code() == code
+            assert told.value.code() == code, told.value.details()

@@ -136,6 +136,8 @@ READABLE = [
     (request(version="1.0"), 200),
     (request("Connection: keep-alive", version="1.0"), 200),
     (request(target="http://localhost/v1/rank"), 200),
+    (request(target="http://localhost"), 405),
+    (request(target="http://localhost?a=b", method="GET", body=None), 200),
     (request(target="/v1/rank?" + "q" * 2000), 200),
     (request(target="/v1/rank#part"), 200),
     (request(target="//v1/rank"), 404),
@@ -184,6 +186,9 @@ UNREADABLE = [
     (request(target="/v1/rank?" + "q" * MAX_TARGET), 414),
     (request(target="v1/rank"), 400),
     (request(target="/v1/ra nk"), 400),
+    (request(target="http://"), 400),
+    (request(target="http://[::1/v1/rank"), 400),
+    (request(target="http://localhost:99999/v1/rank"), 400),
     (request(target="localhost:80", method="CONNECT", body=None), 501),
     (request(method="post"), 400),
     (request(method="NONSENSE"), 400),
@@ -211,6 +216,28 @@ def test_both_servers_refuse_alike_and_read_no_further(
     assert both(servers, [asked]) == [status]
     assert both(servers, [asked[:20], asked[20:]]) == [status]
     assert both(servers, [request() + asked + INNER]) == [200, status]
+
+
+def test_names_of_models_are_compared_as_they_are_meant(apps: Path) -> None:
+    names = ("a b", "a%20b", "ad\u00e9", "a?b")
+    words = [f"{name}={apps}" for name in names]
+    with running(*words) as native, running(*words, "--no-native") as python:
+        native.wait_ready()
+        python.wait_ready()
+        both_servers = [native, python]
+        asked = ("a%20b", "a%2520b", "ad%C3%A9", "a%3Fb")
+        for escaped, name in zip(asked, names, strict=True):
+            assert both(both_servers, [infer_of(escaped)]) == [200]
+            got = exchange(native, [infer_of(escaped)], half_close=True)
+            assert json.loads(got.partition(b"\r\n\r\n")[2])["model_name"] == name
+        for raw, status in (("a b", 400), ("ad\u00e9", 400), ("a?b", 405)):
+            assert both(both_servers, [infer_of(raw)]) == [status]
+
+
+def infer_of(model: str) -> bytes:
+    age = {"name": "age", "shape": [1], "datatype": "FP64", "data": [1.5]}
+    body = json.dumps({"inputs": [age]}).encode()
+    return request(target=f"/v2/models/{model}/infer", body=body)
 
 
 def test_trailers_and_extensions_of_chunks_say_nothing(servers: list[Running]) -> None:

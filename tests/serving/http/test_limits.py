@@ -162,6 +162,9 @@ def test_which_models_a_path_holds(tmp_path: Path) -> None:
         find_models([str(tmp_path), str(tmp_path / "ads")])
     with pytest.raises(ConfigError, match="no such directory"):
         find_models([str(tmp_path / "none")])
+    for name in ("a:b", "a/b", os.fsdecode(b"ad\xe9")):
+        with pytest.raises(ConfigError, match="it stands in paths"):
+            find_models([f"{name}={tmp_path / 'ads'}"])
 
 
 def test_metrics_and_logs(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.serving.http.calls import Local
-from tests.serving.versions import ITEMS, USER
+from tests.serving.versions import ITEMS, USER, publish, write_items
 from tests.two_tower_shop import CATALOGUE, trained
 from widedeep.bundle import Bundle
 from widedeep.serving.http import Settings
@@ -72,6 +72,25 @@ def test_without_a_catalogue(apps: Path) -> None:
         answer = Local({"apps": registry}).post("/v1/recommend", {"user": USER})
     assert answer.status == 400
     assert "--items" in answer.json["error"]
+
+
+def test_the_version_that_retrieved_ranks_whatever_is_served_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1", "2"):
+        publish(tmp_path / "apps", version, seed=int(version))
+    items = write_items(tmp_path / "items.parquet")
+    with Registry(tmp_path / "apps", items=items, item_id="app", poll_s=0.05) as registry:
+        assert registry.wait_ready(60)
+        find = Retriever.find
+
+        def find_slowly(*asked: Any, **options: Any) -> Any:
+            assert registry.rollback(wait_s=60) == "1"
+            return find(*asked, **options)
+
+        monkeypatch.setattr(Retriever, "find", find_slowly)
+        answer = Local({"apps": registry}).post("/v1/recommend", {"user": USER})
+    assert (answer.status, answer.json["model_version"]) == (200, "2"), answer.body
 
 
 def test_two_towers_propose_and_what_they_could_not_is_said(tmp_path: Path) -> None:

@@ -78,8 +78,13 @@ def _is_loopback(name: str) -> bool:
 
 async def _run_action(action: Callable[[], Result]) -> Result:
     """Run an action off the event loop: it reads and writes files, and may wait."""
+    return await asyncio.to_thread(run_action, action)
+
+
+def run_action(action: Callable[[], Result]) -> Result:
+    """Run an operator's action; raise the answer to one that fails."""
     try:
-        return await asyncio.to_thread(action)
+        return action()
     except NoVersion as error:
         raise HttpError(404, str(error)) from error
     except ConfigError as error:
@@ -155,10 +160,7 @@ async def load_all(service: Service, call: Call) -> Reply:
     """Load the newest version, as the Open Inference Protocol has it."""
     registry = _registry(service, call)
     await call.body()
-    versions = [status.version for status in registry.status()]
-    if not versions:
-        raise HttpError(404, f"{call.params['model']}: there is no version to load")
-    await _run_action(lambda: registry.load(versions[-1], wait_s=_LOAD_S))
+    await _run_action(lambda: registry.load_newest(wait_s=_LOAD_S))
     return Reply(b"")
 
 
@@ -166,10 +168,7 @@ async def unload_all(service: Service, call: Call) -> Reply:
     """Unload every version, as the Open Inference Protocol has it."""
     registry = _registry(service, call)
     await call.body()
-    for status in registry.status():
-        if status.state in ("ready", "loading", "available"):
-            version = status.version
-            await _run_action(lambda version=version: registry.unload(version))  # type: ignore[misc]
+    await _run_action(registry.unload_all)
     return Reply(b"")
 
 

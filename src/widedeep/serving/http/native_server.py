@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -448,6 +449,7 @@ def _ranked(
 
 
 _MAX_BODY = 1 << 20  # longer bodies go to Python
+_PATH_MARKS = "/:!$&'()*+,;=@"  # that a target holds as they are, besides letters and digits
 _MAX_QUEUED_RECORDS = 2048
 
 
@@ -510,8 +512,11 @@ class NativeConnections:
 
         def set_routes() -> None:
             set_both = self._native.set_routes
-            set_both(rank, first, second, share, routes.shadow is not None, is_logged)
-            set_both(infer, first if infers else None, second, share, False, False)
+            # Native threads compare targets as they are sent: one that is escaped is for Python.
+            ranks, scores = (quote(path, safe=_PATH_MARKS) == path for path in (rank, infer))
+            first_rank, first_infer = first if ranks else None, first if infers and scores else None
+            set_both(rank, first_rank, second, share, routes.shadow is not None, is_logged)
+            set_both(infer, first_infer, second, share, False, False)
 
         self._stats.follow([each for each in (stable, canary) if each is not None], set_routes)
 

@@ -482,7 +482,11 @@ def model_metadata(
 ) -> dict[str, Any]:
     """Return a model's inputs and outputs."""
     with service.models.lease(model, request_id, version) as served:
-        bundle = served.ranker.bundle
+        return describe_model(service, model, served.ranker.bundle)
+
+
+def describe_model(service: Service, model: str, bundle: Bundle) -> dict[str, Any]:
+    """Return the inputs and outputs of a model's version, and the versions that are ready."""
     inputs = [
         {"name": name, "datatype": datatype_of(kind), "shape": [-1, -1] if kind.nested else [-1]}
         for name, kind in bundle.input_columns.items()

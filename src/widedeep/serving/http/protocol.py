@@ -310,10 +310,13 @@ class Connection(HttpToolsProtocol):
                 raise _Refused(_TUNNEL)
             self._upgrades = True
             return
+        target = httptools.parse_url(self.url)  # raises for what is none
+        if not target.path:  # a host alone stands for its root (RFC 9112, 3.2.2)
+            self.url = b"/?" + (target.query or b"")
         self._got_head()
-        self._position = _Position.body
         scope[ARRIVED] = time.monotonic()
         super().on_headers_complete()
+        self._position = _Position.body
         self._unanswered += 1
         cycle = self.cycle
         cycle.transport = self._outlet

@@ -14,6 +14,7 @@ from widedeep.errors import FeatureError, RequestError, WideDeepError
 from widedeep.serving.http.errors import HttpError, feature_error
 from widedeep.serving.http.service import Call, Ranked, Reply, Service, json_reply
 from widedeep.serving.ranker import Ranking
+from widedeep.serving.registry import Served
 
 _FIELD_STEP = re.compile(r"[^.\[\]]+")
 _MAX_EXPLAINED = 1_000
@@ -95,49 +96,53 @@ def ranked(service: Service, call: Call, name: str | None, request: RankRequest)
     label = _param(call, "label", request.label)
     if version is not None and label is not None:
         raise HttpError(400, "got both a version and a label; give one", pointer="/label")
+    with service.models.lease(name, call.request_id, version, label) as served:
+        return _ranked_by(served, service, call, request)
+
+
+def _ranked_by(served: Served, service: Service, call: Call, request: RankRequest) -> RankReply:
     if request.explain:
         _check_explained(request)
-    with service.models.lease(name, call.request_id, version, label) as served:
-        call.version = served.version
-        candidates = request.items if request.candidates is None else request.candidates
-        # The shadow ranks by the default head alone, so it gets no request for another one.
-        rank_candidates = served.rank if request.head is None else served.ranker.rank
-        try:
-            ranking = rank_candidates(
-                request.user,
-                request.context,
-                candidates,
-                k=request.k,
-                explain=request.explain,
-                head=request.head,
-                request_id=call.request_id,
-            )
-        except RequestError as error:
-            raise _request_error(error, request) from error
-        except UnicodeError as error:
-            raise HttpError(400, f"got text that is no Unicode: {error}") from error
-        except WideDeepError as error:
-            schema = served.ranker.bundle.schema
-            raise feature_error(error, schema, _pointer_to(request)) from error
-        model = call.model or ""
-        service.metrics.scored(model, served.version, ranking.scores, int(ranking.unknown.sum()))
-        if ranking.misspelt:
-            service.metrics.misspelt(model, ranking.misspelt.values())
-        service.sample_unseen_values(model, served.ranker, request.user, request.context)
-        if service.on_ranked is not None:
-            with traces.span("log"):
-                service.on_ranked(
-                    Ranked(
-                        request_id=call.request_id,
-                        model=model,
-                        version=served.version,
-                        user=request.user,
-                        context=request.context,
-                        candidates=candidates,
-                        ranking=ranking,
-                        ranker=served.ranker,
-                    )
+    call.version = served.version
+    candidates = request.items if request.candidates is None else request.candidates
+    # The shadow ranks by the default head alone, so it gets no request for another one.
+    rank_candidates = served.rank if request.head is None else served.ranker.rank
+    try:
+        ranking = rank_candidates(
+            request.user,
+            request.context,
+            candidates,
+            k=request.k,
+            explain=request.explain,
+            head=request.head,
+            request_id=call.request_id,
+        )
+    except RequestError as error:
+        raise _request_error(error, request) from error
+    except UnicodeError as error:
+        raise HttpError(400, f"got text that is no Unicode: {error}") from error
+    except WideDeepError as error:
+        schema = served.ranker.bundle.schema
+        raise feature_error(error, schema, _pointer_to(request)) from error
+    model = call.model or ""
+    service.metrics.scored(model, served.version, ranking.scores, int(ranking.unknown.sum()))
+    if ranking.misspelt:
+        service.metrics.misspelt(model, ranking.misspelt.values())
+    service.sample_unseen_values(model, served.ranker, request.user, request.context)
+    if service.on_ranked is not None:
+        with traces.span("log"):
+            service.on_ranked(
+                Ranked(
+                    request_id=call.request_id,
+                    model=model,
+                    version=served.version,
+                    user=request.user,
+                    context=request.context,
+                    candidates=candidates,
+                    ranking=ranking,
+                    ranker=served.ranker,
                 )
+            )
     return _reply(ranking, call)
 
 
@@ -320,9 +325,8 @@ def _recommended(service: Service, call: Call, request: RecommendRequest) -> Ran
             k=request.k,
             explain=request.explain,
             head=request.head,
-            version=served.version,
         )
-        reply = ranked(service, call, request.model, rank_request)
+        reply = _ranked_by(served, service, call, rank_request)
         popular = len(found.ids) - found.near
         reply.retrieved = {"by": found.by, "near": found.near, "popular": popular}
         return reply

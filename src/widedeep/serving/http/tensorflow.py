@@ -23,7 +23,7 @@ from widedeep.serving.http.open_inference import (
     Scored,
     check_columns,
     check_row_count,
-    model_metadata,
+    describe_model,
     output_name,
     rows_of_columns,
     score_call,
@@ -346,7 +346,7 @@ async def metadata(service: Service, call: Call) -> Reply:
     model, version, label = (call.params.get(each) for each in ("model", "version", "label"))
     with service.models.lease(model, call.request_id, version, label) as served:
         version, bundle = served.version, served.ranker.bundle
-    about = model_metadata(service, call.params["model"], version, call.request_id)
+    about = describe_model(service, call.params["model"], bundle)
     inputs = {each["name"]: _input_info(each) for each in about["inputs"]}
     logits_BC = np.zeros((0, bundle.model.n_logits), np.float32)
     by_name = {
