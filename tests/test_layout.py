@@ -44,6 +44,7 @@ PUBLIC_NAMES = [
     "load_config",
     "make_report",
     "numeric",
+    "reuse_inputs",
     "tune",
 ]
 

@@ -44,12 +44,13 @@ def prepare(asked: argparse.Namespace, train: pa.Table | Path, cache: Path | Non
     """Fit the schema, and encode the rows if they are to be kept."""
     schema = wd.fit_schema(make_spec(asked), train)
     if cache is not None:
-        transform = Transform(schema)
-        with open_source(train, columns=transform.columns()) as source:
+        transform, types = Transform(schema), schema.input_types()
+        with open_source(train, columns=transform.columns(), column_types=types) as source:
             EncodedRows.write(cache, transform, source)
     return schema
 
 
+@wd.reuse_inputs()
 def train_and_report(asked: argparse.Namespace, folder: Path) -> None:
     """Prepare, learn, judge."""
     cache = folder / "encoded" if asked.encode else None

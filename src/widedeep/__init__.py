@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from widedeep.config import load_config
     from widedeep.data.fit import fit_schema
     from widedeep.data.infer import infer_spec
+    from widedeep.data.reuse import reuse_inputs
     from widedeep.errors import WideDeepError
     from widedeep.estimators import WideDeepClassifier, WideDeepRegressor
     from widedeep.features import (
@@ -70,6 +71,7 @@ __all__ = [
     "load_config",
     "make_report",
     "numeric",
+    "reuse_inputs",
     "tune",
 ]
 
@@ -100,6 +102,7 @@ _MODULE_OF = {
     "load_config": "config",
     "make_report": "report",
     "numeric": "features",
+    "reuse_inputs": "data.reuse",
     "tune": "tuning",
 }
 _MODULES = ("callbacks",)  # Modules that need no import of their own

@@ -16,6 +16,7 @@ from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.fragments import InputRecord
 from widedeep.data.peers import LONE, Peers
+from widedeep.data.reuse import reuse_inputs
 from widedeep.data.sources import Data, RowShare, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError
@@ -58,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_set(parser)
 
 
+@reuse_inputs()
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     config = load_config(arguments.config, arguments.set)

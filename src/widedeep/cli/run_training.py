@@ -23,6 +23,7 @@ from widedeep.cli.runs import RunDirectory, training_data
 from widedeep.data import topics
 from widedeep.data.fragments import InputRecord
 from widedeep.data.paths import follow_folder
+from widedeep.data.reuse import reuse_inputs
 from widedeep.errors import RanksError, WideDeepError
 from widedeep.gate.config import GateConfig
 from widedeep.models.wide_deep import WideDeep, checked_device
@@ -86,6 +87,7 @@ def make_trainer(
     )
 
 
+@reuse_inputs()
 def train_run(
     config: RunConfig,
     directory: RunDirectory,

@@ -112,7 +112,7 @@ class Spool:
     """A temporary folder of files with groups of 65,536 rows, deleted on close."""
 
     def __init__(self, parent: Path | None = None) -> None:
-        self._parent = parent
+        self.parent = parent
         self._folder: Path | None = None
         self._n_files = 0
         self._remove: weakref.finalize[..., Spool] | None = None
@@ -160,7 +160,7 @@ class Spool:
 
     def _next_path(self, suffix: str = ".parquet") -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="widedeep-spool-", dir=self._parent))
+            self._folder = Path(tempfile.mkdtemp(prefix="widedeep-spool-", dir=self.parent))
             self._remove = weakref.finalize(self, _remove_folder, str(self._folder), os.getpid())
         self._n_files += 1
         return self._folder / f"{self._n_files - 1}{suffix}"

@@ -40,6 +40,7 @@ from widedeep.data.lake_tables import (
 from widedeep.data.parquet_input import spooled_input
 from widedeep.data.partitions import partition_columns, with_partitions
 from widedeep.data.paths import input_files
+from widedeep.data.reuse import open_files
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.kernels.transform import fingerprint64
 from widedeep.options import is_unicode
@@ -282,7 +283,8 @@ def _inputs(
     # Files that state their types come first: columns of the others take these.
     for file_format in sorted(indices_of, key=lambda file_format: not file_format.typed):
         indices = indices_of[file_format]
-        opened = file_format.open([files[index].path for index in indices], stored, spool, types)
+        paths = [files[index].path for index in indices]
+        opened = open_files(file_format, paths, stored, spool, types)
         inputs |= zip(indices, opened, strict=True)
         for field in (field for one in opened for field in one.schema if file_format.typed):
             if isinstance(types.get(field.name, ""), str):

@@ -17,6 +17,7 @@ from widedeep.bundle.plain_json import plain
 from widedeep.config import config_from_tables
 from widedeep.data.fit import fit_schema
 from widedeep.data.paths import input_paths
+from widedeep.data.reuse import reuse_inputs
 from widedeep.data.sources import Data, RowShare, split_rows
 from widedeep.errors import ConfigError, DataError, WideDeepError, extra_imports
 from widedeep.features import FeatureSpec
@@ -215,6 +216,7 @@ class _Search:
         self.deadline = self.started + 60 * options.minutes
         self.schema: Schema
 
+    @reuse_inputs()
     def run(self, folder: Path | None, *, resume: bool, overwrite: bool) -> Study:
         """Search until the trials or the minutes are spent."""
         if folder is not None and folder.exists() and not folder.is_dir():

@@ -1,0 +1,125 @@
+"""Files that several steps read: read once, and kept in temporary files until the last is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from widedeep.data.arrow_types import logical_type
+from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool
+from widedeep.remote import InputPath, file_size, modified
+
+_MOST_KEPT = 8
+# A file that was written so short a time ago may be written again without a change of its time.
+_SETTLED_NS = 2_000_000_000
+
+_Versions = list[tuple[str, int, int | str]]
+
+
+@dataclass(frozen=True)
+class _KeptFiles:
+    """Files of one format as they were opened."""
+
+    versions: _Versions
+    columns: frozenset[str] | None  # None: all
+    kinds: Mapping[str, ColumnKind]
+    inputs: list[Input]
+    spool: Spool
+
+    def serves(
+        self,
+        versions: _Versions,
+        columns: Sequence[str] | None,
+        kinds: Mapping[str, ColumnKind],
+    ) -> bool:
+        """Tell whether opening these columns again would give the same values."""
+        if versions != self.versions:
+            return False
+        if self.columns is not None and (columns is None or not self.columns.issuperset(columns)):
+            return False
+        schemas = [opened.schema for opened in self.inputs]
+        names = schemas[0].names if columns is None else columns
+        return all(
+            kinds.get(name, "") == self.kinds.get(name, "")
+            or all(_is_kind(kinds.get(name, ""), schema.field(name).type) for schema in schemas)
+            for name in names
+        )
+
+
+def _is_kind(kind: ColumnKind, read_as: object) -> bool:
+    return not isinstance(kind, str) and bool(logical_type(kind) == read_as)
+
+
+_kept: ContextVar[list[_KeptFiles] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def reuse_inputs() -> Iterator[None]:
+    """Let the steps within read each file once: what one has read serves the next.
+
+    Formats other than Parquet are read as a whole into temporary files (``TMPDIR``) whenever they
+    are opened, and a fit of the schema and training open them one after the other. Within this
+    block the temporary files of up to eight inputs stay until it ends, unless a file changes. The
+    verbs ``prepare``, ``train`` and ``tune`` do so by themselves.
+
+    Example:
+        >>> import pyarrow.csv
+        >>> import pyarrow.parquet
+        >>> import widedeep as wd
+        >>> pyarrow.csv.write_csv(pyarrow.parquet.read_table("train.parquet"), "train.csv")
+        >>> spec = wd.FeatureSpec(label="income", features=wd.categorical("education"))
+        >>> with wd.reuse_inputs():
+        ...     schema = wd.fit_schema(spec, "train.csv")
+        ...     trainer = wd.Trainer(wd.WideDeep(schema), progress=False).fit("train.csv")
+    """
+    if _kept.get() is not None:
+        yield
+        return
+    kept: list[_KeptFiles] = []
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        for files in kept:
+            files.spool.close()
+
+
+def open_files(
+    file_format: InputFormat,
+    paths: Sequence[InputPath],
+    columns: Sequence[str] | None,
+    spool: Spool,
+    kinds: Mapping[str, ColumnKind],
+) -> list[Input]:
+    """Open files of one format, or return them as they were opened within ``reuse_inputs``."""
+    kept = None if spool.parent is not None else _kept.get()
+    versions = [] if kept is None or len(kept) == _MOST_KEPT else _versions(paths)
+    if kept is None or not versions:
+        return file_format.open(paths, columns, spool, kinds)
+    for files in kept:
+        if files.serves(versions, columns, kinds):
+            return files.inputs
+    own = Spool()
+    names = None if columns is None else frozenset(columns)
+    try:
+        inputs = file_format.open(paths, columns, own, kinds)
+    except BaseException:
+        own.close()
+        raise
+    kept.append(_KeptFiles(versions, names, dict(kinds), inputs, own))
+    return inputs
+
+
+def _versions(paths: Sequence[InputPath]) -> _Versions:
+    """Return what changes when files are written again; nothing if that would not show."""
+    try:
+        versions = [(str(path), file_size(path), modified(path)) for path in paths]
+    except OSError:
+        return []
+    settled = time.time_ns() - _SETTLED_NS
+    shows = all(time < settled if isinstance(time, int) else time for *_, time in versions)
+    return versions if shows else []
