@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
@@ -520,6 +521,33 @@ def test_a_sparse_column_is_read_in_full() -> None:
     dense = classifier(epochs=1).fit(X.assign(s=ones), Y).predict_proba(X.assign(s=ones))
     sparse = X.assign(s=pd.arrays.SparseArray(ones))
     assert np.array_equal(classifier(epochs=1).fit(sparse, Y).predict_proba(sparse), dense)
+
+
+def test_encodings_of_arrow_give_the_same_model() -> None:
+    plain = pa.table({"age": AGE.astype(np.float32), "job": [str(job) for job in JOB]})
+    expected = classifier(epochs=1).fit(plain, Y).predict_proba(plain)
+    words = plain["job"].combine_chunks()
+    for column in (pc.run_end_encode(words), words.cast(pa.string_view())):
+        table = plain.set_column(1, "job", column)
+        assert np.array_equal(classifier(epochs=1).fit(table, Y).predict_proba(table), expected)
+    half = plain.set_column(0, "age", plain["age"].cast(pa.float16()))
+    assert classifier(epochs=1).fit(half, Y).predict(half).shape == (ROWS,)
+
+
+@pytest.mark.parametrize(
+    ("column", "why"),
+    [
+        (pd.date_range("2024-01-01", periods=ROWS), "when: is a time"),
+        ([{"a": 1}] * ROWS, "when: is of type struct<a: int64>, which no feature reads"),
+        (pd.to_timedelta(np.arange(ROWS), unit="D"), "when: is a time"),
+    ],
+)
+def test_columns_that_are_left_out_are_told(column: Any, why: str) -> None:
+    table = pa.table({"age": AGE, "when": column})
+    with pytest.warns(UserWarning, match=f"columns are left out: {why}"):
+        model = classifier(epochs=1).fit(table, Y)
+    without = classifier(epochs=1).fit(table.drop(["when"]), Y)
+    assert np.array_equal(model.predict_proba(table), without.predict_proba(table))
 
 
 def test_an_array_of_another_width_is_refused() -> None:

@@ -174,9 +174,14 @@ def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([_readable(chunk) for chunk in column.chunks], stored)
 
 
-def readable_table(table: pa.Table) -> pa.Table:
-    """Return a table with all columns as :func:`readable` gives them."""
+def readable_table(table: pa.Table, *, takes: bool = False) -> pa.Table:
+    """Return a table with all columns as :func:`readable` gives them.
+
+    With ``takes`` Arrow can take rows of it too, which it cannot of views.
+    """
     columns = [readable(column) for column in table.columns]
+    if takes:
+        columns = [column.cast(_taken_type(column.type)) for column in columns]
     return pa.Table.from_arrays(columns, names=table.column_names)
 
 
@@ -197,7 +202,7 @@ def _readable_type(kind: pa.DataType) -> pa.DataType:
 
 def _taken_type(kind: pa.DataType) -> pa.DataType:
     """Return a type whose values can be taken by their places: Arrow takes no views."""
-    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
     kind = _readable_type(kind)
     return views.get(kind, kind)
 
@@ -229,5 +234,9 @@ def plain_table(table: pa.Table) -> pa.Table:
     columns = []
     for column in map(readable, table.columns):
         plain = logical_type(column.type)
+        if pa.types.is_dictionary(column.type) and pa.types.is_nested(plain):
+            # Arrow casts no dictionary of these, such as pandas.cut gives.
+            values = [chunk.dictionary.take(chunk.indices) for chunk in column.chunks]
+            column = pa.chunked_array(values, column.type.value_type)
         columns.append(column if column.type == plain else pc.cast(column, plain))
     return pa.Table.from_arrays(columns, names=table.column_names)

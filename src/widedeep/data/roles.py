@@ -80,6 +80,11 @@ class InferredColumn:
         return self.role in ("numeric", "categorical")
 
     @property
+    def is_unread(self) -> bool:
+        """True for times, and for values of a type that no feature reads."""
+        return not self.is_feature and self.profile.kind in ("time", "other")
+
+    @property
     def is_vector(self) -> bool:
         """True for lists of numbers that are one input."""
         return self.profile.nested and self.role == "numeric"

@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -226,6 +227,10 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             self.inferred_ = infer_spec(table, label=LABEL, head=head.kind, bins=True)  # type: ignore[arg-type]
         except ConfigError:  # no column says anything that a model could learn
             return FeatureSpec(features=infer_features(columns), label=LABEL)
+        unread = [c for c in self.inferred_.columns if c.is_unread]
+        if unread:
+            told = "; ".join(f"{column.name}: {column.reason}" for column in unread)
+            warnings.warn(f"X: columns are left out: {told}", stacklevel=4)
         spec = self.inferred_.spec
         # In a table of features alone no column weighs rows or names a query.
         others = [name for name in (*spec.weights, spec.group) if name is not None]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from widedeep.data.arrow_types import readable_table
 from widedeep.data.sources import pandas_table
 from widedeep.errors import DataError, show_value
 from widedeep.features import categorical, numeric
@@ -89,8 +90,9 @@ def _in_order(table: pa.Table) -> pa.Table:
     keys = {}
     for column in table.schema:
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        kind = pa.large_string() if pa.types.is_string(kind) else kind
-        tests = ("boolean", "large_string", "integer", "floating", "temporal")
+        # Arrow sorts no half floats, and long texts by 64 bits alone.
+        kind = {pa.string(): pa.large_string(), pa.float16(): pa.float32()}.get(kind, kind)
+        tests = ("boolean", "large_string", "integer", "floating", "date", "time", "timestamp")
         if any(getattr(pa.types, f"is_{test}")(kind) for test in tests):
             keys[column.name] = table.column(column.name).cast(kind)
     order = pc.sort_indices(pa.table(keys), sort_keys=[(name, "ascending") for name in keys])
@@ -135,10 +137,7 @@ def as_table(X: object) -> pa.Table:
     for name in table.column_names:
         if table.column_names.count(name) > 1:
             raise DataError(f"X: two columns are named {name!r}; rename or drop one of them")
-    # Polars' text, of which Arrow can take no rows
-    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-    types = [pa.field(field.name, views.get(field.type, field.type)) for field in table.schema]
-    return table.cast(pa.schema(types))
+    return readable_table(table, takes=True)
 
 
 def _array_table(array: NDArray[Any]) -> pa.Table:

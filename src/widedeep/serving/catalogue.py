@@ -56,11 +56,7 @@ class Catalogue:
 
     def __init__(self, table: pa.Table, *, id_column: str, version: str | None = None) -> None:
         self.id_column = id_column
-        table = readable_table(table)
-        for place, field in enumerate(table.schema):
-            if pa.types.is_string_view(field.type):  # Arrow can neither take nor filter them
-                table = table.set_column(place, field.name, table[place].cast(pa.large_string()))
-        self.table = table
+        self.table = table = readable_table(table, takes=True)
         self.id_values = _id_values(table, id_column)
         self.index = _index(self.id_values, id_column)
         self.version = _checksum(table, id_column) if version is None else version
