@@ -426,6 +426,17 @@ def test_the_manifest_of_a_join_says_what_a_column_is(tmp_path: Path) -> None:
     assert (inferred.spec.weight, inferred.time) == ("w", "when")
 
 
+def test_spans_of_the_calendar_are_left_out_and_said() -> None:
+    spans = pa.array([pa.MonthDayNano([month % 12, 1, 0]) for month in range(50)])
+    numbers = np.arange(50.0)
+    table = pa.table({"age": numbers, "span": spans, "click": (numbers > 20).astype(int)})
+    (span,) = (c for c in wd.infer_spec(table, label="click").columns if c.name == "span")
+    assert (span.role, span.reason) == (
+        "left out",
+        "is of type month_day_nano_interval, which no feature reads",
+    )
+
+
 def test_intervals_of_pandas_are_left_out_and_said() -> None:
     frame = pd.DataFrame({"age": [n % 7 for n in range(40)], "y": [0, 1] * 20})
     for values in (pd.cut(frame["age"], 3), pd.interval_range(0, 40)):

@@ -16,6 +16,7 @@ from widedeep.evaluation.compare import ComparedRows, score_both
 from widedeep.gate import GateConfig
 from widedeep.gate.quality import Quality, judge_quality
 from widedeep.report.quality import measure_quality
+from widedeep.report.replay import replay
 
 LIMITS = GateConfig(slices=("k",), bootstrap=200, min_rows=100, min_positives=10)
 NAMES = ("a", "b", "c", "d")
@@ -74,6 +75,22 @@ def test_classes_in_another_order(serving: Bundle, tmp_path: Path, order: tuple[
         part = recent.filter(pa.array([k == "u" for k in recent["k"].to_pylist()]))
         assert value["serving"]["log_loss"] == pytest.approx(loss_by_name(serving, part, NAMES))
     assert not any("spread" in reason for reason in quality.reasons)
+
+
+def test_models_that_rank_by_another_head_are_told_apart(tmp_path: Path) -> None:
+    table = data(600, 1, ("0", "1"))
+    table = table.set_column(2, "y", table["y"].cast(pa.int64()))
+    table = table.append_column("request_id", pa.array(np.arange(600) // 6))
+    first, second = (
+        train(table, tmp_path / str(label), label=label) for label in (["y", "z"], ["z", "y"])
+    )
+    for candidate, told in ((first, False), (second, True)):
+        said = "ranks by its label 'z', the model in service"
+        notes = [
+            *both(candidate, first, table)[0].notes,
+            *replay(first, candidate, table, item="k").notes,
+        ]
+        assert sum(said in note for note in notes) == 2 * told, notes
 
 
 def test_a_report_compares_by_name_too(serving: Bundle, tmp_path: Path) -> None:

@@ -214,7 +214,8 @@ def _kind(arrow_type: pa.DataType) -> DataKind:
         return "text"
     if pa.types.is_boolean(arrow_type):
         return "bool"
-    return "time" if pa.types.is_temporal(arrow_type) else "other"
+    is_time = pa.types.is_temporal(arrow_type) and not pa.types.is_interval(arrow_type)
+    return "time" if is_time else "other"
 
 
 def _are_times(seen: pa.ChunkedArray) -> bool:

@@ -161,6 +161,8 @@ def score_both(
         reader.read(source)
         inputs = source.describe()
     reasons, notes = match.findings()
+    if serving is not None and (ranking := difference_of_ranking(candidate, serving)):
+        notes.append(ranking)
     notes += [] if unexplored is None else [unexplored]
     if not reader.labels:
         raise DataError("no row has a label that can be judged: " + "; ".join([*reasons, *notes]))
@@ -471,6 +473,25 @@ def difference_of_labels(candidate: Bundle, serving: Bundle) -> str:
                 candidate, serving, f"label {column!r} as {texts[0]} (in this order)", texts[1]
             )
     return ""
+
+
+def difference_of_ranking(candidate: Bundle, serving: Bundle) -> str:
+    """Return what two models rank by where no head is named, if it is not the same."""
+    ranks_by, served_by = _ranks_by(candidate), _ranks_by(serving)
+    if ranks_by == served_by:
+        return ""
+    return (
+        f"{candidate.path}: ranks by {ranks_by}, the model in service ({serving.path}) by "
+        f"{served_by}, where a request names no head"
+    )
+
+
+def _ranks_by(bundle: Bundle) -> str:
+    if bundle.model.rank_by is not None:
+        return f"the formula {bundle.model.rank_by!r}"
+    labels = bundle.schema.spec.labels
+    names = (f"its label {labels[h.name]!r}" for h in bundle.model.heads if not h.by_class)
+    return next(names, "nothing")
 
 
 def _kinds(bundle: Bundle) -> dict[str, str]:

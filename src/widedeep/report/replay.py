@@ -25,7 +25,7 @@ from widedeep.data.fragments import ColumnKind, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, FeatureError, nearest
-from widedeep.evaluation.compare import difference_of_labels
+from widedeep.evaluation.compare import difference_of_labels, difference_of_ranking
 from widedeep.evaluation.logged_rankings import REQUEST, choose_order, order_columns
 from widedeep.evaluation.slices import encode_column
 from widedeep.features.spec import item_columns
@@ -410,6 +410,8 @@ def _compare(
     items = sorted({*counts[0], *counts[1]}, key=lambda i: -abs(counts[1][i] - counts[0][i]))
     difference = difference_of_labels(bundles[1], bundles[0])
     notes = [f"{difference}: each ranks by what it predicts"] if difference else []
+    if not difference and (ranking := difference_of_ranking(bundles[1], bundles[0])):
+        notes = [f"{ranking}: two different rankings are compared"]
     if single:
         notes.append(f"{single:,} requests of one candidate were left out")
     return Replay(
