@@ -8,17 +8,35 @@ import gzip
 import io
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from email.message import Message
+from functools import lru_cache, partial
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path, PurePosixPath
+from queue import SimpleQueue
+from threading import Thread
 from typing import IO, Any, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
+
+import numpy as np
 
 from widedeep.errors import ConfigError, DataError, MissingPackageError, WideDeepError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "abfs": "azure", "abfss": "azure"}
 _EXTRAS |= {"az": "azure", "http": "http", "https": "http"}
-_REFUSED = ("Credential", "Forbidden", "AccessDenied", "Authentication", "InvalidAccessKeyId")
+_REFUSED = (
+    "Credential",
+    "Forbidden",
+    "AccessDenied",
+    "Authentication",
+    "InvalidAccessKeyId",
+    "Unauthorized",
+)
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile (AWS_PROFILE), or the machine's "
     "role",
@@ -26,6 +44,16 @@ _CREDENTIALS = {
     "azure": "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and _KEY",
     "http": "a URL that this machine may read",
 }
+
+_CONNECTIONS = 4  # To object stores and HTTP servers, in a process
+_SIGNED_S = 600  # An address that is signed is used so long
+_AVOIDED_S = 60.0  # A host that plain HTTP did not read is left to its library so long
+_SILENT_S = 30.0  # A connection on which nothing comes so long is lost
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # Between tries to read ranges while a connection is lost
+_avoided: dict[str, float] = {}  # Such hosts, and until when
+
+Block: TypeAlias = bytes | memoryview
+"""The bytes of a range."""
 
 
 def is_url(path: object) -> bool:
@@ -80,12 +108,18 @@ def remote_errors(url: str) -> Iterator[None]:
         yield
     except (WideDeepError, ImportError, ValueError, FileExistsError):
         raise
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{url}: no such file, folder or bucket; check the address and that it was not deleted"
-        ) from error
     # Each library has exceptions of its own; few of them are OSErrors.
-    except Exception as error:
+    except Exception as raised:
+        error: BaseException = raised
+        if isinstance(error, FileNotFoundError):
+            # Of HTTP it stands for any fault: a lost connection, and access that is refused.
+            cause = error.__cause__ if url.startswith("http") else None
+            if cause is None or getattr(cause, "status", 0) in (404, 410):
+                raise DataError(
+                    f"{url}: no such file, folder or bucket; check the address and that it was not "
+                    "deleted"
+                ) from error
+            error = cause
         kind = f"{type(error).__name__} {error}"
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, PermissionError) or any(word in kind for word in _REFUSED):
@@ -102,6 +136,29 @@ class RemoteUnavailable(DataError):
     """A file behind a URL cannot be reached now; it may be later."""
 
 
+class RangesIgnored(DataError):
+    """A server gives nothing but whole files."""
+
+    @classmethod
+    def by(cls, url: str) -> RangesIgnored:
+        """Return the error of a URL."""
+        return cls(
+            f"{url}: the server ignores the ranges of bytes that are asked for (HTTP's Range) and "
+            "sends the whole file; download it and name the copy, or serve it by nginx or an "
+            "object store"
+        )
+
+
+def version_tag(info: Mapping[str, Any] | Message) -> str:
+    """Return what tells versions of a file apart; "" if nothing does.
+
+    Args:
+        info: What a file system says of the file, or headers of an answer of HTTP.
+    """
+    keys = ("ETag", "etag", "generation", "LastModified", "Last-Modified", "last_modified")
+    return next((str(info[k]) for k in (*keys, "mtime", "created") if info.get(k)), "").strip('"')
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
     """A file behind a URL, as it was when it was listed."""
@@ -115,10 +172,8 @@ class RemoteFile:
     @classmethod
     def of(cls, fs: Any, url: str, info: Mapping[str, Any]) -> RemoteFile:
         """Return a file from what its file system says of it."""
-        keys = ("ETag", "etag", "generation", "LastModified", "last_modified", "mtime", "created")
-        tag = next((str(info[key]) for key in keys if info.get(key)), "")
         size = info.get("size")
-        return cls(url, str(info["name"]), fs, -1 if size is None else int(size), tag.strip('"'))
+        return cls(url, str(info["name"]), fs, -1 if size is None else int(size), version_tag(info))
 
     def __str__(self) -> str:
         return self.url
@@ -162,62 +217,190 @@ class RemoteFile:
             file: IO[bytes] = self.fs.open(self.path, "rb")
             return file
 
-    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Return the bytes of ranges [start, stop), fetched at the same time."""
-        with remote_errors(self.url):
-            starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
-            blocks = self.fs.cat_ranges([self.path] * len(ranges), starts, stops, on_error="raise")
-            return [bytes(block) for block in blocks]
-
-    def start_ranges(self, ranges: Sequence[tuple[int, int]]) -> Callable[[], list[bytes]]:
+    def start_ranges(self, ranges: Sequence[tuple[int, int]]) -> Callable[[], list[Block]]:
         """Begin to fetch ranges [start, stop) of this version; return what waits for their bytes.
 
-        What waits raises DataError if another version lies there. Where the library reads in the
-        calling thread alone, it fetches them then.
-        """
-        if not getattr(self.fs, "async_impl", False):
-            return lambda: self._checked_ranges(ranges)
-        fetch = self._fetched_with_tags(ranges)
-        future = asyncio.run_coroutine_threadsafe(fetch, self.fs.loop)
+        Where plain HTTP gives them, threads fetch them at the same time; else the library does,
+        and if it reads in the calling thread alone, then when they are waited for.
 
-        def blocks() -> list[bytes]:
-            try:
-                fetched, tags = future.result()
-            except Exception:  # each library has exceptions of its own; this also retries
-                return self._checked_ranges(ranges)
-            return fetched if tags == {self.tag} else self._checked_ranges(ranges)
+        What waits raises:
+            RangesIgnored: If the server gives nothing but whole files.
+            RemoteUnavailable: If the connection is lost, and again when it is tried again.
+            DataError: If another version lies there.
+        """
+        direct = _start_direct(self, ranges)
+        if direct is None and getattr(self.fs, "async_impl", False):
+            fetch = self._library_ranges(ranges)
+            direct = asyncio.run_coroutine_threadsafe(fetch, self.fs.loop).result
+
+        def blocks() -> list[Block]:
+            if direct is not None:
+                try:
+                    return direct()
+                except RangesIgnored:
+                    raise
+                except Exception:  # each library has exceptions of its own; this tries again
+                    _avoid_direct(self)
+            return self._checked_ranges(ranges)
 
         return blocks
 
-    async def _fetched_with_tags(
-        self, ranges: Sequence[tuple[int, int]]
-    ) -> tuple[list[bytes], set[str]]:
-        """Return the bytes of ranges and the tags of the versions that they come from."""
-        fs = self.fs
-        if hasattr(fs, "_call_s3"):  # S3 sends the tag along; others are asked for it beside.
-            parts = await asyncio.gather(*(self._s3_range(*span) for span in ranges))
-            return [block for block, _ in parts], {tag for _, tag in parts}
-        paths = [self.path] * len(ranges)
+    async def _library_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[Block]:
+        """Return the bytes of ranges of this version; raise if it is not there afterwards."""
         starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
-        info, blocks = await asyncio.gather(
-            fs._info(self.path), fs._cat_ranges(paths, starts, stops, on_error="raise")
+        paths = [self.path] * len(ranges)
+        blocks = await self.fs._cat_ranges(paths, starts, stops, on_error="raise")
+        if RemoteFile.of(self.fs, self.url, await self.fs._info(self.path)) != self:
+            raise self._changed()
+        return self._whole(blocks, ranges)
+
+    def _checked_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[Block]:
+        """Fetch ranges as the library does, if this version lies there yet; try again if lost."""
+        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
+        paths = [self.path] * len(ranges)
+        for pause in (*_PAUSES_S, None):
+            try:
+                if self.look() != self:
+                    raise self._changed()
+                with remote_errors(self.url):
+                    blocks = self.fs.cat_ranges(paths, starts, stops, on_error="raise")
+                    return self._whole(blocks, ranges)
+            except RemoteUnavailable:
+                if pause is None:
+                    raise
+                time.sleep(pause)
+        raise AssertionError
+
+    def _changed(self) -> DataError:
+        return DataError(
+            f"{self.url}: changed while being read; leave input files alone during a run"
         )
-        return [bytes(block) for block in blocks], {RemoteFile.of(fs, self.url, info).tag}
 
-    async def _s3_range(self, start: int, stop: int) -> tuple[bytes, str]:
-        bucket, key, _ = self.fs.split_path(self.path)
-        span = f"bytes={start}-{stop - 1}"
-        answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key, Range=span)
-        with contextlib.closing(answer["Body"]) as body:
-            return await body.read(), str(answer["ETag"]).strip('"')
+    def _whole(self, blocks: Sequence[Block], ranges: Sequence[tuple[int, int]]) -> list[Block]:
+        """Return blocks that are as long as their ranges; HTTP servers may ignore the ranges."""
+        if any(len(b) != stop - start for b, (start, stop) in zip(blocks, ranges, strict=True)):
+            raise RangesIgnored.by(self.url)
+        return list(blocks)
 
-    def _checked_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Fetch ranges as the library does, with its retries, if this version lies there yet."""
-        if self.look() != self:
-            raise DataError(
-                f"{self.url}: changed while being read; leave input files alone during a run"
-            )
-        return self.read_ranges(ranges)
+
+# ---- ranges over plain HTTP ---------------------------------------------------------------------
+# The libraries' event loop copies what comes several times, in one thread. Here each of a few
+# threads reads from its own connection into the buffer that Parquet is decoded from.
+
+
+def _start_direct(
+    file: RemoteFile, ranges: Sequence[tuple[int, int]]
+) -> Callable[[], list[Block]] | None:
+    """Begin to fetch ranges by plain HTTP; return what waits for them, None where it will not do.
+
+    What waits raises whatever goes wrong, such as an answer that is not of this version.
+    """
+    address = _address_now(file)
+    if address is None or _avoided.get(address.netloc, 0.0) > time.monotonic():
+        return None
+    queue, fetches = _fetch_queue(os.getpid()), []
+    for start, stop in ranges:
+        fetches.append(Future[Block]())
+        queue.put((fetches[-1], partial(_fetch, file, address, start, stop)))
+    return lambda: [fetch.result() for fetch in fetches]
+
+
+def _avoid_direct(file: RemoteFile) -> None:
+    """Leave a host to its library for a while: it may need a proxy, or certificates."""
+    address = _address_now(file)
+    if address is not None:
+        _avoided[address.netloc] = time.monotonic() + _AVOIDED_S
+
+
+def _address_now(file: RemoteFile) -> SplitResult | None:
+    """Return where plain HTTP gives a file; None where its library alone knows."""
+    return _address(file, getattr(file.fs, "_s3", None), int(time.monotonic() // _SIGNED_S))
+
+
+@lru_cache(maxsize=1024)
+def _address(file: RemoteFile, client: object, period: int) -> SplitResult | None:
+    """Return the address of a file, by a client of S3, for a period of ``_SIGNED_S``."""
+    address = None
+    if file.url.startswith("http") and not file.fs.kwargs:  # else headers, a password
+        address = urlsplit(file.path)
+    elif hasattr(file.fs, "_call_s3"):
+        with contextlib.suppress(Exception):  # without credentials its library says so
+            address = urlsplit(file.fs.sign(file.path, expiration=6 * _SIGNED_S))
+    if address is None or (address.scheme in getproxies() and not proxy_bypass(address.netloc)):
+        return None
+    return address
+
+
+@lru_cache(maxsize=1)
+def _fetch_queue(process: int) -> SimpleQueue[Any]:
+    """Return the queue of a process's fetching threads, which its end does not wait for."""
+    queue: SimpleQueue[Any] = SimpleQueue()
+    for _ in range(_CONNECTIONS):
+        Thread(target=_serve_fetches, args=(queue,), name="widedeep-fetch", daemon=True).start()
+    return queue
+
+
+def _serve_fetches(queue: SimpleQueue[Any]) -> None:
+    connections: dict[str, HTTPConnection] = {}
+    while True:
+        future, fetch = queue.get()
+        try:
+            future.set_result(fetch(connections))
+        except BaseException as error:
+            future.set_exception(error)
+        del future, fetch  # what was fetched is freed by who reads it
+
+
+def _fetch(
+    file: RemoteFile,
+    address: SplitResult,
+    start: int,
+    stop: int,
+    connections: dict[str, HTTPConnection],
+) -> Block:
+    """Return the bytes [start, stop), by a connection that is left open or, if it fails, anew."""
+    for is_last in (False, True):
+        connection = connections.pop(address.netloc, None)
+        if connection is None:
+            kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
+            connection = kind(address.netloc, timeout=_SILENT_S)
+        try:
+            block = _received(file, connection, address, start, stop)
+            connections[address.netloc] = connection
+            return block
+        except (OSError, HTTPException):
+            connection.close()
+            if is_last:
+                raise
+        except BaseException:
+            connection.close()
+            raise
+    raise AssertionError
+
+
+def _received(
+    file: RemoteFile, connection: HTTPConnection, address: SplitResult, start: int, stop: int
+) -> Block:
+    target = urlunsplit(("", "", address.path or "/", address.query, ""))
+    connection.request("GET", target, headers={"Range": f"bytes={start}-{stop - 1}"})
+    with connection.getresponse() as response:
+        content_range = response.headers.get("Content-Range")
+        if response.status == HTTPStatus.OK:
+            raise RangesIgnored.by(file.url)
+        if response.status != HTTPStatus.PARTIAL_CONTENT or (
+            content_range != f"bytes {start}-{stop - 1}/{file.size}"
+            or version_tag(response.headers) != file.tag
+        ):
+            raise DataError(f"{file.url}: got status {response.status} and range {content_range}")
+        block = np.empty(stop - start, np.uint8).data
+        n_read = 0
+        while n_read < len(block):
+            n_new = response.readinto(block[n_read:])
+            if not n_new:
+                raise ConnectionError(f"connection lost after {n_read:,} of {len(block):,} bytes")
+            n_read += n_new
+        response.read()  # its end, so that the connection serves the next
+    return block
 
 
 InputPath: TypeAlias = Path | RemoteFile
@@ -312,7 +495,7 @@ def output_folder(path: str, *, last: str, overwrite: bool) -> Iterator[Path]:
 class FileRanges(io.RawIOBase):
     """A file of which some ranges are in memory; reading any other is an error."""
 
-    def __init__(self, size: int, ranges: Iterable[tuple[int, bytes]]) -> None:
+    def __init__(self, size: int, ranges: Iterable[tuple[int, Block]]) -> None:
         self._size, self._ranges, self._offset = size, list(ranges), 0
 
     def readable(self) -> bool:

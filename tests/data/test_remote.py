@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from tests.object_store import bucket, s3_endpoint  # noqa: F401
+from tests.object_store import FaultyServer, bucket, faulty_server, s3_endpoint  # noqa: F401
+from widedeep import remote
 from widedeep.data import parquet_input
 from widedeep.data.paths import follow_folder, input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, MissingPackageError
 from widedeep.join import ActionLog, ImpressionLog, JoinConfig, Label
-from widedeep.remote import RemoteFile, output_folder
+from widedeep.remote import RemoteFile, RemoteUnavailable, output_folder
 
 _NUMBERS = itertools.count()
 ROWS = pa.table(
@@ -345,3 +347,114 @@ def test_an_object_store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None: 
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(DataError, match=r"access is refused.*give credentials: AWS_ACCESS_KEY_ID"):
         open_source(f"{bucket}/logs")
+
+
+# ---- servers that are slow to answer well --------------------------------------------------------
+
+
+@pytest.fixture(params=["http", "s3"])
+def served(
+    request: pytest.FixtureRequest,
+    faulty_server: FaultyServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """Return the URL of ROWS, of row groups of 75 kB and more, by HTTP and from a store."""
+    file = io.BytesIO()
+    pq.write_table(ROWS, file, row_group_size=500, compression="none", use_dictionary=False)
+    faulty_server.files["/bucket/rows.parquet"] = file.getvalue()
+    monkeypatch.setattr(remote, "_PAUSES_S", (0.01, 0.01))
+    if request.param == "http":
+        return f"{faulty_server.url}/bucket/rows.parquet"
+    import s3fs
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": faulty_server.url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 2)
+    s3fs.S3FileSystem.clear_instance_cache()
+    return "s3://bucket/rows.parquet"
+
+
+def test_each_range_is_one_request(served: str, faulty_server: FaultyServer) -> None:  # noqa: F811
+    assert rows_of(served) == ROWS.to_pylist()
+    with open_source(served, columns=["age", "text"]) as source:
+        faulty_server.requests.clear()
+        for part in source.fragments:
+            source.start(part)
+        tables = [source.read(part) for part in source.fragments]
+    assert pa.concat_tables(tables).to_pylist() == ROWS.select(["age", "text"]).to_pylist()
+    assert [method for method, _ in faulty_server.requests] == ["GET"] * len(tables)
+    assert len(tables) == 6
+
+
+def test_a_lost_connection_is_tried_again(served: str, faulty_server: FaultyServer) -> None:  # noqa: F811
+    for n_lost in (1, 2, 4):  # the connection's, a new one's, the library's
+        faulty_server.n_lost = n_lost
+        remote._avoided.clear()
+        assert rows_of(served) == ROWS.to_pylist()
+        assert faulty_server.n_lost < n_lost
+
+
+def test_a_connection_that_stays_lost_is_an_error(
+    served: str,
+    faulty_server: FaultyServer,  # noqa: F811
+) -> None:
+    with open_source(served) as source:
+        faulty_server.n_lost = 1_000_000
+        message = r"rows\.parquet: cannot be read \(.*check the connection"
+        with pytest.raises(RemoteUnavailable, match=message):
+            source.read(source.fragments[0])
+
+
+@pytest.mark.parametrize("header", ["ETag", "Last-Modified"])
+def test_another_version_is_told_by_the_answer(
+    served: str,
+    faulty_server: FaultyServer,  # noqa: F811
+    header: str,
+) -> None:
+    faulty_server.tags = {header: "Sun, 29 Nov 2026 10:00:00 GMT"}
+    with open_source(served) as source:
+        source.read(source.fragments[0])
+        faulty_server.tags = {header: "Sun, 29 Nov 2026 10:00:01 GMT"}
+        with pytest.raises(DataError, match="changed while being read"):
+            source.read(source.fragments[1])
+
+
+def test_a_server_that_ignores_ranges_is_read_once_whole(faulty_server: FaultyServer) -> None:  # noqa: F811
+    file = io.BytesIO()
+    pq.write_table(ROWS, file, row_group_size=500)
+    faulty_server.files = {"/rows.parquet": file.getvalue()}
+    faulty_server.has_ranges = False
+    for avoided in (0.0, float("inf")):
+        remote._avoided[f"127.0.0.1:{faulty_server.server_port}"] = avoided
+        with open_source(f"{faulty_server.url}/rows.parquet", columns=["text"]) as source:
+            faulty_server.requests.clear()
+            tables = [source.read(part) for part in source.fragments * 2]
+            (record,) = source.describe()
+        assert pa.concat_tables(tables).to_pylist() == ROWS.select(["text"]).to_pylist() * 2
+        assert not faulty_server.requests
+        assert (record["bytes"], record["checksum"]) == (len(file.getvalue()), "1")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(403, "access is refused .*a URL that this machine may read"), (401, "access is refused"),
+     (404, "no such file, folder or bucket"), (503, "cannot be read .*Service Unavailable")],
+)  # fmt: skip
+def test_what_a_server_refuses(
+    faulty_server: FaultyServer,  # noqa: F811
+    status: int,
+    message: str,
+) -> None:
+    faulty_server.files, faulty_server.status = {"/rows.parquet": b"PAR1"}, status
+    with pytest.raises(DataError, match=message):
+        open_source(f"{faulty_server.url}/rows.parquet")
+
+
+def test_nobody_listens() -> None:
+    with pytest.raises(RemoteUnavailable, match=r"cannot be read .*Cannot connect to host"):
+        open_source("http://127.0.0.1:1/rows.parquet")

@@ -30,7 +30,7 @@ from widedeep.data.arrow_types import (
     unified_schema,
 )
 from widedeep.errors import ColumnError, DataError, nearest
-from widedeep.remote import InputPath
+from widedeep.remote import InputPath, RemoteFile, RemoteUnavailable, remote_errors
 
 SAMPLED_ROWS = 4096
 """Rows of each fragment that enter a checksum: all, or an even sample."""
@@ -152,6 +152,18 @@ class Spool:
         except OSError as error:
             raise _disk_error(origin, path, error) from error
         return blocks
+
+    def copy(self, file: RemoteFile) -> Path:
+        """Copy a file behind a URL as it is; it is read once alone, whatever is read of it."""
+        path = self._next_path()
+        try:
+            with remote_errors(file.url):
+                file.fs.get_file(file.path, str(path))
+        except RemoteUnavailable as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOSPC:
+                raise _disk_error(file.url, path, error.__cause__) from error
+            raise
+        return path
 
     def close(self) -> None:
         """Delete the files; calling it twice is no error."""

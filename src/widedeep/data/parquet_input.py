@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 from widedeep.data.arrow_types import logical_schema
 from widedeep.data.fragments import Input, InputFormat, InputRecord, Spool, file_by_file
 from widedeep.errors import DataError
-from widedeep.remote import FileRanges, InputPath, RemoteFile, file_size, readable
+from widedeep.remote import (
+    FileRanges,
+    InputPath,
+    RangesIgnored,
+    RemoteFile,
+    file_size,
+    readable,
+)
 
 MAX_ROW_GROUP_ROWS = 1 << 20
 MAX_ROW_GROUP_BYTES = 1 << 30
@@ -48,12 +55,14 @@ class _FileVersion:
         """What a record holds of a file behind a URL beside its size."""
         return self.modified if isinstance(self.modified, str) else ""
 
-    def start(self, row_group: int, columns: Collection[str]) -> Callable[[], object]:
-        """Return what gives Parquet's reader a row group; of a remote file it is on its way."""
+    def start(self, spans: list[tuple[int, int]]) -> Callable[[], object]:
+        """Return what gives Parquet's reader these bytes; those of a remote file are on their way.
+
+        Of a file here it gives all bytes.
+        """
         path = self.path
         if not isinstance(path, RemoteFile):
             return self._unchanged
-        spans = _spans(_metadata(self), row_group, columns)
         blocks = path.start_ranges(spans)
         starts = [start for start, _ in spans]
         return lambda: FileRanges(self.size, zip(starts, blocks(), strict=True))
@@ -77,12 +86,17 @@ def _metadata(version: _FileVersion) -> pq.FileMetaData:
 def _footer(file: RemoteFile, size: int) -> FileRanges:
     """Return the end of a remote Parquet file that holds its metadata."""
     start = max(0, size - _FOOTER_BYTES)
-    (tail,) = file.read_ranges([(start, size)])
+    tail = _tail(file, start, size)
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail.endswith(b"PAR1") and len(tail) < length <= size:
         start = size - length
-        (tail,) = file.read_ranges([(start, size)])
+        tail = _tail(file, start, size)
     return FileRanges(size, [(start, tail)])
+
+
+def _tail(file: RemoteFile, start: int, size: int) -> bytes:
+    (block,) = file.start_ranges([(start, size)])()
+    return bytes(block)
 
 
 def _spans(
@@ -124,13 +138,13 @@ class _Ahead:
 
     def start(self, group: RowGroup, columns: Collection[str]) -> _Fetch | None:
         """Begin to fetch columns of a row group, unless too much is on its way."""
-        spans = _spans(_metadata(group.version), group.row_group, columns)
+        spans = group.spans(columns)
         n_bytes = sum(stop - start for start, stop in spans)
         with self._lock:
             waiting = sum(fetch.n_bytes for fetch in self._fetches)
             if waiting and waiting + n_bytes > AHEAD_BYTES:
                 return None
-            fetch = _Fetch(group.version.start(group.row_group, columns), n_bytes)
+            fetch = _Fetch(group.version.start(spans), n_bytes)
             self._fetches.add(fetch)
         return fetch
 
@@ -156,12 +170,18 @@ class RowGroup:
             if fetch is not None:
                 self.started[names] = fetch
 
+    def spans(self, columns: Collection[str]) -> list[tuple[int, int]]:
+        """Return the ranges of bytes of a remote file that hold these columns."""
+        if not isinstance(self.version.path, RemoteFile):
+            return []
+        return _spans(_metadata(self.version), self.row_group, columns)
+
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns, decoded in the calling thread."""
         path, names = self.version.path, frozenset(columns)
         try:
             fetch = self.started.pop(names, None)
-            wait = fetch.wait if fetch else self.version.start(self.row_group, names)
+            wait = fetch.wait if fetch else self.version.start(self.spans(names))
             metadata = _metadata(self.version)
             dictionaries = _dictionary_paths(metadata, self.row_group, columns)
             source = wait()
@@ -195,13 +215,19 @@ def _dictionary_paths(
 
 def _parquet_input(path: InputPath, columns: Sequence[str] | None, spool: Spool) -> Input:
     """Open a Parquet file; row groups too large to hold are first written again as smaller ones."""
-    version, metadata, logical = _opened(path)
+    copied, origin = None, path
+    try:
+        version, metadata, logical = _opened(path)
+    except RangesIgnored:
+        assert isinstance(path, RemoteFile)
+        copied, path = path, spool.copy(path)
+        version, metadata, logical = _opened(path)
     record = InputRecord(
-        name=path.name,
-        path=str(path),
+        name=origin.name,
+        path=str(origin),
         rows=metadata.num_rows,
         bytes=version.size,
-        checksum=version.tag,
+        checksum=version.tag if copied is None else copied.tag,
     )
     if _too_large(metadata, columns):
         blocks = _rewritten(path, spool, columns, logical)
