@@ -1,4 +1,4 @@
-"""Reading beside training: an epoch from a file of strings and from encoded rows, and the fit.
+"""Reading beside training: an epoch from a file of strings and from encoded rows, CSV, and the fit.
 
 Epochs take turns in one process; medians are printed. An epoch in memory trains on batches that are
 encoded already. What reading may cost at least is told by processor time, which other programs on
@@ -23,12 +23,18 @@ import widedeep as wd
 
 # isort: split
 import criteo_like
+import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import torch
 from results_file import machine, write_section
 
 from widedeep.data.encoded import EncodedRows
+from widedeep.data.fit import declared_types
+from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan
+from widedeep.data.sources import open_source
+from widedeep.data.transform import Transform
 
 NUMBERS = [f"I{i}" for i in range(1, 14)]
 TEXTS = [f"C{i}" for i in range(1, 27)]
@@ -55,6 +61,65 @@ def column_bytes(path: str) -> int:
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     chunks = (group.column(number) for group in groups for number in range(group.num_columns))
     return sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema in names)
+
+
+def write_csv(path: str, csv: str) -> None:
+    """Write the columns that are read as CSV."""
+    table = pq.read_table(path, columns=["label", *NUMBERS, *TEXTS])
+    pacsv.write_csv(table, csv, pacsv.WriteOptions(quoting_style="none"))
+
+
+def arrow_read(csv: str, types: dict[str, pa.DataType]) -> pa.Table:
+    """Read a CSV file through Arrow, on this thread."""
+    return pacsv.read_csv(
+        csv,
+        read_options=pacsv.ReadOptions(use_threads=False),
+        convert_options=pacsv.ConvertOptions(column_types=types),
+    )
+
+
+def bench_csv(path: str, csv: str, rows: int, turns: int) -> list[str]:
+    """Return lines of a table: what it costs to read CSV, beside Arrow's reader."""
+    spec = wd.FeatureSpec(label="label", features=[*wd.numeric(*NUMBERS), *wd.categorical(*TEXTS)])
+    names, content = ["label", *NUMBERS, *TEXTS], Path(csv).read_bytes()
+    kinds, text = declared_types(spec), pa.string()
+    schema = wd.fit_schema(spec, csv)
+    transform = Transform(schema)
+    typed = dict.fromkeys(NUMBERS, pa.float64())
+
+    def read_again(source: Source) -> int:
+        return sum(source.read(fragment, names).num_rows for fragment in source.fragments)
+
+    def fit_and_encode() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            fitted, types = wd.fit_schema(spec, csv), schema.input_types()
+            with open_source(csv, columns=transform.columns(), column_types=types) as source:
+                EncodedRows.write(f"{folder}/encoded", Transform(fitted), source)
+
+    with open_source(csv, columns=names, column_types=kinds) as opened:
+        calls: dict[str, Callable[[], object]] = {
+            "a copy in memory": lambda: bytearray(content),
+            "Arrow, all columns text": lambda: arrow_read(csv, dict.fromkeys(names, text)),
+            "Arrow, numbers parsed, text by dictionary": lambda: arrow_read(
+                csv, dict.fromkeys(names, pa.dictionary(pa.int32(), text)) | typed
+            ),
+            "ours, types declared": lambda: open_source(
+                csv, columns=names, column_types=kinds
+            ).close(),
+            "ours, types found out": lambda: open_source(csv, columns=names).close(),
+            "ours, read again": lambda: read_again(opened),
+            "`fit_schema` of CSV": lambda: wd.fit_schema(spec, csv),
+            "`fit_schema` of Parquet": lambda: wd.fit_schema(spec, path),
+            "`fit_schema` and encoding": fit_and_encode,
+            "the same within `reuse_inputs`": wd.reuse_inputs()(fit_and_encode),
+        }
+        costs: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(turns + 1):
+            for name, call in calls.items():
+                costs[name].append(cost(call)[1])
+    cpu = {name: median(each[1:]) / rows for name, each in costs.items()}
+    whole = cpu["Arrow, all columns text"]
+    return [f"| {name} | {each * 1e9:,.0f} | {each / whole:.2f} |" for name, each in cpu.items()]
 
 
 def bench_epochs(path: str, rows: int, turns: int, threads: int) -> list[str]:
@@ -133,6 +198,10 @@ def main() -> None:
         criteo_like.write(path, arguments.rows)
         criteo_like.write(long, arguments.fit_rows)
         rate = fit_rate(long, arguments.fit_rows, arguments.turns)
+        csv = str(Path(folder) / "rows.csv")
+        write_csv(path, csv)
+        time.sleep(2.5)  # Files that were written just now are not kept
+        csv_lines = bench_csv(path, csv, arguments.rows, arguments.turns)
         lines = bench_epochs(path, arguments.rows, arguments.turns, arguments.threads)
     text = "\n".join(
         [
@@ -149,6 +218,12 @@ def main() -> None:
             "",
             f"`fit_schema` on {arguments.fit_rows:,} rows (26 strings, 13 numbers): "
             f"{rate / 1e6:.2f}M rows per second of a processor.",
+            "",
+            f"The same {arguments.rows:,} rows as CSV, medians of {arguments.turns} turns:",
+            "",
+            "| | ns of a processor a row | of Arrow's reader, all columns text |",
+            "|---|---|---|",
+            *csv_lines,
         ]
     )
     print(text)

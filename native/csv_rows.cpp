@@ -12,8 +12,10 @@
 namespace widedeep {
 namespace {
 
-// Rows whose fields are found together, before each column takes its own.
-constexpr std::size_t kBatch = 512;
+// Rows whose fields are found together, before each column takes its own. A column's fields lie so
+// far apart that those of a row share no set of a cache.
+constexpr std::size_t kBatch = 256;
+constexpr std::size_t kStride = kBatch + 4;
 constexpr std::size_t kFirstSlots = 64;
 constexpr double kTwo53 = 9007199254740992.0;
 constexpr double kTens[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
@@ -88,6 +90,25 @@ bool read_plain_number(const CsvField& field, double& number) {
   return std::fabs(number) < kTwo53 && !is_lost;
 }
 
+// Most texts are short: two words that overlap tell them apart without a call.
+bool is_equal(const void* one, const void* other, std::size_t length) {
+  const auto* const a = static_cast<const char*>(one);
+  const auto* const b = static_cast<const char*>(other);
+  if (length > 16) return std::memcmp(a, b, length) == 0;
+  const auto differ = [&](std::size_t at, auto word) {
+    auto of_b = word;
+    std::memcpy(&word, a + at, sizeof(word));
+    std::memcpy(&of_b, b + at, sizeof(word));
+    return word != of_b;
+  };
+  if (length >= 8) return !differ(0, std::uint64_t{}) && !differ(length - 8, std::uint64_t{});
+  if (length >= 4) return !differ(0, std::uint32_t{}) && !differ(length - 4, std::uint32_t{});
+  for (std::size_t i = 0; i < length; ++i) {
+    if (a[i] != b[i]) return false;
+  }
+  return true;
+}
+
 bool is_ascii(const char* at, std::size_t length) {
   return std::none_of(at, at + length, [](char c) { return (c & 0x80) != 0; });
 }
@@ -148,6 +169,8 @@ class CsvRows::Builder {
   struct Slot {
     std::uint32_t tag;
     std::uint32_t entry;  // Place in the dictionary and 1; 0 where the slot is empty
+    std::uint32_t first;  // Where its bytes begin
+    std::uint32_t length;
   };
 
   void clear(bool is_number) {
@@ -155,7 +178,7 @@ class CsvRows::Builder {
     column_.is_number = is_number;
     column_.offsets.assign(1, 0);
     n_rows_ = 0;
-    slots_.assign(kFirstSlots, Slot{0, 0});
+    slots_.assign(kFirstSlots, Slot{});
   }
 
   bool add_texts(const CsvField* fields, std::size_t n) {
@@ -165,6 +188,10 @@ class CsvRows::Builder {
       hashes[i] =
           hash_bytes(reinterpret_cast<const std::uint8_t*>(fields[i].data), fields[i].length);
       __builtin_prefetch(&slots_[hashes[i] & (slots_.size() - 1)]);
+    }
+    for (std::size_t i = 0; i < n; ++i) {
+      if (fields[i].data == nullptr) continue;
+      __builtin_prefetch(column_.bytes.data() + slots_[hashes[i] & (slots_.size() - 1)].first);
     }
     for (std::size_t i = 0; i < n; ++i) {
       std::uint32_t entry = 1;
@@ -184,17 +211,15 @@ class CsvRows::Builder {
     for (std::size_t at = hash;; ++at) {
       slot = &slots_[at & (slots_.size() - 1)];
       if (slot->entry == 0) break;
-      if (slot->tag != tag) continue;
-      const auto first = static_cast<std::size_t>(column_.offsets[slot->entry - 1]);
-      const auto last = static_cast<std::size_t>(column_.offsets[slot->entry]);
-      if (last - first == field.length &&
-          std::memcmp(column_.bytes.data() + first, field.data, field.length) == 0) {
+      if (slot->tag == tag && slot->length == field.length &&
+          is_equal(column_.bytes.data() + slot->first, field.data, field.length)) {
         return slot->entry;
       }
     }
     if (!is_ascii(field.data, field.length) && !is_utf8({field.data, field.length})) return 0;
     const auto entry = static_cast<std::uint32_t>(column_.offsets.size());
-    *slot = {tag, entry};
+    *slot = {tag, entry, static_cast<std::uint32_t>(column_.bytes.size()),
+             static_cast<std::uint32_t>(field.length)};
     column_.bytes.insert(column_.bytes.end(), field.data, field.data + field.length);
     column_.offsets.push_back(static_cast<std::int32_t>(column_.bytes.size()));
     if (2 * column_.offsets.size() > slots_.size()) grow();
@@ -202,14 +227,14 @@ class CsvRows::Builder {
   }
 
   void grow() {
-    std::vector<Slot> slots(4 * slots_.size(), Slot{0, 0});
+    std::vector<Slot> slots(4 * slots_.size(), Slot{});
     for (std::uint32_t entry = 1; entry < column_.offsets.size(); ++entry) {
-      const auto first = column_.offsets[entry - 1];
-      const std::uint64_t hash = hash_bytes(
-          column_.bytes.data() + first, static_cast<std::size_t>(column_.offsets[entry] - first));
+      const auto first = static_cast<std::uint32_t>(column_.offsets[entry - 1]);
+      const auto length = static_cast<std::uint32_t>(column_.offsets[entry]) - first;
+      const std::uint64_t hash = hash_bytes(column_.bytes.data() + first, length);
       std::size_t at = hash & (slots.size() - 1);
       while (slots[at].entry != 0) at = (at + 1) & (slots.size() - 1);
-      slots[at] = {static_cast<std::uint32_t>(hash >> 32), entry};
+      slots[at] = {static_cast<std::uint32_t>(hash >> 32), entry, first, length};
     }
     slots_ = std::move(slots);
   }
@@ -221,7 +246,7 @@ class CsvRows::Builder {
 
 CsvRows::CsvRows(std::size_t width, const std::vector<std::size_t>& fields,
                  const std::vector<bool>& are_numbers, std::size_t full_bytes)
-    : column_of_(width, -1), fields_(fields.size() * kBatch), full_bytes_(full_bytes) {
+    : column_of_(width, -1), fields_(fields.size() * kStride), full_bytes_(full_bytes) {
   for (std::size_t i = 0; i < fields.size(); ++i) {
     column_of_.at(fields[i]) = static_cast<int>(i);
     columns_.push_back(std::make_unique<Builder>(are_numbers.at(i)));
@@ -252,7 +277,7 @@ std::int64_t CsvRows::add(std::string_view text, std::size_t start, std::int64_t
       ++n;
     }
     for (std::size_t column = 0; column < columns_.size(); ++column) {
-      if (!columns_[column]->add(&fields_[column * kBatch], n)) return -1;
+      if (!columns_[column]->add(&fields_[column * kStride], n)) return -1;
     }
     n_rows_ += static_cast<std::int64_t>(n);
     unescaped_.clear();
@@ -262,17 +287,18 @@ std::int64_t CsvRows::add(std::string_view text, std::size_t start, std::int64_t
 
 bool CsvRows::read_record(const char*& at, const char* end, std::size_t row) {
   for (std::size_t position = 0; position < column_of_.size(); ++position) {
-    CsvField field{nullptr, 0};
+    const int column = column_of_[position];
+    CsvField& field =
+        column < 0 ? unread_ : fields_[static_cast<std::size_t>(column) * kStride + row];
     if (at < end && *at == '"') {
       at = read_quoted(at, end, field);
       if (at == nullptr) return false;
     } else {
       const char* const mark = find_mark(at, end);
-      if (mark > at) field = {at, static_cast<std::size_t>(mark - at)};
+      field.data = mark > at ? at : nullptr;
+      field.length = static_cast<std::size_t>(mark - at);
       at = mark;
     }
-    const int column = column_of_[position];
-    if (column >= 0) fields_[static_cast<std::size_t>(column) * kBatch + row] = field;
     const bool is_last = position + 1 == column_of_.size();
     if (at == end) return is_last;
     if (*at == ',') {

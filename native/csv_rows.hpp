@@ -71,6 +71,7 @@ class CsvRows {
   std::vector<int> column_of_;  // By position in a record; -1 where it is not read
   std::vector<std::unique_ptr<Builder>> columns_;
   std::vector<CsvField> fields_;  // By column, then by row of the batch
+  CsvField unread_{nullptr, 0};   // Stands for fields of columns that are not read
   std::vector<std::unique_ptr<char[]>> unescaped_;
   std::size_t full_bytes_;
   std::int64_t n_rows_ = 0;

@@ -145,10 +145,13 @@ class Spool:
         try:
             with pa.OSFile(str(path), "wb") as file:
                 for table in tables:
-                    offset = file.tell()
-                    with pa.ipc.new_stream(file, table.schema) as writer:
-                        writer.write_table(table)
-                    blocks.append(_KeptBlock(path, offset, file.tell() - offset, table.num_rows))
+                    spans = {}
+                    for name in table.column_names:
+                        column, offset = table.select([name]), file.tell()
+                        with pa.ipc.new_stream(file, column.schema) as writer:
+                            writer.write_table(column)
+                        spans[name] = offset, file.tell() - offset
+                    blocks.append(_KeptBlock(path, spans, table.num_rows))
         except OSError as error:
             raise _disk_error(origin, path, error) from error
         return blocks
@@ -180,22 +183,22 @@ class Spool:
 
 @dataclass(frozen=True, slots=True)
 class _KeptBlock:
-    """A table that lies in a file of the spool as Arrow lays it out in memory."""
+    """A table whose columns lie in a file of the spool as Arrow lays them out in memory."""
 
     path: Path
-    offset: int
-    size: int
+    spans: Mapping[str, tuple[int, int]]  # Where each column begins, and its bytes
     num_rows: int
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns; they stay in the file until they are touched."""
+        arrays = []
         with pa.memory_map(str(self.path)) as file:
-            file.seek(self.offset)
-            buffer = file.read_buffer(self.size)
-        with pa.ipc.open_stream(buffer) as reader:
-            table = reader.read_all().select(list(columns))
-        wide = [_with_wide_codes(column) for column in table.columns]
-        return pa.Table.from_arrays(wide, names=table.column_names)
+            for name in columns:
+                offset, size = self.spans[name]
+                file.seek(offset)
+                with pa.ipc.open_stream(file.read_buffer(size)) as reader:
+                    arrays.append(_with_wide_codes(reader.read_all().column(0)))
+        return pa.Table.from_arrays(arrays, names=list(columns))
 
 
 def _with_wide_codes(column: pa.ChunkedArray) -> pa.ChunkedArray:
