@@ -20,7 +20,7 @@ import torch
 
 import widedeep as wd
 from widedeep.data.transform import Transform
-from widedeep.errors import CheckpointError, DataError, WideDeepError
+from widedeep.errors import CheckpointError, ConfigError, DataError, WideDeepError
 from widedeep.models.heads import Binary, Regression
 from widedeep.optim import RMSProp, describe_optimizer
 from widedeep.training.checkpoint import as_arrays
@@ -550,6 +550,32 @@ def test_callbacks_see_every_step(schema: wd.Schema) -> None:
     make_trainer(schema, callbacks=[recorder]).fit(make_table())
     assert recorder.steps == list(range(1, 11))
     assert recorder.ended
+
+
+@pytest.mark.parametrize("name", ["forward", "deep_logits", "wide_logits", "gather"])
+def test_a_model_that_computes_something_else_is_refused(schema: wd.Schema, name: str) -> None:
+    # Training and predicting would go on without it, and say nothing.
+    def zero(self: wd.WideDeep, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.zeros(1, 1)
+
+    changed = type("Changed", (wd.WideDeep,), {name: zero})
+    with pytest.raises(ConfigError, match=f"Changed.{name} of your own.* would not call"):
+        wd.Trainer(changed(schema))
+    patched = wd.WideDeep(schema)
+    patched.__dict__[name] = zero
+    with pytest.raises(ConfigError, match=f"WideDeep.{name} of your own"):
+        wd.Trainer(patched)
+
+
+def test_a_hook_on_the_model_is_refused_and_one_on_a_tower_is_called(schema: wd.Schema) -> None:
+    model = wd.WideDeep(schema)
+    calls: list[int] = []
+    model.towers["mlp"].register_forward_hook(lambda *_: calls.append(1))
+    wd.Trainer(model, progress=False).fit(make_table(), epochs=1)
+    assert calls
+    model.register_forward_hook(lambda *_: None)
+    with pytest.raises(ConfigError, match="got a hook on the model"):
+        wd.Trainer(model)
 
 
 def test_a_frame_of_no_rows_is_refused(schema: wd.Schema) -> None:

@@ -7,15 +7,19 @@ from collections.abc import Iterator
 import torch
 
 from widedeep.errors import ConfigError
+from widedeep.models.blocks import has_hooks
 from widedeep.models.two_tower import TwoTowerTower
 from widedeep.models.wide_deep import WideDeep
 from widedeep.training.config import TrainConfig
 
+_COMPUTED = ("forward", "gather", "wide_logits", "deep_logits", "member_logits", "tower_logits")
+
 
 def check_model(model: object) -> None:
-    """Refuse what is no model, and parameters of another type or place than its tables."""
+    """Refuse what is no model, one that would compute otherwise, and parameters of another type."""
     if not isinstance(model, WideDeep):
         raise ConfigError(f"got {type(model).__name__} as the model, expected wd.WideDeep(schema)")
+    _check_methods(model)
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != model.device.type:
             raise ConfigError(
@@ -23,6 +27,22 @@ def check_model(model: object) -> None:
                 f"float32 on {model.device}, where the model's tables are; give device= to "
                 "WideDeep and precision= to Trainer"
             )
+
+
+def _check_methods(model: WideDeep) -> None:
+    """Refuse a model that changes what training, predicting and exporting do without it."""
+    changed = [
+        f"{type(model).__name__}.{name} of your own"
+        for name in _COMPUTED
+        if name in vars(model) or getattr(type(model), name) is not getattr(WideDeep, name)
+    ]
+    if has_hooks(model):
+        changed.append("a hook on the model")
+    if changed:
+        raise ConfigError(
+            f"got {', '.join(changed)}, which training, predictions and bundles would not call; "
+            "compute it in a tower (WideDeep's towers= or deep=) or a head (head=)"
+        )
 
 
 def check_lanes(model: WideDeep, config: TrainConfig, lanes: int) -> None:
