@@ -586,3 +586,15 @@ def test_random_states_as_scikit_learn_has_them() -> None:
         classifier(random_state=-1).fit(X, Y)
     with pytest.raises(ValueError, match="epochs=0"):
         classifier(epochs=0).fit(X, Y)
+
+
+@pytest.mark.parametrize("features", [None, [wd.numeric("x")]])
+def test_a_bad_value_is_named_by_its_row_in_x(features: Any) -> None:
+    # Few rows are sorted and a part of them is left out before any is learned.
+    numbers = np.arange(60.0) % 7
+    numbers[41] = np.inf
+    frame = pd.DataFrame({"x": numbers, "k": ["ab"[i % 2] for i in range(60)]})
+    for options in ({}, {"epochs": 1}):
+        estimator = wd.WideDeepClassifier(features, **options)
+        with pytest.raises(ValueError, match=r"feature 'x' \(row 41 of .*got inf"):
+            estimator.fit(frame, np.arange(60) % 2)

@@ -234,6 +234,48 @@ def test_infinity_is_noted_and_rows_without_a_finite_label_are_not_measured() ->
     assert [text.split(":")[0] for text in inferred.warnings] == ["x", "y", "y"]
 
 
+@pytest.mark.parametrize("write", ["{:.0f}.00", "{:+.1f}", " {:.1f}", "{:.0f}e-1"])
+def test_numbers_that_a_csv_writes_in_another_way_are_numbers(tmp_path: Path, write: str) -> None:
+    # Text to every reader, since 1 and 1.00 are two texts; each price would be a category.
+    path = tmp_path / "prices.csv"
+    rows = (f"{write.format(i % 40)},{int(i % 3 == 0)}\n" for i in range(ROWS))
+    path.write_text("price,click\n" + "".join(rows))
+    inferred = wd.infer_spec(path)
+    assert [c.role for c in inferred.columns] == ["numeric", "label"]
+    assert not inferred.warnings
+    assert wd.fit_schema(inferred.spec, path).columns["price"].kind == "float"
+
+
+def test_codes_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
+    path = tmp_path / "codes.csv"
+    rows = (f"{i % 40:05d},{int(i % 3 == 0)}\n" for i in range(ROWS))
+    path.write_text("zip,click\n" + "".join(rows))
+    inferred = wd.infer_spec(path)
+    assert inferred.columns[0].role == "categorical"
+    assert not inferred.warnings
+
+
+@pytest.mark.parametrize("word", ["NA", "-", "inf", "unknown"])
+def test_a_word_that_makes_text_of_numbers_is_told(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "rows.csv"
+    cells = [word if i == 7 else f"{i / 7}" for i in range(ROWS)]
+    rows = (f"{cell},{i % 4},{int(i % 3 == 0)}\n" for i, cell in enumerate(cells))
+    path.write_text("x,k,click\n" + "".join(rows))
+    (warning,) = wd.infer_spec(path).warnings
+    assert (
+        f"x: {ROWS - 1} of {ROWS} values are numbers, but '{word}' makes all of them text"
+        in warning
+    )
+
+
+def test_text_of_numbers_in_a_table_is_told_to_be_cast() -> None:
+    prices = [f"{i % 40}.00" for i in range(ROWS)]
+    (warning,) = wd.infer_spec(
+        pa.table({"price": prices, "click": [int(i % 3 == 0) for i in range(ROWS)]})
+    ).warnings
+    assert "each value is a number, such as '0.00'; cast it" in warning
+
+
 def test_a_pandas_frame_of_an_odd_index() -> None:
     frame = pd.DataFrame({"x": NUMBERS, "click": [0, 1] * (ROWS // 2)}, index=IDS)
     assert list(wd.infer_spec(frame).spec.by_name) == ["x", "x_bin"]

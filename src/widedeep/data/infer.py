@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep import metrics
-from widedeep.data.profile import ColumnProfile, confirm_columns, profile_columns, sample_source
+from widedeep.data.profile import ColumnProfile
 from widedeep.data.roles import (
     MOST_BINS,
     InferredColumn,
@@ -26,9 +26,10 @@ from widedeep.data.roles import (
     id_like,
     joined_roles,
     label_of,
+    profiled,
     with_bins,
 )
-from widedeep.data.sources import Data, open_source
+from widedeep.data.sources import Data
 from widedeep.errors import ConfigError, DataError
 from widedeep.features import Feature, FeatureSpec, bucketized, categorical, crossed, numeric
 from widedeep.features.spec import spec_to_table
@@ -488,7 +489,6 @@ def _pairs_by_gain(
 HeadKind = Literal["binary", "multiclass", "regression"]
 
 _SAMPLE_ROWS = 400_000
-_SAMPLE_VALUES = 40_000_000
 _USER_NAMES = ("user_id", "user")
 
 
@@ -589,16 +589,11 @@ def infer_spec(
         >>> inferred.spec.label, list(inferred.spec.by_name)
         ('click', ['age', 'age_bin', 'job'])
     """
-    with open_source(data) as source:
-        if not source.num_rows:
-            raise DataError(f"{data}: got no rows; expected at least one example")
-        rows = max(1, min(rows, _SAMPLE_VALUES // max(1, len(source.arrow_schema.names))))
-        sample = sample_source(source, rows=rows)
-        profiles = profile_columns(sample.table)
-        label = label_of(profiles, label)
-        if not sample.complete:
-            also = [] if label is None else [label]
-            profiles = confirm_columns(profiles, source, also=also)
+    sample, profiles = profiled(data, rows, label)
+    written = {p.name: pa.float64() for p in profiles if p.is_written_number and p.complete}
+    if written:  # CSV is read by what is declared
+        sample, profiles = profiled(data, rows, label, written)
+    label = label_of(profiles, label)
     joined = joined_roles(data)
     columns = assign_roles(profiles, label, joined)
     head = _head_of(next((p for p in profiles if p.name == label), None), head)
@@ -646,6 +641,7 @@ def _value_warnings(
         for p in profiles
         if p.minimum == -math.inf or p.maximum == math.inf
     ]
+    warnings += filter(None, (p.text_note for p in profiles))
     column = next((p for p in profiles if p.name == label), None)
     if column is None:
         return [*warnings, "no column looks like the label: nothing was measured; give label=NAME"]

@@ -91,6 +91,12 @@ _SHOWN_VALUES = 3
 _KEPT_VALUES = 20
 _SHOWN_LENGTH = 24
 _ISO_TIME = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.]\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
+# Numbers as people and spreadsheets write them; zeros in front are of codes.
+_WRITTEN_NUMBER = (
+    r"^[ \t]*(-?(0|[1-9][0-9]{0,14})|[+-]?(0|[1-9][0-9]{0,14})?\.[0-9]+([eE][+-]?[0-9]{1,3})?"
+    r"|[+-]?(0|[1-9][0-9]{0,14})[eE][+-]?[0-9]{1,3})[ \t]*$"
+)
+_MOST_OTHERS = 5
 _MOST_WHOLE_ROWS = 20_000_000
 # Ids that name a row rather than describe it; a word of its own within the column's name.
 _ID_NAME = re.compile(r"(^|[_\W])(id|ids|uid|uuid|guid|key|hash)($|[_\W])|[a-z]I[dD]s?$")
@@ -114,6 +120,8 @@ class ColumnProfile:
     whole: bool  # True if every number seen is a whole one
     # The most frequent values as text, with how often each was seen
     top: tuple[tuple[str, int], ...]
+    written_numbers: int = 0  # Texts among the values that are a number's
+    other_text: str = ""  # The most frequent of the others, where these are a few words
     # False if rows of the table were not seen: what is said of all rows is a guess
     complete: bool = True
 
@@ -133,6 +141,25 @@ class ColumnProfile:
         """True if (nearly) every row has a value of its own, as the key of a table has."""
         exact = self.kind in ("int", "text") and not self.nested
         return exact and self.values >= 20 and self.distinct >= 0.98 * self.values
+
+    @property
+    def is_written_number(self) -> bool:
+        """True for text of which each value is a number."""
+        return 0 < self.values == self.written_numbers
+
+    @property
+    def text_note(self) -> str:
+        """What makes text of numbers, and what to do about it; "" for other columns."""
+        if self.is_written_number:
+            example = f"each value is a number, such as {self.top[0][0]!r}"
+            return f"{self.name}: is text, but {example}; cast it if it is a number"
+        if self.other_text and 2 * self.written_numbers > self.values:
+            return (
+                f"{self.name}: {self.written_numbers:,} of {self.values:,} values are numbers, but "
+                f"{self.other_text!r} makes all of them text; leave it empty (null) if it says "
+                "that a number is missing"
+            )
+        return ""
 
     def describe(self, *, as_category: bool = False) -> str:
         """Return one line about the values."""
@@ -164,7 +191,8 @@ def confirm_columns(
     for column in columns:
         fixed = pa.types.is_fixed_size_list(column.arrow_type)
         lists = column.kind == "float" and column.list_size is not None and not fixed
-        telling = column.constant or column.names_rows or lists or column.name in also
+        telling = column.constant or column.names_rows or column.is_written_number or lists
+        telling = telling or column.name in also
         if telling and source.num_rows <= _MOST_WHOLE_ROWS:
             pieces = [source.read(fragment, [column.name]) for fragment in source.fragments]
             confirmed += profile_columns(plain_table(pa.concat_tables(pieces)))
@@ -187,7 +215,9 @@ def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
     if numbers and len(seen):
         ends = pc.min_max(seen)
         low, high = float(ends["min"].as_py()), float(ends["max"].as_py())
-    distinct, top = (0, ()) if kind == "other" else _counts(seen)
+    counts = _counts(pa.chunked_array([], pa.string()) if kind == "other" else seen)
+    plain_text = flat.type == pa.string() and kind == "text" and not nested
+    written, other = _written_numbers(counts) if plain_text else (0, "")
     return ColumnProfile(
         name=field.name,
         arrow_type=field.type,
@@ -196,12 +226,14 @@ def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
         list_size=_list_size(field.type, column) if nested else None,
         rows=len(column),
         missing=column.null_count / len(column) if len(column) else 0.0,
-        distinct=distinct,
+        distinct=counts.num_rows,
         values=len(seen),
         minimum=low,
         maximum=high,
         whole=kind == "int" or (kind == "float" and _whole(seen)),
-        top=top,
+        top=_top(counts),
+        written_numbers=written,
+        other_text=other,
     )
 
 
@@ -225,13 +257,27 @@ def _are_times(seen: pa.ChunkedArray) -> bool:
     return bool(pc.all(pc.match_substring_regex(seen, _ISO_TIME)).as_py())
 
 
-def _counts(seen: pa.ChunkedArray) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """Return how many values differ, and the most frequent as text with their counts."""
+def _counts(seen: pa.ChunkedArray) -> pa.Table:
+    """Return the values that differ and how often each was seen, the most frequent first."""
     counts = pc.value_counts(seen)
     table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
-    table = table.sort_by([("count", "descending"), ("value", "ascending")])
-    texts = [_text(value) for value in table["value"].slice(0, _KEPT_VALUES).to_pylist()]
-    return table.num_rows, tuple(zip(texts, table["count"].to_pylist(), strict=False))
+    return table.sort_by([("count", "descending"), ("value", "ascending")])
+
+
+def _top(counts: pa.Table) -> tuple[tuple[str, int], ...]:
+    kept = counts.slice(0, _KEPT_VALUES)
+    texts = [_text(value) for value in kept["value"].to_pylist()]
+    return tuple(zip(texts, kept["count"].to_pylist(), strict=True))
+
+
+def _written_numbers(counts: pa.Table) -> tuple[int, str]:
+    """Return how many texts are numbers, and the most frequent of the others if they are few."""
+    written = pc.match_substring_regex(counts["value"], _WRITTEN_NUMBER)
+    others = counts.filter(pc.invert(written))
+    top = _top(others)
+    words = others.num_rows <= _MOST_OTHERS and not any(text.isdigit() for text, _ in top)
+    number_counts = counts["count"].filter(written)
+    return int(pc.sum(number_counts, min_count=0).as_py()), top[0][0] if top and words else ""
 
 
 def _text(value: object) -> str:

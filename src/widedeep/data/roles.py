@@ -10,8 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from widedeep.data.fragments import ColumnKind
 from widedeep.data.paths import input_paths
-from widedeep.data.profile import ColumnProfile
+from widedeep.data.profile import (
+    ColumnProfile,
+    Sample,
+    confirm_columns,
+    profile_columns,
+    sample_source,
+)
+from widedeep.data.sources import Data, open_source
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.features.numbers import LARGEST_SCALED
 
@@ -43,6 +51,7 @@ _ENTITY_NAME = re.compile(
 )
 _NULL_WORDS = ("?", "-", "na", "n/a", "nan", "null", "none")
 _MANY_VALUES = 10_000
+_SAMPLE_VALUES = 40_000_000
 # Seconds since 1970 of the years 1990 and 2100.
 _EPOCHS = (631_152_000, 4_102_444_800)
 
@@ -142,6 +151,26 @@ def with_bins(
         replace(c, bins=c.bins and (enough[c.has_few_values] if bins is None else bins))
         for c in columns
     )
+
+
+def profiled(
+    data: Data, rows: int, label: str | None, column_types: Mapping[str, ColumnKind] | None = None
+) -> tuple[Sample, list[ColumnProfile]]:
+    """Return a sample of at most ``rows`` rows, and what the columns hold.
+
+    What a sample says of all rows is looked at in all of them.
+    """
+    with open_source(data, column_types=column_types) as source:
+        if not source.num_rows:
+            raise DataError(f"{data}: got no rows; expected at least one example")
+        rows = max(1, min(rows, _SAMPLE_VALUES // max(1, len(source.arrow_schema.names))))
+        sample = sample_source(source, rows=rows)
+        profiles = profile_columns(sample.table)
+        label = label_of(profiles, label)
+        if not sample.complete:
+            also = [] if label is None else [label]
+            profiles = confirm_columns(profiles, source, also=also)
+    return sample, profiles
 
 
 def label_of(columns: Sequence[ColumnProfile], label: str | None) -> str | None:

@@ -7,7 +7,7 @@ import math
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from widedeep.callbacks import Callback
 from widedeep.data.infer import infer_spec
-from widedeep.errors import ConfigError, DataError, WideDeepError, install_hint, show_value
+from widedeep.errors import (
+    ConfigError,
+    DataError,
+    FeatureError,
+    WideDeepError,
+    install_hint,
+    show_value,
+)
 from widedeep.estimators.estimator_data import (
     LABEL,
     WEIGHT,
@@ -176,19 +183,21 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         self.candidates_: list[ScoredSetting] = []
         setting = Setting()
         if self.early_stopping and self.epochs == "auto" and self.quality != "fast":
-            setting = self._best_setting(spec, examples, head, valid, seed)
+            with _rows_as_given(spec, examples):
+                setting = self._best_setting(spec, examples, head, valid, seed)
         self.spec_ = self._with_setting(spec, setting)
         deep = None
         if self.quality == "best" and self.hidden_units and self.spec_.deep_names:
             of = {"name": "mlp", "hidden_units": self.hidden_units, "dropout": self.dropout}
             deep = Ensemble(of=of, members=BEST_MEMBERS)
-        self.trainer_ = self._train(
-            *(self.spec_, table, head, setting, seed),
-            progress=self.verbose,
-            deep=deep,
-            valid=valid,
-            callbacks=callbacks,
-        )
+        with _rows_as_given(self.spec_, examples):
+            self.trainer_ = self._train(
+                *(self.spec_, table, head, setting, seed),
+                progress=self.verbose,
+                deep=deep,
+                valid=valid,
+                callbacks=callbacks,
+            )
         self.model_ = self.trainer_.model
         self.schema_ = self.model_.schema
         self.history_ = self.trainer_.history
@@ -411,3 +420,15 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             values = [max(by_column.get(name, 0.0), 0.0) for name in self.feature_names_in_]
             self._importances[self.importance_type] = np.array(values) / (sum(values) or 1.0)
         return self._importances[self.importance_type]
+
+
+@contextlib.contextmanager
+def _rows_as_given(spec: FeatureSpec, examples: Examples) -> Iterator[None]:
+    """Let an error of a value name its row as X has it: examples are sorted and split."""
+    try:
+        yield
+    except (DataError, FeatureError):
+        from widedeep.data.fit import fit_schema
+
+        fit_schema(spec.replace(label=None, weight=None), examples.features)
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Examples:
 
     table: pa.Table  # The rows, each of a weight above 0
     weighted: bool  # Whether the table has weights
+    features: pa.Table  # The features of all rows, in the order in which they were given
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -49,7 +50,7 @@ class Examples:
         """Return the examples with other labels."""
         index = self.table.column_names.index(LABEL)
         table = self.table.set_column(index, LABEL, pa.array(labels))
-        return Examples(table=table, weighted=self.weighted)
+        return replace(self, table=table)
 
 
 def read_examples(
@@ -60,7 +61,7 @@ def read_examples(
     Of few rows, a whole weight is as many rows, and the rows are sorted: a model of few rows does
     not depend on their order, and a weight of 2 is the row given twice.
     """
-    table = as_table(X)
+    table = features = as_table(X)
     _check_length("y", y, table)
     if not table.num_rows:
         raise DataError(f"got 0 rows of {table.num_columns} columns in X, expected at least one")
@@ -82,7 +83,7 @@ def read_examples(
             table = table.append_column(WEIGHT, pa.array(weights))
     if table.num_rows <= FEW_EXAMPLES:
         table = _in_order(table)
-    return Examples(table=table, weighted=weights is not None)
+    return Examples(table=table, weighted=weights is not None, features=features)
 
 
 def _in_order(table: pa.Table) -> pa.Table:
