@@ -471,7 +471,11 @@ class Targets:
     def _values(self, column: str) -> pa.ChunkedArray:
         """Return a label's values, of a column of lists those in the lists."""
         values = self.table[column]
-        return pc.list_flatten(values) if pa.types.is_nested(values.type) else values
+        return pc.list_flatten(values) if self._is_list(column) else values
+
+    def _is_list(self, column: str) -> bool:
+        kind = logical_type(self.table[column].type)
+        return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
 
     def problems(
         self, heads: Sequence[Any], classes: Mapping[str, Sequence[str]], monitor: str | None
@@ -506,7 +510,8 @@ class Targets:
             f"label {column!r} is always {values[0].as_py()}, expected at least two values: "
             "nothing can be learned"
             for column in self.spec.labels.values()
-            if len(values := pc.unique(self._values(column).drop_null())) == 1
+            if not pa.types.is_nested(self.table[column].type)
+            and len(values := pc.unique(self.table[column].drop_null())) == 1
         ]
 
     def _nulls(self, column: str) -> list[str]:
@@ -523,7 +528,7 @@ class Targets:
         import torch
 
         values, name = self._values(column), f"label {column!r}"
-        is_list = pa.types.is_nested(self.table[column].type)
+        is_list = self._is_list(column)
         if is_text(values.type):
             indices = pc.index_in(values, pa.array(classes, pa.string()))
             unknown = pc.and_(pc.is_null(indices), pc.is_valid(values))
