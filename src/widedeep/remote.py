@@ -451,6 +451,8 @@ def output_file(path: str, *, overwrite: bool = True) -> Iterator[Path]:
 
 def open_output(url: str) -> tuple[Any, str]:
     """Return file system and path; before the work, which a wrong address would lose."""
+    if url.startswith("http"):
+        raise DataError(f"{url}: cannot be written by HTTP; name a local path or an object store")
     fs, path = open_filesystem(url)
     bucket = path.partition("/")[0]
     with remote_errors(url):

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from tests.command_line import Run
@@ -79,6 +80,7 @@ def test_verbs_take_the_url_of_a_run(
     judged = run("validate", url, *small)
     assert judged.code == 0, judged.out + judged.err
     assert f"{url}/bundle: it may serve" in judged.out and f"test data of {url} (" in judged.out
+    assert f"verdict: {url}/bundle.verdict.json; look at {url}/bundle.verdict.html" in judged.out
     published = run("publish", url, "models")
     assert published.code == 0, published.err
     warm = ("train", ads_run / "ads.toml", "--set", "train.epochs=1", "--out", "warm", "--json")
@@ -90,6 +92,38 @@ def test_verbs_take_the_url_of_a_run(
         "export", f"memory://{tmp_path.name}/run/bundle", "-o", "packed", "--tables", "bf16"
     )
     assert again.code == 0, again.err
+
+
+@pytest.mark.parametrize("name", ["run", "bundles/1"])
+def test_a_verdict_lies_beside_the_bundle_where_any_machine_finds_it(
+    ads_run: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fs, url = fsspec.filesystem("memory"), f"memory://{tmp_path.name}/{name}"
+    bundle = f"{url}/bundle" if name == "run" else url
+    fs.put(str(ads_run / "run"), f"/{tmp_path.name}/run", recursive=True)
+    fs.put(str(ads_run / "run" / "bundle"), f"/{tmp_path.name}/bundles/1", recursive=True)
+    judge = ("validate", url, "--data", ads_run / "test.parquet", "--set")
+    another_machine(monkeypatch, tmp_path / "one")
+    assert run(*judge, "gate.min_rows=100", "--set", "gate.max_latency_ms=1e4").code == 0
+    another_machine(monkeypatch, tmp_path / "two")
+    assert run("publish", url, "models").code == 0
+    another_machine(monkeypatch, tmp_path / "three")
+    assert run(*judge, "gate.min_rows=1000000").code == 1  # it takes the place of the first
+    another_machine(monkeypatch, tmp_path / "two")
+    stopped = run("publish", url, "others")
+    assert stopped.code == 1 and "did not pass the gate" in stopped.err
+
+    def refused(*_: Any) -> None:
+        raise PermissionError("read only")
+
+    monkeypatch.setattr(type(fs), "put_file", refused)
+    kept = run(*judge, "gate.min_rows=1000000")
+    assert kept.code == 1
+    assert f"{bundle}.verdict.html: access is refused (read only)" in kept.err
+    file = Path(kept.err.split()[-1])
+    assert kept.err.rstrip().endswith(f"name it, widedeep publish --verdict {file}")
+    assert not json.loads(file.read_text())["passed"]
 
 
 def test_several_ranks_need_a_folder_that_they_share(run: Run, ads_run: Path) -> None:

@@ -20,7 +20,7 @@ import widedeep as wd
 from tests.object_store import FaultyServer, bucket, faulty_server, s3_endpoint  # noqa: F401
 from widedeep import remote
 from widedeep.data import parquet_input
-from widedeep.data.paths import follow_folder, input_paths
+from widedeep.data.paths import TABLE_FORMATS, follow_folder, input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, MissingPackageError
 from widedeep.join import ActionLog, ImpressionLog, JoinConfig, Label
@@ -245,6 +245,26 @@ def test_a_follower_asks_once_for_tables_and_then_lists(
         assert len(globs) == len(set(globs)) == 9  # three formats, in three folders
     upload(f"{memory}/in/new/_delta_log/0.parquet")
     with pytest.raises(DataError, match="the folder of a Delta Lake table"):
+        next(shards)
+
+
+def test_a_follower_of_a_folder_here_lists_it_and_asks_for_no_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    globs, glob = [], Path.glob
+
+    def counted(self: Path, pattern: str) -> Any:
+        globs.append(self)
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", counted)
+    shards = follow_folder(str(tmp_path / "in"), idle_s=30, poll_s=0.001)
+    for name in ("a.parquet", "deep/b.parquet", "c.parquet"):
+        put(str(tmp_path / "in"), name)
+        assert next(shards)[0] == name
+        assert len(globs) == len(TABLE_FORMATS) * len((tmp_path / "in").parents)
+    put(str(tmp_path / "in"), "deep/metadata/v1.metadata.json")
+    with pytest.raises(DataError, match="deep: the folder of a Iceberg table"):
         next(shards)
 
 

@@ -26,10 +26,11 @@ from widedeep.data.lake_tables import pinned
 from widedeep.data.sources import RowShare, split_rows
 from widedeep.errors import BundleError, ConfigError
 from widedeep.files import write_text_whole
+from widedeep.gate.verdict import verdict_path
 from widedeep.options import as_table
 from widedeep.publish.storage import LocalStore
 from widedeep.ranks.config import DistributedConfig
-from widedeep.remote import check_local, is_url, local_path
+from widedeep.remote import RemoteFile, check_local, is_url, local_path, open_filesystem
 from widedeep.schema import Schema
 from widedeep.serving.loading import whole_bundle
 from widedeep.serving.remote_models import STATE, RemoteModels
@@ -334,7 +335,17 @@ def local_model(path: str) -> Path:
         raise BundleError(
             f"{path}: got no bundle there, nor versions of which one serves; check the address"
         )
-    return remember_url(remote.fetch(name), path if remote.is_bundle else f"{path}/{name}")
+    url = path.rstrip("/") if remote.is_bundle else f"{path.rstrip('/')}/{name}"
+    bundle = remember_url(remote.fetch(name), url)
+    fs, file = open_filesystem(verdict_address(url))
+    with contextlib.suppress(OSError):  # it may not have been judged
+        write_text_whole(verdict_path(bundle), RemoteFile(url, file, fs).read_text())
+    return bundle
+
+
+def verdict_address(bundle: str, suffix: str = ".json") -> str:
+    """Return the URL of a verdict, or of its page (``.html``), beside a bundle behind a URL."""
+    return f"{bundle}.verdict{suffix}"
 
 
 def model_to_start_from(path: str) -> Path:

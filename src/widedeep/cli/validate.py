@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,16 +18,24 @@ from widedeep.cli.output import (
     print_next,
     print_table,
     print_text,
+    say,
 )
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, add_set, threads, typed_options
-from widedeep.cli.runs import bundle_path_of, labelled_rows, local_model, run_of, served_bundle
-from widedeep.errors import BundleError
+from widedeep.cli.runs import (
+    bundle_path_of,
+    labelled_rows,
+    local_model,
+    run_of,
+    served_bundle,
+    verdict_address,
+)
+from widedeep.errors import BundleError, DataError
 from widedeep.evaluation.statistics import LOSSES
 from widedeep.gate import Verdict, load_gate_config, validate, verdict_path
 from widedeep.gate.verdict_page import policy_rows
 from widedeep.publish import bundle_in_service
 from widedeep.publish.lineage import is_models_directory
-from widedeep.remote import is_url
+from widedeep.remote import is_url, output_file
 
 EXAMPLE = (
     "  widedeep validate runs/ads --against models --data recent.parquet\n"
@@ -62,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser,
         "-o --out VERDICT",
         "JSON file for the verdict, and an .html page beside it (default: BUNDLE.verdict.json "
-        "beside the bundle)",
+        "beside the bundle, also behind a URL)",
     )
     add_option(parser, "--threads N", "threads (default: all)", type=threads)
     add_set(parser, "gate.max_auc_drop=0.01")
@@ -87,12 +96,33 @@ def run(arguments: argparse.Namespace) -> int:
             f"{file}: the verdict cannot be written ({error.strerror or error}); choose another "
             "file with --out"
         ) from error
+    shown = str(file), str(page)
+    if arguments.out is None and is_url(address := address_of(candidate)):
+        shown = _sent(file, page, address)
     if arguments.json:
-        print_json({"verdict": file, "page": page, **verdict.to_json()})
+        print_json({"verdict": shown[0], "page": shown[1], **verdict.to_json()})
     else:
-        _print_verdict(verdict, file, page)
+        _print_verdict(verdict, *shown)
         _print_after_verdict(arguments, passed=verdict.passed)
     return EXIT_OK if verdict.passed else EXIT_FAILED
+
+
+def _sent(file: Path, page: Path, address: str) -> tuple[str, str]:
+    """Write a verdict and its page beside a bundle behind a URL; return where they are.
+
+    There `publish` and `report` find it, on whatever machine.
+    """
+    try:
+        for local in (page, file):
+            with output_file(verdict_address(address, local.suffix)) as copy:
+                shutil.copyfile(local, copy)
+    except (DataError, OSError) as error:
+        say(
+            f"widedeep: {error}; the verdict is in {file} alone: name it, widedeep publish "
+            f"--verdict {file}"
+        )
+        return str(file), str(page)
+    return verdict_address(address), verdict_address(address, page.suffix)
 
 
 def _with_addresses(verdict: Verdict, candidate: Path, against: str | None) -> Verdict:
@@ -144,7 +174,7 @@ def _against(named: str | None) -> Iterator[Path | None]:
         yield serving
 
 
-def _print_verdict(verdict: Verdict, file: Path, page: Path) -> None:
+def _print_verdict(verdict: Verdict, file: str, page: str) -> None:
     names = (*LOSSES, "auc", "gauc", "calibration")
     for head, entry in verdict.quality.items():
         rows = []

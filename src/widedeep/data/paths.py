@@ -188,25 +188,26 @@ def _fixed_parts(parts: Sequence[str]) -> list[str]:
     return list(itertools.takewhile(lambda part: not _GLOB_CHARACTERS & set(part), parts))
 
 
-def _parquet_files(folder: Path) -> list[Path]:
+def _parquet_files(folder: Path, *, looks_above: bool = True) -> list[Path]:
     """Return the Parquet files of a folder and those below it, in the order of their names."""
-    return [file for file in _walk(folder) if find_format(file) is PARQUET]
+    files = _walk(folder, looks_above=looks_above)
+    return [file for file in files if find_format(file) is PARQUET]
 
 
-def _walk(folder: Path) -> list[Path]:
+def _walk(folder: Path, *, looks_above: bool = True) -> list[Path]:
     """Return the files of a folder and those below it that are neither hidden nor unfinished."""
     files: list[Path] = []
     seen: set[str] = set()
     for name, below, names in os.walk(folder, followlinks=True):
         directory = Path(name)
-        _refuse_table_format(directory)
+        _refuse_listed_table(directory, {*below, *names})
         below[:] = [one for one in below if not _is_hidden(one)]
         if os.path.realpath(directory) in seen:  # a link to a folder above
             below.clear()
             continue
         seen.add(os.path.realpath(directory))
         files += [directory / one for one in names if not _is_hidden(one)]
-    for parent in folder.absolute().parents:
+    for parent in folder.absolute().parents if looks_above else ():
         _refuse_table_format(parent)
     return sorted(file for file in files if not file.name.endswith(_UNFINISHED))
 
@@ -229,6 +230,14 @@ def _refuse_table_format(folder: Path) -> None:
     for mark, name, reader in TABLE_FORMATS:
         if next(folder.glob(mark), None) is not None:
             raise _table_format_error(str(folder), name, reader)
+
+
+def _refuse_listed_table(folder: Path, names: Collection[str]) -> None:
+    """Refuse a folder, or the one above it, whose names are those of a table format's log."""
+    for mark, name, reader in TABLE_FORMATS:
+        inner, _, pattern = mark.rpartition("/")
+        if inner in ("", folder.name) and any(fnmatch(one, pattern) for one in names):
+            raise _table_format_error(str(folder.parent if inner else folder), name, reader)
 
 
 def _table_format_error(folder: str, name: str, reader: str) -> DataError:
@@ -365,7 +374,7 @@ def follow_folder(
 def _listing(folder: str, *, is_first: bool) -> dict[str, InputFile]:
     """Return the Parquet files of a folder and those below it, by their names from there.
 
-    Only the first look asks an object store, too, whether the folder lies in a table's.
+    Only the first look asks whether the folder lies in a table's.
     """
     if is_url(folder):
         fs, path = open_filesystem(folder)
@@ -381,7 +390,7 @@ def _listing(folder: str, *, is_first: bool) -> dict[str, InputFile]:
         raise RemoteUnavailable(f"{folder}: the folder is gone")
     return {
         file.relative_to(directory).as_posix(): _partitioned(file, directory)
-        for file in _parquet_files(directory)
+        for file in _parquet_files(directory, looks_above=is_first)
     }
 
 
