@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -394,6 +395,34 @@ def test_an_integer_column_takes_whole_numbers_alone(tmp_path: Path) -> None:
     for kind, value in (("a", 1.5), ("a", 1e300), ("a", float("inf")), ("a", HUGE), ("b", "yes")):
         with pytest.raises((ValueError, OverflowError, pa.ArrowException)):
             impression_rows.typed_array([1, value], kinds[kind])
+
+
+@pytest.mark.parametrize("tags", ["xy", "", "x", ["x", "y"], [], None])
+def test_a_list_s_column_logs_what_was_scored(ranker: Ranker, tmp_path: Path, tags: Any) -> None:
+    """A bare text is a list of itself, not of its characters."""
+    with ImpressionLog(tmp_path, user_id="user") as log:
+        user = {**USER, "tags": tags}
+        ranking = ranker.rank(user, candidates=ITEMS)
+        assert log.offer(Record("r1", user, ITEMS, ranking, ranker))
+    rows = pq.read_table(next(tmp_path.glob("*/*.parquet")))
+    assert rows["tags"].to_pylist() == [[tags] if isinstance(tags, str) else tags] * len(ITEMS)
+    assert list(ranker.bundle.score(rows)) == rows["score"].to_pylist()
+
+
+def test_decimals_of_the_catalogue_are_logged_as_they_are_scored(tmp_path: Path) -> None:
+    """0.3 is the nearest float64, also where Arrow's own cast gives its neighbour."""
+    prices = [Decimal(n) / 10 for n in range(len(ITEMS))]
+    items = pa.table({"app": ITEMS, "price": pa.array(prices, pa.decimal128(5, 1))})
+    ranker = Ranker(
+        publish(tmp_path, "1", seed=1), items=items, item_id="app", rank_by="price + 0 * installed"
+    )
+    with ImpressionLog(tmp_path / "log", user_id="user") as log:
+        ranking = ranker.rank(USER, candidates=ITEMS)
+        log.offer(Record("r1", USER, ITEMS, ranking, ranker))
+    exact = sorted(map(float, prices), reverse=True)
+    assert list(ranking.scores) == exact
+    rows = pq.read_table(next((tmp_path / "log").glob("*/*.parquet")))
+    assert rows["price"].to_pylist() == exact
 
 
 def test_what_is_kept_as_text_hides_what_the_columns_hide(ranker: Ranker, tmp_path: Path) -> None:

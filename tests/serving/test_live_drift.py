@@ -63,6 +63,22 @@ def figures(drift: LiveDrift, found: Figures, given: list[dict[str, Any]], bundl
     return told
 
 
+def test_rows_that_fit_no_column_are_left_out_alone(bundle: wd.Bundle) -> None:
+    found: Figures = {}
+    monitor = ThreadMonitor()
+
+    def report(model: str, feature: str, values: float | None, missing: float) -> None:
+        found[feature] = (values, missing)
+
+    drift = LiveDrift(report, monitor, window_rows=512)
+    rng = np.random.default_rng(1)
+    odd = [{"place": 2**64 - 1}, {"place": [1]}, {"color": "red", "place": 1e300}]
+    given = [row for each in rows(rng, 560) for row in (each, odd[int(rng.integers(3))])]
+    told = figures(drift, found, given, bundle)
+    assert told["color"][0] is not None and told["color"][0] < 0.1
+    assert [each.errors for each in monitor.status()] == [0]
+
+
 def test_requests_like_those_of_training_and_others(bundle: wd.Bundle) -> None:
     found: Figures = {}
     rng = np.random.default_rng(1)

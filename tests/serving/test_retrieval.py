@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -111,6 +113,55 @@ def test_popular_first_within_the_rules() -> None:
     assert sorted(kinds) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert limited == [row["app"] for row in rows if row["app"] in set(limited)]
     assert apps.retrieve(0) == []
+
+
+WHEN = datetime(2023, 11, 14, 22, 13, 20)
+
+
+@pytest.mark.parametrize("width", [pa.float16(), pa.float32(), pa.float64(), pa.decimal128(5, 2)])
+def test_a_bound_is_the_number_that_the_column_stores(width: pa.DataType) -> None:
+    tenths = [Decimal(n) / 10 for n in range(1, 10)]
+    prices = pa.array(map(float, tenths)).cast(width) if width != pa.decimal128(5, 2) else tenths
+    shop = Retriever(pa.table({"id": range(9), "price": prices}), id_column="id")
+    for n in range(9):
+        price = (n + 1) / 10
+        assert shop.retrieve(9, where={"price": {"min": price}}) == list(range(n, 9))
+        assert shop.retrieve(9, where={"price": {"max": price}}) == list(range(n + 1))
+        assert shop.retrieve(9, where={"price": price}) == [n]
+        assert shop.retrieve(9, where={"price": [price, None, 0.95]}) == [n]
+    assert len(shop.retrieve(9, where={"price": {"min": -1e300, "max": 1e300}})) == 9
+
+
+@pytest.mark.parametrize(
+    ("unit", "zone"),
+    [("s", None), ("ms", "UTC"), ("us", None), ("ns", "Asia/Tokyo"), ("day", None)],
+)
+def test_times_are_asked_for_as_models_read_them(unit: str, zone: str | None) -> None:
+    kind = pa.date32() if unit == "day" else pa.timestamp(unit, zone)
+    days = [WHEN + timedelta(days=n) for n in range(4)]
+    values = pa.array(days, pa.timestamp("us")).cast(pa.timestamp("s")).cast(kind)
+    shop = Retriever(pa.table({"id": range(4), "out": values}), id_column="id")
+    number = values.cast(pa.int32() if unit == "day" else pa.int64())[1].as_py()
+    for asked in (number, "2023-11-15T22:13:20Z", "2023-11-16T07:13:20+09:00"):
+        assert shop.retrieve(4, where={"out": asked}) == [1]
+        assert shop.retrieve(4, where={"out": {"min": asked}}) == [1, 2, 3]
+        assert shop.retrieve(4, where={"out": {"max": asked, "min": "2023-11-14"}}) == [0, 1]
+
+
+def test_whole_numbers_have_whole_bounds_and_ids_two_forms() -> None:
+    table = {"id": [2**53 + n for n in range(4)], "n": pa.array(range(4), pa.uint8())}
+    shop = Retriever(pa.table(table), id_column="id")
+    ids = table["id"]
+    assert shop.retrieve(4, where={"n": {"min": 0.5, "max": 2.5}}) == ids[1:3]
+    assert shop.retrieve(4, where={"n": {"min": -300, "max": 300}}) == ids
+    assert shop.retrieve(4, where={"n": [1.0, 3]}) == [ids[1], ids[3]]
+    with pytest.raises(RequestError, match="whole numbers"):
+        shop.retrieve(4, where={"n": 1.5})
+    assert shop.retrieve(4, exclude=[ids[0], str(ids[1]), "none", 2**70]) == ids[2:]
+    texts = Retriever(pa.table({"id": ["7", "8"], "tags": [["a"], []]}), id_column="id")
+    assert texts.retrieve(2, exclude=[7]) == ["8"]
+    with pytest.raises(RequestError, match="rules are for text"):
+        texts.retrieve(2, where={"tags": "a"})
 
 
 def test_half_comes_from_the_embeddings_and_none_twice() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,8 @@ from widedeep import kernels
 from widedeep.data.fragments import Fragment, Source, column_stream, origin_of
 from widedeep.errors import FeatureError
 from widedeep.features.learned import ColumnType, LogicalKind
+
+Arrow = TypeVar("Arrow", pa.Array, pa.ChunkedArray)
 
 _INT64 = 2**63
 
@@ -113,6 +116,13 @@ def _in_microseconds(array: pa.Array) -> pa.Array:
     return array
 
 
+def without_decimals(values: Arrow) -> Arrow:
+    """Return decimals as the nearest float64, as text is read: Arrow's own cast gives another."""
+    if not pa.types.is_decimal(values.type):
+        return values
+    return values.cast(pa.string()).cast(pa.float64())
+
+
 def _floats(array: pa.Array) -> NDArray[np.float64]:
     """Numbers with NaN for nulls."""
     if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
@@ -120,9 +130,7 @@ def _floats(array: pa.Array) -> NDArray[np.float64]:
     array = _in_microseconds(array)
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
-    if pa.types.is_decimal(array.type):
-        array = array.cast(pa.string())  # the nearest float64, as for text; Arrow's own is not
-    floats = array.cast(pa.float64(), safe=False)
+    floats = without_decimals(array).cast(pa.float64(), safe=False)
     return np.asarray(floats.to_numpy(zero_copy_only=False), np.float64)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
 from widedeep.bundle.formula import Formula, FormulaProgram
+from widedeep.data.column_values import without_decimals
 from widedeep.errors import ConfigError, DataError, RequestError, nearest
 from widedeep.serving.catalogue import Catalogue
 
@@ -130,5 +131,5 @@ def _as_numbers(column: pa.ChunkedArray, name: str) -> Numbers:
         raise DataError(
             f"rank_by: column {name!r} is {kind}, expected numbers; convert it, or name another"
         )
-    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    values = without_decimals(column).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return np.asarray(values, dtype=np.float64)

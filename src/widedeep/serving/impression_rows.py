@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from widedeep.data.column_values import without_decimals
 from widedeep.data.transform import UNITS, Moment, plain_value
 from widedeep.features.spec import item_columns
 from widedeep.schema import ColumnType
@@ -300,9 +301,14 @@ def _ids(items: Sequence[Any]) -> pa.Array:
     return pa.array([_digits(i) if type(i) is int else str(i) for i in items], pa.string())
 
 
+UNFIT = (pa.ArrowException, ArithmeticError, TypeError, ValueError)
+"""Errors of :func:`typed_array` for a value that a model reads and the column cannot hold."""
+
+
 def typed_arrow(values: pa.ChunkedArray, kind: ColumnType) -> pa.Array:
     """Return a column in a column's type."""
     try:
+        values = without_decimals(values) if kind.kind == "float" else values
         return pa.concat_arrays(values.cast(kind.arrow(narrow=True)).chunks)
     except pa.ArrowException:
         return typed_array(values.to_pylist(), kind)
@@ -310,9 +316,10 @@ def typed_arrow(values: pa.ChunkedArray, kind: ColumnType) -> pa.Array:
 
 def typed_array(values: Sequence[Any], kind: ColumnType) -> pa.Array:
     """Return values in a column's type, converted as the transform converts a request's."""
-    # Arrow silently truncates 1.5 to 1.
+    # Arrow silently truncates 1.5 to 1, and takes a text for the list of its characters.
     is_count = kind.kind == "int" and kind.storage not in UNITS
     exact = not is_count or all(isinstance(value, int | None) for value in values)
+    exact = exact and not (kind.nested and any(isinstance(v, str | bytes) for v in values))
     array = None
     with contextlib.suppress(pa.ArrowException, TypeError, ValueError, OverflowError):
         if exact:

@@ -15,7 +15,7 @@ from widedeep.data.drift import DriftCounts
 from widedeep.features.spec import item_columns
 from widedeep.schema import Schema
 from widedeep.serving.background import BackgroundThread, ThreadMonitor
-from widedeep.serving.impression_rows import typed_array
+from widedeep.serving.impression_rows import UNFIT, typed_array
 
 WINDOW_ROWS = 2048
 """Sampled requests a measurement; the index of equal distributions is then about 0.01."""
@@ -93,11 +93,13 @@ class LiveDrift:
         if window is None or window.bundle is not bundle:
             window = _new_window(bundle)
             self._windows[model] = window
-        table = pa.table(
-            {name: typed_array([row.get(name) for row in rows], kind)
-             for name, kind in bundle.schema.columns.items()}
-        )  # fmt: skip
-        window.counts.add(table, bundle.encode(rows))
+        try:
+            table = _columns(bundle.schema, rows)
+        except UNFIT:  # one row has a value that no column holds, as the log has it: without it
+            rows = [row for row in rows if _fits(bundle.schema, row)]
+            table = _columns(bundle.schema, rows)
+        if rows:
+            window.counts.add(table, bundle.encode(rows))
         window.rows += len(rows)
         waited = time.monotonic() - window.began
         if window.rows >= self._window_rows or (
@@ -107,6 +109,23 @@ class LiveDrift:
                 if drift.feature in window.measured:
                     self._report(model, drift.feature, drift.psi, drift.missing_psi)
             self._windows[model] = _new_window(bundle)
+
+
+def _columns(schema: Schema, rows: list[Mapping[str, Any]]) -> pa.Table:
+    return pa.table(
+        {
+            name: typed_array([row.get(name) for row in rows], kind)
+            for name, kind in schema.columns.items()
+        }
+    )
+
+
+def _fits(schema: Schema, row: Mapping[str, Any]) -> bool:
+    try:
+        _columns(schema, [row])
+    except UNFIT:
+        return False
+    return True
 
 
 def _new_window(bundle: Bundle) -> _Window:

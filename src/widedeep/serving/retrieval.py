@@ -7,6 +7,7 @@ hold for both: filters on columns, ids left out, at most so many of a category.
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
-from widedeep.errors import DataError, RequestError, nearest
+from widedeep.data.column_values import logical_kind, storage_of, without_decimals
+from widedeep.errors import DataError, RequestError, nearest, show_value
+from widedeep.schema import ColumnType
 from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.impression_rows import typed_array
 from widedeep.serving.ranker import Ranker
 
 __all__ = ["EmbeddingIndex", "Found", "Retriever"]
@@ -231,7 +235,7 @@ class Retriever:
     """Candidates from a table of items.
 
     Args:
-        items: One row per item.
+        items: One row per item, or a catalogue of them.
         id_column: Column of the item ids.
         popularity: A numeric column, larger is more popular; None: the order of the rows.
         category: The column that ``most_of_each`` limits.
@@ -256,7 +260,7 @@ class Retriever:
 
     def __init__(
         self,
-        items: pa.Table,
+        items: pa.Table | Catalogue,
         *,
         id_column: str,
         popularity: str | None = None,
@@ -265,10 +269,11 @@ class Retriever:
         bundle: Bundle | None = None,
         engine: Literal["auto", "faiss", "numpy"] = "auto",
     ) -> None:
-        self._items = items
+        is_catalogue = isinstance(items, Catalogue)
+        catalogue = items if is_catalogue else Catalogue(items, id_column=id_column, version="")
+        self._catalogue, self._ids = catalogue, catalogue.ids
+        self._items = items = catalogue.table
         self._bundle = bundle if bundle is not None and bundle.has_vectors else None
-        self._ids = _column(items, id_column).to_pylist()
-        self._row_of = {id_: row for row, id_ in enumerate(self._ids)}
         if bundle is not None and vectors_ND is None:
             vectors_ND = (
                 item_vectors(bundle, id_column, self._ids)
@@ -368,9 +373,13 @@ class Retriever:
         allowed_N = np.ones(len(self._ids), bool)
         for column, condition in where.items():
             allowed_N &= self._matches(column, condition)
-        rows = [self._row_of[id_] for id_ in exclude if id_ in self._row_of]
-        allowed_N[rows] = False
+        allowed_N[self._rows_of(exclude)] = False
         return allowed_N
+
+    def _rows_of(self, ids: Sequence[Any]) -> NDArray[np.int64]:
+        """Return the rows of those ids that are in the catalogue: 7 and "7" are one id."""
+        rows = self._catalogue.positions(ids)
+        return rows[rows >= 0]
 
     def _matches(self, column: str, condition: Any) -> NDArray[np.bool_]:
         if column not in self._items.column_names:
@@ -382,21 +391,11 @@ class Retriever:
         if pa.types.is_dictionary(values.type):  # text, as a catalogue's file is read
             values = values.cast(values.type.value_type)
         try:
-            if isinstance(condition, Mapping):
-                if not condition or not set(condition) <= {"min", "max"}:
-                    raise RequestError(
-                        f"where.{column}", f"got {dict(condition)!r}, expected min, max or both"
-                    )
-                mask = pc.and_(
-                    pc.greater_equal(values, condition["min"]) if "min" in condition else True,
-                    pc.less_equal(values, condition["max"]) if "max" in condition else True,
-                )
-            else:
-                accepted = condition if isinstance(condition, list) else [condition]
-                mask = pc.is_in(values, value_set=pa.array(accepted, values.type))
+            mask = _fitting(values, condition)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise RequestError(
-                f"where.{column}", f"got {condition!r} for a column of {values.type}: {error}"
+                f"where.{column}",
+                f"got {show_value(condition)} for a column of {values.type}: {error}",
             ) from error
         mask_N: NDArray[np.bool_] = pc.fill_null(mask, False).to_numpy()
         return mask_N
@@ -412,8 +411,8 @@ class Retriever:
             if self._index is None:
                 raise RequestError("vector", "got a vector, but the items have none; leave it out")
             return "vector", _numbers(vector)
-        rows = [self._row_of[id_] for id_ in like if id_ in self._row_of]
-        if rows and self._vectors_ND is not None:
+        rows = self._rows_of(like)
+        if len(rows) and self._vectors_ND is not None:
             return "like", self._vectors_ND[rows].mean(axis=0)
         if self._bundle is not None and any(value is not None for value in (query or {}).values()):
             return "two towers", self._bundle.query_vector(query or {})
@@ -432,6 +431,46 @@ class Retriever:
         keep = np.zeros(len(rows), bool)
         keep[order] = np.arange(len(rows)) - starts < limit
         return rows[keep]
+
+
+def _fitting(values: pa.ChunkedArray, condition: Any) -> pa.ChunkedArray:
+    """Return which values are among those that a rule lists, or between its bounds."""
+    kind = logical_kind(values.type)
+    if kind is None:
+        raise ValueError("rules are for text, numbers, booleans and times")
+    column = ColumnType(kind=kind, storage=None if kind == "string" else storage_of(values.type))
+    wide = values.type if values.type == pa.uint64() else column.arrow()
+    values = (without_decimals(values) if kind == "float" else values).cast(wide)
+    if not isinstance(condition, Mapping):
+        listed = condition if isinstance(condition, list) else [condition]
+        return pc.is_in(values, value_set=_as_stored(listed, column, wide))
+    if not condition or not set(condition) <= {"min", "max"} or kind == "bool":
+        raise ValueError(
+            "expected min, max or both" if kind != "bool" else "expected true or false"
+        )
+    mask = pa.scalar(True)
+    for name, compare, whole in (
+        ("min", pc.greater_equal, math.ceil),
+        ("max", pc.less_equal, math.floor),
+    ):
+        if name in condition:
+            bound = condition[name]
+            is_between = kind == "int" and not column.is_time and isinstance(bound, float)
+            bounds = _as_stored([whole(bound) if is_between else bound], column, wide)
+            mask = pc.and_(mask, compare(values, bounds[0]))
+    return mask
+
+
+def _as_stored(values: list[Any], column: ColumnType, wide: pa.DataType) -> pa.Array:
+    """Return values of a request as the column stores them: 0.7 is a float32 column's own 0.7."""
+    if column.is_time:
+        return typed_array(values, column)
+    if column.kind == "int" and any(isinstance(v, float) and not v.is_integer() for v in values):
+        raise ValueError("expected whole numbers")
+    numbers = pa.array(values, wide)
+    if column.kind != "float":
+        return numbers
+    return pa.array(column.round(numbers.to_numpy(zero_copy_only=False)), from_pandas=True)
 
 
 def _numbers(vector: Sequence[float]) -> NDArray[np.float32]:
@@ -485,7 +524,7 @@ class Retrievers:
 
     def _retriever(self, ranker: Ranker, catalogue: Catalogue) -> Retriever:
         return Retriever(
-            catalogue.table,
+            catalogue,
             id_column=catalogue.id_column,
             popularity=self._popularity,
             category=self._category,

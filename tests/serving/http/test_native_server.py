@@ -436,6 +436,7 @@ LOGGED: tuple[dict[str, Any], ...] = (
     {"candidates": ITEMS, "head": "buy"},
     {"candidates": ITEMS, "user": {**USER, "age": None, "tags": []}, "context": {"hour": 3}},
     {"items": PRICES, "head": "click"},
+    {"candidates": ITEMS, "user": {**USER, "tags": "xy", "seen": "mail"}},
 )
 
 
