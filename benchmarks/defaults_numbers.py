@@ -4,10 +4,16 @@ Trains on four fifths of UCI Adult's train part and judges on the last fifth, fo
 buckets beside the numbers, or to embed the numbers themselves, and each embedding width; the best
 by log loss is then judged once on the test part. With `--log`, also one pass over 400,000 rows of
 `criteo_like.py` (salt 0). `--shapes` compares bins of all numbers with none instead, as `init`
-declares them, on sets of the league table whose numbers and rows are many or few.
+declares them, on sets of the league table whose numbers and rows are many or few; `--tails` numbers
+of long tails by their logarithm with standardised ones; `--shop` (UCI Online Retail, where
+ONLINE_RETAIL names its file) ways to declare the shop's numbers and its list of what a customer
+took last, on windows of its train part: 30,000 rows teach, the next 10,000 stop, and 60,000 rows
+that begin 160,000 later judge, as the league table's test part does.
 
     python benchmarks/defaults_numbers.py [--seeds 3] [--log] [--test]
     python benchmarks/defaults_numbers.py --shapes [--seeds 1]
+    python benchmarks/defaults_numbers.py --tails [--seeds 3]
+    python benchmarks/defaults_numbers.py --shop [--seeds 1]
 
 Prints the tables as Markdown.
 """
@@ -16,17 +22,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from sweep_defaults import CROSSES, JUDGED, data_file
 
 import widedeep as wd
+from widedeep.features.numeric import Numeric
 
+if TYPE_CHECKING:
+    from league_sets import League
+
+Floats = NDArray[np.float64]
 ADULT = Path(__file__).resolve().parent.parent / "src" / "widedeep" / "census"
 ADULT_NUMBERS = (
     *("age", "fnlwgt", "education_num", "capital_gain", "capital_loss", "hours_per_week"),
@@ -40,6 +52,9 @@ SHAPES = (
     ("one-way", 10_000), ("one-way", 30_000), ("adult", 30_000),
 )  # fmt: skip
 """Sets of the league table, and rows of them."""
+TAILS = (("adult", 30_000), ("clicks 0", 5_000), ("clicks 0", 30_000))
+WINDOWS = (300_000, 600_000, 900_000, 1_200_000)
+"""First rows of the windows of the shop's train part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,19 +184,85 @@ def compare_shapes(seeds: int) -> None:
             inferred = wd.infer_spec(league.train, label=league.label, bins=bins)
             numbers = [c for c in inferred.columns if c.is_number]
             cells = sum(min(c.profile.distinct, c.bin_count(count)) for c in numbers)
-            runs = []
-            for seed in range(seeds):
-                model = wd.WideDeep(wd.fit_schema(inferred.spec, league.train), seed=seed)
-                trainer = wd.Trainer(model, epochs="auto", seed=seed, threads=1, progress=False)
-                trainer.fit(league.train, valid=league.valid)
-                test = trainer.evaluate(league.test)
-                runs.append((trainer.valid_metrics["auc"], test["auc"], test["log_loss"]))
-            valid, auc, loss = np.mean(runs, axis=0)
             print(
                 f"| {name} | {count:,} | {count / cells:.0f} | {'all' if bins else 'none'} | "
-                f"{valid:.4f} | {auc:.4f} / {loss:.4f} |",
+                f"{means(judge(inferred.spec, league, seeds))} |",
                 flush=True,
             )
+
+
+def compare_tails(seeds: int) -> None:
+    """Print what the logarithm of long tails is worth where `infer_spec` sees some."""
+    from league_sets import SETS
+
+    print("| set | rows | long tails | numbers | validation AUC | test AUC / log loss |")
+    print("|---|---|---|---|---|---|")
+    for name, rows in TAILS:
+        league = SETS[name](rows, ADULT.parents[2] / "benchmarks" / "data")
+        spec = wd.infer_spec(league.train, label=league.label).spec
+        plain = [
+            replace(f, transform="standard") if isinstance(f, Numeric) else f for f in spec.features
+        ]
+        tails = sum(isinstance(f, Numeric) and f.transform == "log1p" for f in spec.features)
+        start = f"| {name} | {league.train.num_rows:,} | {tails}"
+        standard = replace(spec, features=tuple(plain))
+        print(f"{start} | standardised | {means(judge(standard, league, seeds))} |", flush=True)
+        print(f"{start} | logarithms of them | {means(judge(spec, league, seeds))} |", flush=True)
+
+
+def compare_shop(seeds: int) -> None:
+    """Print what ways to declare the shop's numbers and lists are worth, beside one another."""
+    from league_sets import SETS, League
+    from retail import HISTORY
+
+    whole = SETS["shop"](2_000_000, ADULT.parents[2] / "benchmarks" / "data")
+    windows = [
+        League(
+            train=whole.train.slice(start, 30_000), valid=whole.train.slice(start + 30_000, 10_000),
+            test=whole.train.slice(start + 200_000, 60_000), label=whole.label,
+        ) for start in WINDOWS
+    ]  # fmt: skip
+    counts = [h.name for h in HISTORY if h.feature == "count"]
+    others = ["user_days", "item_since", "pair_since", "price"]
+    ids = [*wd.categorical("item", "customer", min_count=5), *wd.categorical("country")]
+    cross = wd.crossed("last_items", "item", min_count=20)
+    shared = wd.categorical("last_items", table="item", min_count=5)
+    lists = {
+        "none": [],
+        "of its own table": wd.categorical("last_items", min_count=5),
+        "of the items' table": shared,
+        "of the items' table, crossed with the item": [*shared, cross],
+    }
+    print("| numbers | the list | validation AUC | AUC / log loss |\n|---|---|---|---|")
+    for transform in ("quantile", "standard", "log1p"):
+        numbers = [
+            *wd.numeric(*counts, transform=transform),
+            *wd.numeric(*others, transform=transform, missing="indicator"),
+            *(wd.bucketized(f"{name}_bin", source=name, bins=255) for name in [*counts, *others]),
+        ]
+        for name, features in lists.items():
+            spec = wd.FeatureSpec(label=whole.label, features=[*numbers, *ids, *features])
+            runs = np.mean([judge(spec, window, seeds) for window in windows], axis=0)
+            print(f"| {transform} | {name} | {means(runs)} |", flush=True)
+
+
+def judge(spec: wd.FeatureSpec, league: League, seeds: int) -> Floats:
+    """Return the mean AUC of the validation rows, and AUC and log loss of the test rows."""
+    runs = []
+    for seed in range(seeds):
+        model = wd.WideDeep(wd.fit_schema(spec, league.train), seed=seed)
+        trainer = wd.Trainer(model, epochs="auto", seed=seed, threads=1, progress=False)
+        trainer.fit(league.train, valid=league.valid)
+        test = trainer.evaluate(league.test)
+        runs.append((trainer.valid_metrics["auc"], test["auc"], test["log_loss"]))
+    mean: Floats = np.mean(runs, axis=0)
+    return mean
+
+
+def means(figures: Floats) -> str:
+    """Return what `judge` found as cells of a table."""
+    valid, auc, loss = figures
+    return f"{valid:.4f} | {auc:.4f} / {loss:.4f}"
 
 
 def main() -> None:
@@ -194,10 +275,17 @@ def main() -> None:
     parser.add_argument("--log", action="store_true", help="also one pass of the generated log")
     parser.add_argument("--test", action="store_true", help="also the best on the test part")
     parser.add_argument("--shapes", action="store_true", help="bins by rows and numbers")
+    parser.add_argument("--tails", action="store_true", help="logarithms of long tails")
+    parser.add_argument("--shop", action="store_true", help="the shop's numbers and its list")
     arguments = parser.parse_args()
-    if arguments.shapes:
-        compare_shapes(arguments.seeds)
-        return
+    for asked, compare in (
+        (arguments.shapes, compare_shapes),
+        (arguments.tails, compare_tails),
+        (arguments.shop, compare_shop),
+    ):
+        if asked:
+            compare(arguments.seeds)
+            return
     adult = pq.read_table(ADULT / "train.parquet")
     order = np.random.default_rng(0).permutation(adult.num_rows)
     cut = adult.num_rows * 4 // 5

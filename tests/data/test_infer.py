@@ -20,6 +20,7 @@ import widedeep as wd
 from widedeep.data.infer import InferredSpec
 from widedeep.data.roles import InferredColumn
 from widedeep.errors import ConfigError, DataError
+from widedeep.features.numeric import Numeric
 
 ROWS = 400
 NUMBERS = [i % 100 * 0.37 for i in range(ROWS)]
@@ -108,6 +109,18 @@ def test_options_that_go_with_it() -> None:
     assert one(IDS, "user_id").options == {"min_count": 2}
     assert one([[0.5, i / 7] for i in range(ROWS)]).options == {"size": 2}
     assert one(["a", "b", "b", "a"] * (ROWS // 4)).options == {}
+
+
+def test_a_long_tail_is_read_by_its_logarithm() -> None:
+    paid = [2.0 ** (i % 20) for i in range(3 * ROWS)]
+    inferred = wd.infer_spec(
+        pa.table({"click": [0, 1] * (3 * ROWS // 2), "paid": paid, "age": NUMBERS * 3})
+    )
+    transforms = [f.transform for f in inferred.spec.features if isinstance(f, Numeric)]
+    assert transforms == ["log1p", "standard"]
+    assert column_of(inferred, "paid").reason == "a long tail, read by its logarithm"
+    few = wd.infer_spec(table(paid=paid[:ROWS]))
+    assert column_of(few, "paid").options == {}
 
 
 def test_the_declaration() -> None:

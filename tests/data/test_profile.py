@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import decimal
+import math
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -44,6 +46,32 @@ def test_counts() -> None:
 def test_only_the_most_frequent_values_are_kept() -> None:
     found = profile([f"v{i:02}" for i in range(50)] + ["v30"])
     assert (found.distinct, len(found.top), found.top[0]) == (50, 20, ("v30", 2))
+
+
+LOGS = np.random.default_rng(0).normal(size=2_000)
+
+
+@pytest.mark.parametrize(
+    ("values", "long_tailed"),
+    [
+        (LOGS, False),
+        (1e6 + LOGS, False),
+        (np.exp(LOGS), True),
+        (np.exp(2 * LOGS) * 1e290, True),  # squares overflow
+        (-np.exp(3 * LOGS), True),
+        ((1 + np.exp(3 * LOGS)).astype(int), True),
+        (np.exp(2 * LOGS[:999]), False),
+        (np.where(LOGS > 2, np.abs(LOGS), 0), False),  # mostly 0 is no tail
+        (np.append(np.exp(2 * LOGS), [np.inf, np.nan]), True),
+        ([7.5, 7.5, None], False),
+        ([0, 0], False),
+        ([math.inf, None], False),
+        (["a"], False),
+        ([[1.0, 1e9]], False),
+    ],
+)
+def test_a_long_tail_is_one_that_logarithms_shorten(values: Any, long_tailed: bool) -> None:
+    assert profile(values).long_tailed is long_tailed
 
 
 @pytest.mark.parametrize(

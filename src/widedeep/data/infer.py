@@ -671,7 +671,8 @@ def _spec(
         declare = {"numeric": numeric, "categorical": categorical}.get(column.role)
         if declare is not None:
             declared = declare(column.name, **column.options)  # type: ignore[operator]
-            # Bins tell where a number's mass lies; beside them its size says more than its rank.
+            # Bins tell where a number's mass lies; beside them its size says more than its rank,
+            # and that of a long tail by its logarithm.
             scales = column.is_number and column.may_be_scaled
             features += [f.standardised() for f in declared] if scales else declared
             deep.append(column.name)

@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from widedeep.data.arrow_types import plain_table
 from widedeep.data.fragments import ColumnKind, Source
@@ -98,6 +100,8 @@ _WRITTEN_NUMBER = (
 )
 _MOST_OTHERS = 5
 _MOST_WHOLE_ROWS = 20_000_000
+_EXPONENTIAL_KURTOSIS = 9.0
+_TAIL_ROWS = 1_000  # Of fewer a tail is a few outliers
 # Ids that name a row rather than describe it; a word of its own within the column's name.
 _ID_NAME = re.compile(r"(^|[_\W])(id|ids|uid|uuid|guid|key|hash)($|[_\W])|[a-z]I[dD]s?$")
 
@@ -118,6 +122,8 @@ class ColumnProfile:
     minimum: float | None  # Smallest number seen; None for others
     maximum: float | None  # Largest number seen; None for others
     whole: bool  # True if every number seen is a whole one
+    # True for numbers of a tail longer than an exponential distribution's, which logarithms shorten
+    long_tailed: bool
     # The most frequent values as text, with how often each was seen
     top: tuple[tuple[str, int], ...]
     written_numbers: int = 0  # Texts among the values that are a number's
@@ -231,6 +237,7 @@ def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
         minimum=low,
         maximum=high,
         whole=kind == "int" or (kind == "float" and _whole(seen)),
+        long_tailed=numbers and not nested and _long_tailed(seen),
         top=_top(counts),
         written_numbers=written,
         other_text=other,
@@ -290,6 +297,24 @@ def _whole(seen: pa.ChunkedArray) -> bool:
     numbers = seen.cast(pa.float64())
     finite = numbers.filter(pc.is_finite(numbers))
     return bool(pc.all(pc.equal(finite, pc.round(finite)), min_count=0).as_py())
+
+
+def _long_tailed(seen: pa.ChunkedArray) -> bool:
+    """Compare tails by kurtosis, zeros aside, which a logarithm leaves where they are."""
+    values_B = seen.cast(pa.float64(), safe=False).to_numpy()
+    values_B = values_B[np.isfinite(values_B) & (values_B != 0)]
+    if len(values_B) < _TAIL_ROWS:
+        return False
+    logs_B = np.sign(values_B) * np.log1p(np.abs(values_B))
+    return _kurtosis(values_B) > max(_EXPONENTIAL_KURTOSIS, _kurtosis(logs_B))
+
+
+def _kurtosis(values_B: NDArray[np.float64]) -> float:
+    """Return the fourth moment by the square of the second; 0 of one value."""
+    centred_B = values_B / np.abs(values_B).max()  # Powers of large numbers overflow
+    centred_B -= centred_B.mean()
+    variance = float((centred_B**2).mean())
+    return float((centred_B**4).mean()) / variance**2 if variance**2 else 0.0
 
 
 def _list_size(arrow_type: pa.DataType, column: pa.ChunkedArray) -> int | None:

@@ -362,10 +362,11 @@ def _number_role(column: ColumnProfile) -> InferredColumn:
     if column.named_like_id and column.whole:
         reason = "is an id by its name but a float; write it as integers to use it as a category"
         return _left_out(column, reason)
-    reason = ""
+    options = {"transform": "log1p"} if column.long_tailed else {}
+    reason = "a long tail, read by its logarithm" if column.long_tailed else ""
     if column.name.lower() in _WEIGHT_NAMES:
         reason = "if it is the weight of an example: weight = ... under [data] instead"
-    return InferredColumn(profile=column, role="numeric", bins=True, reason=reason)
+    return InferredColumn(profile=column, role="numeric", options=options, bins=True, reason=reason)
 
 
 def _value_role(column: ColumnProfile) -> InferredColumn:

@@ -437,8 +437,8 @@ class Numeric(Feature):
             yield from (cuts[:-1] / 2 + cuts[1:] / 2)[:2].tolist()
 
     def standardised(self) -> Numeric:
-        is_plain = self.has_cut_points or self.has_given_scaling
-        return self if is_plain else replace(self, transform="standard")
+        is_scaled = self.has_cut_points or self.has_given_scaling or self.transform == "log1p"
+        return self if is_scaled else replace(self, transform="standard")
 
     def map_ids(self, older: Numeric, change: SchemaChange) -> IdMap:
         size = change.new.id_count(self.name)
