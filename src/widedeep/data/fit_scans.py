@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -73,8 +74,10 @@ class FitPlan:
 
 def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
     """Decide what each column is read as."""
+    readers = _readers(spec)
     types = {
-        column: _column_type(spec, column, schema.field(column).type) for column in schema.names
+        column: _column_type(spec, readers, column, schema.field(column).type)
+        for column in schema.names
     }
     _check_label_vocabulary(spec, types)
     plan = FitPlan(types=types, numbers=[], learned=[], vocabularies={}, checked=[])
@@ -98,8 +101,10 @@ def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
     return plan
 
 
-def _column_type(spec: FeatureSpec, column: str, arrow_type: pa.DataType) -> ColumnType:
-    reader, wants = _reader_of(spec, column)
+def _column_type(
+    spec: FeatureSpec, readers: _Readers, column: str, arrow_type: pa.DataType
+) -> ColumnType:
+    reader, wants = readers.get(column) or _other_reader(spec, column)
     nested = _is_list(arrow_type)
     item = arrow_type.value_type if nested else arrow_type
     kind = wants if pa.types.is_null(item) else logical_kind(item)
@@ -134,20 +139,30 @@ def _is_list(arrow_type: pa.DataType) -> bool:
     return bool(pa.types.is_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type))
 
 
-def _reader_of(spec: FeatureSpec, column: str) -> tuple[str, LogicalKind]:
-    """What reads a column, and what it holds if it is all null; values come before numbers."""
-    numbers: tuple[str, LogicalKind] | None = None
+_Readers: TypeAlias = dict[str, tuple[str, LogicalKind]]
+
+
+def _readers(spec: FeatureSpec) -> _Readers:
+    """By column, the feature that reads it and what it holds if it is all null.
+
+    Values come before numbers; of several features of values the first counts, of numbers the last.
+    """
+    values: _Readers = {}
+    numbers: _Readers = {}
     for feature in spec.all_features:
         reader = f"feature {feature.name!r}"
-        values = feature.value_input
-        if column in feature.part_names and column not in spec.by_name:
-            return reader, "string"
-        if values is not None and values.column == column:
-            return reader, "int" if values.num_buckets else "string"
-        if column in feature.input_columns:
-            numbers = (reader, "float")
-    if numbers is not None:
-        return numbers
+        for column in feature.part_names:
+            if column not in spec.by_name:
+                values.setdefault(column, (reader, "string"))
+        if (value := feature.value_input) is not None:
+            values.setdefault(value.column, (reader, "int" if value.num_buckets else "string"))
+        for column in feature.input_columns:
+            numbers[column] = (reader, "float")
+    return numbers | values
+
+
+def _other_reader(spec: FeatureSpec, column: str) -> tuple[str, LogicalKind]:
+    """What reads a column that no feature does."""
     if column == spec.group:
         return f"group {column!r}", "string"
     role = "weight" if column in spec.weights else "label"

@@ -182,13 +182,8 @@ class RowGroup:
         try:
             fetch = self.started.pop(names, None)
             wait = fetch.wait if fetch else self.version.start(self.spans(names))
-            metadata = _metadata(self.version)
-            dictionaries = _dictionary_paths(metadata, self.row_group, columns)
-            source = wait()
-            with pq.ParquetFile(source, metadata=metadata, read_dictionary=dictionaries) as file:
-                table = file.read_row_group(
-                    self.row_group, columns=list(columns), use_threads=False
-                )
+            file = self._file(wait())
+            table = file.read_row_group(self.row_group, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise DataError(
                 f"{path}: row group {self.row_group} cannot be read ({error}); "
@@ -196,21 +191,35 @@ class RowGroup:
             ) from error
         return table.select(list(columns))
 
+    def _file(self, source: object) -> pq.ParquetFile:
+        """Return the file, opened once by each thread that reads it; a remote one's pieces anew."""
+        metadata = _metadata(self.version)
+        dictionaries = _dictionary_paths(self.version, self.row_group)
+        if isinstance(self.version.path, RemoteFile):
+            return pq.ParquetFile(source, metadata=metadata, read_dictionary=dictionaries)
+        key = (self.version, dictionaries)
+        if getattr(_opened_file, "key", None) != key:
+            _opened_file.file = pq.ParquetFile(
+                source, metadata=metadata, read_dictionary=dictionaries, pre_buffer=False
+            )
+            _opened_file.key = key
+        opened: pq.ParquetFile = _opened_file.file
+        return opened
 
-def _dictionary_paths(
-    metadata: pq.FileMetaData, row_group: int, columns: Sequence[str]
-) -> list[str]:
+
+_opened_file = threading.local()
+
+
+@lru_cache(maxsize=256)
+def _dictionary_paths(version: _FileVersion, row_group: int) -> tuple[str, ...]:
     """Name the text columns stored as dictionaries; reading others so would hash each value."""
-    names = set(columns)
-    group = metadata.row_group(row_group)
+    group = _metadata(version).row_group(row_group)
     chunks = (group.column(number) for number in range(group.num_columns))
-    return [
+    return tuple(
         chunk.path_in_schema
         for chunk in chunks
-        if chunk.physical_type == "BYTE_ARRAY"
-        and chunk.has_dictionary_page
-        and (chunk.path_in_schema in names or chunk.path_in_schema.split(".")[0] in names)
-    ]
+        if chunk.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page
+    )
 
 
 def _parquet_input(path: InputPath, columns: Sequence[str] | None, spool: Spool) -> Input:

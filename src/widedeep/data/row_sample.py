@@ -62,7 +62,8 @@ class RowSample:
             )
             row_S = self._row_S[low:high]
             self._hashes.append(row_S.astype(np.uint64))  # Of none has to be left out any more.
-            self._tables.append(table.take(pa.array(row_S - self._next_row)))
+            whole = len(row_S) == table.num_rows
+            self._tables.append(table if whole else table.take(pa.array(row_S - self._next_row)))
             self._next_row += table.num_rows
             return
         hashes = _row_hashes(self._seed, self._next_row, table.num_rows)
