@@ -181,6 +181,15 @@ def with_options(config: Section, options: Mapping[str, Any], owner: str) -> Sec
     return dataclasses.replace(config, **options)  # type: ignore[type-var]
 
 
+def as_count(name: str, count: Any) -> Any:
+    """Return an integer of at least 1, of NumPy too, or None."""
+    whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
+    if whole and 1 <= count < 2**63:
+        return int(count)
+    if count is not None:
+        raise ConfigError(f"got {name}={show_value(count)}, expected an integer of at least 1")
+
+
 def keyword_signature(owner: type, config_class: type) -> inspect.Signature:
     """Return the signature of a class whose ``**options`` are a configuration's fields."""
     own = inspect.signature(owner.__init__).parameters  # type: ignore[misc]

@@ -14,7 +14,7 @@ import widedeep as wd
 from widedeep.bundle import Bundle
 from widedeep.bundle.graph import Forward
 from widedeep.data.transform import Transform
-from widedeep.errors import BundleError
+from widedeep.errors import BundleError, ConfigError
 from widedeep.models.mlp import MLPTower
 from widedeep.models.tower import DeepInput, DeepLayout
 from widedeep.training import export
@@ -189,6 +189,40 @@ def test_a_tower_that_a_graph_does_not_carry_is_refused(
     with pytest.raises(BundleError, match=r"row \d+ and \d+ more of \d+ score otherwise"):
         trainer.export(tmp_path / "b", warmup=False)
     assert not list(tmp_path.iterdir())
+
+
+class AcrossRows(Noisy):
+    """Gives a row less where others have more."""
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        out: Tensor = self.linear(inputs.concat_BX)
+        return out - out.mean(dim=0)
+
+
+def test_a_tower_that_looks_across_rows_is_refused(tmp_path: Path) -> None:
+    # Scores would depend on how many candidates a request has.
+    trainer = fitted(list(KINDS["job"]), towers={"own": AcrossRows})
+    with pytest.raises(BundleError, match=r"row \d has the logits .* alone and .* beside others"):
+        trainer.export(tmp_path / "b", warmup=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda x: x.concat_BX.double(), "torch.float64"),
+        (lambda x: x.concat_BX.numpy(), "ndarray"),
+        (lambda x: x, "DeepInput"),
+    ],
+)
+def test_a_tower_that_returns_something_else_is_refused(returned: Any, message: str) -> None:
+    class Other(Noisy):
+        def forward(self, inputs: DeepInput) -> Tensor:
+            out: Tensor = returned(inputs)
+            return out
+
+    with pytest.raises(ConfigError, match=f"returned {message}, expected a tensor of float32"):
+        fitted(list(KINDS["job"]), towers={"own": Other}, fit=False)
 
 
 @pytest.mark.parametrize("change", ["activation", "hook", "layer", "dropout", "subclass"])

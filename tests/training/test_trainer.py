@@ -578,6 +578,12 @@ def test_a_hook_on_the_model_is_refused_and_one_on_a_tower_is_called(schema: wd.
         wd.Trainer(model)
 
 
+def test_counts_may_be_numpys(schema: wd.Schema) -> None:
+    trainer = wd.Trainer(wd.WideDeep(schema), progress=False)
+    trainer.fit(make_table(), epochs=np.int64(1), steps=np.int32(3))
+    assert trainer.position.step == 3
+
+
 def test_a_frame_of_no_rows_is_refused(schema: wd.Schema) -> None:
     trainer = make_trainer(schema)
     with pytest.raises(DataError, match="training data without rows"):

@@ -446,6 +446,9 @@ class WideDeep(nn.Module):
             was_training = tower.training
             out = tower.eval()(empty_input(2, self.layout))
             tower.train(was_training)
+        if getattr(out, "dtype", None) != torch.float32:
+            got = out.dtype if isinstance(out, Tensor) else type(out).__name__
+            raise ConfigError(f"tower {name!r}: returned {got}, expected a tensor of float32")
         shape, form = tuple(out.shape), getattr(tower, "returns", "features")
         expected = {"members": "(2, M, C)", "logits": "(2, C)"}.get(form, "(2, width)")
         fits_logits = not gives_logits(tower) or shape[-1:] == (self.n_logits,)

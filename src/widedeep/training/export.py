@@ -147,6 +147,7 @@ def _column_values(schema: Schema, name: str) -> Iterator[Any]:
 
 _TOLERANCE = 1e-6  # of max(1, |score|)
 _ONNX_TOLERANCE = 1e-4  # its products are summed in an order of their own
+_ROWS_ALONE = 4
 _ROUNDING = 16.0  # times the bundle's own against float64: what float32 may explain
 Floats = NDArray[Any]
 ByHead = Mapping[str, Floats]
@@ -183,6 +184,8 @@ def check_agreement(
         scores = _check_heads(model, bundle, expected.logits_BC, calibration, path)
         batches, where = list(bundle.batches(expected.data)), f"{path}: of {expected.title}"
         _check_logits(model, bundle, batches, expected.logits_BC, scores, where)
+        if bundle.manifest.engine != "native":
+            _check_alone(bundle, expected.data, where)
 
 
 def _comparison_data(
@@ -334,6 +337,24 @@ def _check_logits(
         "bundle does not carry, such as a tower that draws numbers or was changed by hand, makes "
         "such a difference"
     )
+
+
+def _check_alone(bundle: Bundle, data: Any, where: str) -> None:
+    """Refuse a tower that looks across rows: a score would depend on what else is asked."""
+
+    def logits(rows: Any) -> Floats:
+        return np.concatenate([bundle.logits(batch) for batch in bundle.batches(rows)])
+
+    beside_BC = logits(data[:_ROWS_ALONE])
+    alone_BC = np.concatenate([logits(data[row : row + 1]) for row in range(len(beside_BC))])
+    row = _worst_row(beside_BC, alone_BC, _ONNX_TOLERANCE)
+    if row >= 0:
+        raise BundleError(
+            f"{where}, row {row} has the logits {alone_BC[row].tolist()} alone and "
+            f"{beside_BC[row].tolist()} beside others; the bundle was not written. A tower looks "
+            "across the rows of a batch, as a mean over dim 0 does: compute each row's output from "
+            "that row (nn.BatchNorm1d does so when it scores)"
+        )
 
 
 def _worst_row(expected: Floats, actual: Floats, limit: float, rounding: float = 0.0) -> int:

@@ -22,14 +22,14 @@ from widedeep.data.fragments import check_same_inputs
 from widedeep.data.profile import sample_rows
 from widedeep.data.sources import Data
 from widedeep.data.transform import Transform
-from widedeep.errors import CheckpointError, ConfigError, show_value
+from widedeep.errors import CheckpointError, ConfigError
 from widedeep.kernels.packed_rows import TableKind
 from widedeep.kernels.threads import limit_spinning, usable_cores
 from widedeep.metrics.estimator import estimator_metrics
 from widedeep.metrics.registry import loss_metric
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import Adagrad, OptimizerChoice, describe_optimizer, make_optimizer
-from widedeep.options import Auto, keyword_signature, with_options
+from widedeep.options import Auto, as_count, keyword_signature, with_options
 from widedeep.ranks.config import DistributedConfig, as_distributed
 from widedeep.ranks.ranks import local_threads, ranks_of
 from widedeep.schema import Schema
@@ -271,9 +271,9 @@ class Trainer:
         eval_seconds = options.eval_seconds if eval_every is None else None
         eval_every = options.eval_every if eval_every is None else eval_every
         if epochs != "auto":
-            _check_count("epochs", epochs)
-        _check_count("steps", steps)
-        _check_count("eval_every", eval_every)
+            epochs = as_count("epochs", epochs)
+        steps = as_count("steps", steps)
+        eval_every = as_count("eval_every", eval_every)
         if early_stopping == "auto":
             early_stopping = configured_stopping(options, has_valid=valid is not None)
         stopping = as_stopping(early_stopping, has_valid=valid is not None)
@@ -378,7 +378,7 @@ class Trainer:
             >>> history[-1]["shard"], history[-1]["before/auc"]
             ('hour 8', 1.0)
         """
-        _check_count("evict_after", evict_after)
+        evict_after = as_count("evict_after", evict_after)
         self.monitors = []
         callbacks = self._all_callbacks()
         if evict_after is not None and not grow:
@@ -789,12 +789,6 @@ class Trainer:
     def _say(self, message: str) -> None:
         if self.show_progress:
             print(message, file=sys.stderr)
-
-
-def _check_count(name: str, count: object) -> None:
-    whole = isinstance(count, int) and not isinstance(count, bool)
-    if count is not None and not (whole and 1 <= count < 2**63):  # type: ignore[operator]
-        raise ConfigError(f"got {name}={show_value(count)}, expected an integer of at least 1")
 
 
 Trainer.__signature__ = keyword_signature(Trainer, TrainConfig)  # type: ignore[attr-defined]
