@@ -23,14 +23,18 @@ using Numbers = nb::ndarray<nb::numpy, double>;
 
 constexpr std::int64_t kBlock = 1024;
 
-Numbers bind_read_numbers(nb::tuple capsules) {
+Column column_of(const nb::tuple& capsules) {
   const auto* const schema = static_cast<const ArrowSchema*>(
       PyCapsule_GetPointer(nb::borrow(capsules[0]).ptr(), "arrow_schema"));
   if (schema == nullptr) throw nb::python_error();
   auto* const array =
       static_cast<ArrowArray*>(PyCapsule_GetPointer(nb::borrow(capsules[1]).ptr(), "arrow_array"));
   if (array == nullptr) throw nb::python_error();
-  const Column column = make_column(*schema, *array, 0, array->length);
+  return make_column(*schema, *array, 0, array->length);
+}
+
+Numbers bind_read_numbers(nb::tuple capsules) {
+  const Column column = column_of(capsules);
   const auto n = static_cast<std::size_t>(column.length);
   std::unique_ptr<double[]> numbers(new double[n]);
   bool is_number = column.list == ListLayer::none && !column.has_dictionary;
@@ -45,6 +49,26 @@ Numbers bind_read_numbers(nb::tuple capsules) {
   }
   if (!is_number) refuse("array: expected plain numbers");
   return new_array(std::move(numbers), n);
+}
+
+// Microseconds since 1970, and the first value that is no time or -1.
+nb::tuple bind_read_times(nb::tuple capsules, std::int64_t unit) {
+  const Column column = column_of(capsules);
+  if (column.list != ListLayer::none || column.has_dictionary) refuse("array: expected plain text");
+  const auto n = static_cast<std::size_t>(column.length);
+  std::unique_ptr<std::int64_t[]> times(new std::int64_t[n]);
+  std::int64_t bad = -1;
+  {
+    const nb::gil_scoped_release unlocked;
+    const Storage storage{Storage::Kind::time, 0, unit};
+    std::vector<Status> status(n);
+    read_integers(column.values, 0, column.length, storage, times.get(), status.data());
+    const auto at = std::find_if(status.begin(), status.end(), [](Status one) {
+      return one != Status::ok && one != Status::null;
+    });
+    if (at != status.end()) bad = at - status.begin();
+  }
+  return nb::make_tuple(new_array(std::move(times), n), bad);
 }
 
 nb::tuple bind_sum_numbers(const Input& values) {
@@ -105,6 +129,7 @@ nb::ndarray<nb::numpy, std::uint32_t> bind_order(const Input& data, const Input&
 
 void bind_columns(nb::module_& m) {
   m.def("read_numbers", &bind_read_numbers, "array"_a);
+  m.def("read_times", &bind_read_times, "array"_a, "unit"_a);
   m.def("sum_numbers", &bind_sum_numbers, "values"_a);
   m.def("sorted_numbers", &bind_sorted_numbers, "values"_a);
   m.def("sorted_words", &bind_sorted_words, "words"_a);

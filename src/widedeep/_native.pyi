@@ -922,6 +922,12 @@ def make_program(
 def read_numbers(array: tuple[object, object]) -> NDArray[np.float64]:
     """Return the numbers of an Arrow array that is not nested (its capsules), NaN for nulls."""
 
+def read_times(array: tuple[object, object], unit: int) -> tuple[NDArray[np.int64], int]:
+    """Return microseconds since 1970 of times as text, and the first value that is none, or -1.
+
+    They are rounded down to a unit of so many nanoseconds, which whole numbers count.
+    """
+
 def sum_numbers(
     values: NDArray[np.float64],
 ) -> tuple[int, float, float, list[tuple[int, int, int]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import widedeep as wd
 from widedeep.data.fragments import column_stream
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import FeatureError
+from widedeep.errors import DataError, FeatureError
 from widedeep.files import map_tensors, read_metadata
 from widedeep.schema import ColumnType, Schema
 
@@ -151,7 +152,8 @@ def test_vectors_and_values_for_nulls_are_rounded_too() -> None:
 
 def test_a_fixed_value_is_rounded_too() -> None:
     spec = wd.FeatureSpec(
-        features=[wd.bucketized("b", source="x", boundaries=TENTHS)], training_only={"b": 0.7}
+        features=[wd.bucketized("b", source="x", boundaries=TENTHS), *wd.numeric("x")],
+        training_only={"b": 0.7},
     )
     schema = wd.fit_schema(spec, column(TENTHS, pa.float32()))
     assert Transform(schema).rows([{}]).ids_N.tolist() == [9]
@@ -339,6 +341,44 @@ def test_what_is_no_moment_is_refused(value: Any) -> None:
     encode = Transform(wd.fit_schema(wd.FeatureSpec(features=wd.categorical("t")), rows))
     with pytest.raises(FeatureError, match=r"'t' \(row 0\): got .*expected a time as ISO 8601"):
         encode.rows([{"t": value}])
+
+
+_MOMENTS = [
+    *("2024-05-01", "2024-05-01 12:30", "2024-05-01T12:30:00Z", "2024-05-01T14:30:00+02:00"),
+    *("2024-05-01T12:30:00+0000", "2024-05-01T12:30:00.25z", "2024-05-01 12:30:00.123456789"),
+    *("1969-12-31T23:59:59.9999999Z", "1714521600", "2024-05-01T12:30:00-00"),
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.timestamp(unit) for unit in ("s", "ms", "us", "ns")),
+        *(pa.timestamp("us", "UTC"), pa.date32(), pa.date64()),
+    ],
+    ids=str,
+)
+def test_text_of_a_file_is_the_moment_that_it_is_in_a_row(
+    kind: pa.DataType, suffix: str, tmp_path: Path
+) -> None:
+    fitted = wd.fit_schema(
+        wd.FeatureSpec(features=wd.categorical("x", hash_buckets=1 << 30)),
+        pa.table({"x": pa.array([datetime.datetime(2024, 5, 1)], pa.timestamp("ms")).cast(kind)}),
+    )
+    transform = Transform(fitted)
+    for text in _MOMENTS:
+        if text.isdigit() and "date" in str(kind):
+            continue
+        path = tmp_path / f"x.{suffix}"
+        line = json.dumps({"x": text, "z": 1}) if suffix == "jsonl" else f"x,z\n{text},1"
+        path.write_text(f"{line}\n")
+        with open_source(path, columns=["x"], column_types=fitted.input_types()) as source:
+            (read,) = column_stream(source)
+        assert transform(read).ids_N.tolist() == transform.rows([{"x": text}]).ids_N.tolist(), text
+    path.write_text('{"x": "soon"}\n' if suffix == "jsonl" else "x\nsoon\n")
+    with pytest.raises(DataError, match=r"'soon', expected a value of type (timestamp|date)"):
+        open_source(path, column_types=fitted.input_types())
 
 
 def test_a_null_moment_is_a_null() -> None:

@@ -233,10 +233,13 @@ def test_training_only_features_take_their_fixed_value_when_scoring() -> None:
 
 
 def test_a_fixed_value_must_fit_its_feature() -> None:
-    schema = make_schema(wd.numeric("rank", transform="none"), training_only={"rank": "first"})
+    schema = make_schema(
+        wd.numeric("rank", "age", transform="none"), training_only={"rank": "first"}
+    )
     with pytest.raises(FeatureError, match=r"feature 'rank' .*got 'first' .*expected a number"):
         Transform(schema)
-    crossed = make_schema([wd.crossed("a", "b", hash_buckets=5)], training_only={"a_x_b": 1})
+    features = [wd.crossed("a", "b", hash_buckets=5), wd.numeric("age", transform="none")]
+    crossed = make_schema(features, training_only={"a_x_b": 1})
     with pytest.raises(FeatureError, match=r"a_x_b.*name the cross's parts"):
         Transform(crossed)
 

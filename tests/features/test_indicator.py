@@ -191,12 +191,14 @@ def test_too_many_values_and_a_fixed_one_are_refused() -> None:
     with pytest.raises(FeatureError, match="got its own name as source"):
         wd.indicator("i", source="i")
     small = wd.FeatureSpec(
-        features=[*wd.categorical("a"), wd.indicator("i", source="a")], training_only={"i": 1}
+        features=[*wd.categorical("a", "b"), wd.indicator("i", source="a")],
+        training_only={"i": 1},
     )
     with pytest.raises(FeatureError, match=r"an indicator in training_only.* its source 'a' inst"):
-        Transform(wd.fit_schema(small, [{"a": "x"}]))
+        Transform(wd.fit_schema(small, [{"a": "x", "b": "z"}]))
     fixed = small.replace(training_only={"a": "x"})
-    transform = Transform(wd.fit_schema(fixed, [{"a": "x"}, {"a": "y"}, {"a": "y"}]))
+    rows = [{"a": "x", "b": "z"}, {"a": "y"}, {"a": "y"}]
+    transform = Transform(wd.fit_schema(fixed, rows))
     assert transform.rows([{"a": "y"}, {}]).dense_BK.tolist() == [[0.0, 1.0]] * 2
 
 

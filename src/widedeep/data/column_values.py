@@ -19,6 +19,8 @@ from widedeep.features.learned import ColumnType, LogicalKind
 Arrow = TypeVar("Arrow", pa.Array, pa.ChunkedArray)
 
 _INT64 = 2**63
+UNITS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1, "day": 86_400 * 10**9}
+"""Nanoseconds of a time's units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,33 @@ def storage_of(arrow_type: pa.DataType) -> str | None:
     if types.is_date(arrow_type):
         return "day" if types.is_date32(arrow_type) else "ms"
     return None
+
+
+def is_time(arrow_type: pa.DataType) -> bool:
+    """Tell whether a type is one of dates or of times of a date."""
+    return bool(pa.types.is_timestamp(arrow_type) or pa.types.is_date(arrow_type))
+
+
+def read_times(text: pa.ChunkedArray, kind: pa.DataType) -> tuple[pa.ChunkedArray, int | None]:
+    """Return text as times of a type, and the first row that is none.
+
+    As everywhere: ISO 8601, without a zone UTC, rounded down to the type's unit; whole numbers
+    count its units.
+    """
+    zone = kind.tz if pa.types.is_timestamp(kind) else None
+    unit = UNITS[storage_of(kind) or "day"]
+    times, first = [], 0
+    for chunk in text.chunks:
+        microseconds, bad = kernels.read_times(chunk.__arrow_c_array__(), unit)
+        if bad >= 0:
+            return text, first + bad
+        column = pa.array(microseconds, mask=np.asarray(chunk.is_null()))
+        try:
+            times.append(column.cast(pa.timestamp("us", zone)).cast(kind))
+        except pa.ArrowInvalid:  # beyond what nanoseconds of 64 bits hold
+            return text, first + int(np.abs(microseconds).argmax())
+        first += len(chunk)
+    return pa.chunked_array(times, kind), None
 
 
 def _plain(array: pa.Array) -> pa.Array:

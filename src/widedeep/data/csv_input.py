@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from widedeep import kernels
 from widedeep.data.arrow_types import logical_type
+from widedeep.data.column_values import is_time, read_times
 from widedeep.data.fragments import (
     ROW_GROUP_ROWS,
     ColumnKind,
@@ -271,11 +272,13 @@ def _truths(text: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _cast(text: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    times = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
-    integers = _canonical_integers(text) if times else None
+    advice = f"expected a value of type {kind}, as its column holds elsewhere"
+    if is_time(kind):
+        times, fault = read_times(text, kind)
+        if fault is not None:
+            raise ValueFault(fault, text[fault].as_py(), advice)
+        return times
     try:
-        if integers is not None:  # units since 1970
-            return pc.cast(pc.cast(integers, pa.int32()) if kind == pa.date32() else integers, kind)
         return pc.cast(text, kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass
@@ -287,9 +290,7 @@ def _cast(text: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
             return False
         return True
 
-    raise _first_fault(
-        text, fits, f"expected a value of type {kind}, as its column holds elsewhere"
-    )
+    raise _first_fault(text, fits, advice)
 
 
 def _first_fault(text: pa.ChunkedArray, fits: object, advice: str) -> ValueFault:

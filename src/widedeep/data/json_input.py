@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pajson
 
+from widedeep.data.column_values import is_time, read_times
 from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, selected_columns
 from widedeep.data.parquet_input import spooled_input
 from widedeep.errors import DataError
@@ -45,19 +46,43 @@ def _json_input(
         _check_ids(path, line, table.select([name for name in ids if name in table.schema.names]))
         for field in table.schema:
             types.setdefault(field.name, set()).add(field.type)
-    for name, kinds in types.items():
-        # Text that looks like a time is text, as in CSV, unless the column is one of times.
-        is_time = pa.types.is_timestamp(declared_types.get(name, pa.null()))
-        time = declared_types[name] if is_time else pa.string()
-        types[name] = {time if pa.types.is_timestamp(kind) else kind for kind in kinds}
-    schema = pa.schema([(name, _one_type(path, name, kinds)) for name, kinds in types.items()])
+    # Text that looks like a time is text, as in CSV, unless the column is one of times.
+    texts = {
+        name: {pa.string() if pa.types.is_timestamp(kind) else kind for kind in kinds}
+        for name, kinds in types.items()
+    }
+    written = pa.schema([(name, _one_type(path, name, kinds)) for name, kinds in texts.items()])
+    times = {
+        field.name: declared_types[field.name]
+        for field in written
+        if field.type == pa.string() and is_time(declared_types.get(field.name, pa.null()))
+    }
+    schema = pa.schema([(field.name, times.get(field.name, field.type)) for field in written])
     batches = (
         batch
         for line, text in _chunks(path)
-        for batch in _parsed(path, line, text, schema).select(schema.names).to_batches()
+        for batch in _timed(path, line, _parsed(path, line, text, written), schema).to_batches()
     )
     reader = pa.RecordBatchReader.from_batches(schema, batches)
     return spooled_input(selected_columns(reader, columns, str(path)), str(path), spool, path=path)
+
+
+def _timed(path: InputPath, line: int, table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the columns of a schema, texts that are times in it as such."""
+    columns = []
+    for field in schema:
+        column = table[field.name]
+        if column.type != field.type:
+            text = column
+            column, fault = read_times(text, field.type)
+            if fault is not None:
+                raise DataError(
+                    f"{path}, counted from line {line}: the field {field.name!r} holds "
+                    f"{text[fault].as_py()!r}, expected a value of type {field.type}, as its "
+                    "column holds elsewhere"
+                )
+        columns.append(column)
+    return pa.table(columns, schema=schema)
 
 
 def _chunks(path: InputPath) -> Iterator[tuple[int, bytes]]:

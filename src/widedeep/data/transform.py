@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
+from widedeep.data.column_values import UNITS
 from widedeep.data.fragments import origin_of
 from widedeep.errors import DataError, FeatureError, SchemaError, nearest
 from widedeep.features import (
@@ -62,8 +63,6 @@ def misspelt_keys(
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 _PLAIN = (bool, int, float, str, bytes, type(None))
-UNITS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1, "day": 86_400 * 10**9}
-"""Nanoseconds of a time's units."""
 
 
 class Moment(int):

@@ -71,6 +71,7 @@ from widedeep._native import pack_rows as pack_rows
 from widedeep._native import pair_products as pair_products
 from widedeep._native import pair_products_grad as pair_products_grad
 from widedeep._native import read_numbers as read_numbers
+from widedeep._native import read_times as read_times
 from widedeep._native import rmsprop_rows as rmsprop_rows
 from widedeep._native import round_rows as round_rows
 from widedeep._native import segment_sum as segment_sum

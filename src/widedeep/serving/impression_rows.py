@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from widedeep.data.column_values import without_decimals
-from widedeep.data.transform import UNITS, Moment, plain_value
+from widedeep.data.column_values import UNITS, without_decimals
+from widedeep.data.transform import Moment, plain_value
 from widedeep.features.spec import item_columns
 from widedeep.schema import ColumnType
 from widedeep.serving.catalogue import Catalogue
