@@ -319,7 +319,13 @@ bool InferRequestReader::finish(const InferNames& names) {
   }
   for (std::size_t i = 0; i < output_names_.size(); ++i) {
     const auto at = std::find(names.outputs.begin(), names.outputs.end(), output_names_[i]);
-    if (at == names.outputs.end()) return false;
+    const auto same = [&](std::string_view name) { return name == output_names_[i]; };
+    const auto before = output_names_.begin() + static_cast<std::ptrdiff_t>(i);
+    // One that is asked for twice is for the full server to refuse.
+    if (at == names.outputs.end() || i >= names.outputs.size() ||
+        std::any_of(output_names_.begin(), before, same)) {
+      return false;
+    }
     const bool is_binary = output_forms_[i] < 0 ? all_binary_ : output_forms_[i] == 1;
     outputs_.push_back({static_cast<std::size_t>(at - names.outputs.begin()), is_binary});
   }

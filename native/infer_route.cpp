@@ -48,6 +48,7 @@ bool InferRoute::score(InferRoom& room) const {
   room.deep.assign(size, 0.0F);
   try {
     plan.check_values(room.reader.n_values());
+    plan.check_values(static_cast<std::int64_t>(size));
     transform::InputBatch batch;
     batch.n_rows = n_rows;
     batch.columns.assign(plan.columns.size(), nullptr);

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from tests.serving.http.calls import Running, running
+from tests.serving.http.calls import Local, Running, running
 from tests.serving.http.test_costs import cost
-from widedeep.bundle import Bundle
+from tests.serving.versions import publish
+from widedeep.bundle import Bundle, BundleHead
 from widedeep.errors import LimitError
+from widedeep.serving.registry import Registry
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -172,6 +174,38 @@ def test_the_answer_names_the_row_and_the_limit(server: Running) -> None:
     answer = server.call("POST", "/v1/rank", body)
     assert answer.status == 413
     assert "expected at most 4,000,000 (--max-request-values)" in answer.json["error"]
+
+
+def test_an_answer_is_as_small_as_its_request(server: Running) -> None:
+    """A request may not ask for one output many times."""
+    rows = {"name": "tags", "shape": [16_384, 0], "datatype": "BYTES", "data": []}
+    for n in (1, 2, 10_000):
+        asked = {"inputs": [rows], "outputs": [{"name": "score"}] * n}
+        answer = server.call("POST", "/v2/models/m/infer", asked)
+        assert answer.status == (200 if n == 1 else 400)
+    assert answer.json == {"error": "got the output 'score' twice", "pointer": "/outputs/1/name"}
+
+
+def test_classes_count_among_the_values_of_a_request(tmp_path: Path) -> None:
+    names = tuple(f"class {n}" for n in range(100))
+    head = BundleHead(name="", kind="multiclass", start=0, stop=100, classes=names)
+    publish(tmp_path / "m", "1", seed=1, heads=(head,))
+    path = "/v1/models/m:"
+    with Registry(tmp_path / "m", max_values=1000) as registry:
+        assert registry.wait_ready(60)
+        local = Local({"m": registry})
+        for asked, fits in (
+            (("predict", {"instances": [{}] * 10}), True),
+            (("predict", {"instances": [{}] * 11}), False),
+            (("predict", {"inputs": {"age": [1] * 11}}), False),
+            (("predict", {"instances": [{}] * 2, "signature_name": "predict"}), True),
+            (("predict", {"instances": [{}] * 3, "signature_name": "predict"}), False),
+            (("classify", {"examples": [{}] * 5}), True),
+            (("classify", {"examples": [{}] * 6}), False),
+        ):
+            answer = local.post(path + asked[0], asked[1])
+            assert answer.status == (200 if fits else 413), (asked, answer.body)
+            assert fits or "--max-request-values" in answer.json["error"]
 
 
 def test_lists_that_fit_are_ranked_as_rows_are_scored(server: Running, folder: Path) -> None:

@@ -244,6 +244,7 @@ def score_rows(
         try:
             with traces.span("features"):
                 request_rows = rows(bundle)
+            bundle.encoder.check_values(len(request_rows) * bundle.model.n_logits)
             with traces.span("score"):
                 logits_BC = _logits(bundle, request_rows, service.threads)
                 scores = by_head(bundle.model, bundle.scores_of(logits_BC))
@@ -449,13 +450,17 @@ def requested_outputs(request: InferRequest, scored: Scored) -> Outputs:
     everything = request.parameters.get("binary_data_output") is True
     if not request.outputs:
         return [(name, scores, everything) for name, scores in heads.items()]
-    outputs = []
+    outputs: Outputs = []
     for position, output in enumerate(request.outputs):
         if output.name not in heads:
             raise HttpError(
                 400,
                 f"got the output {output.name!r}; {nearest(output.name, heads)}",
                 pointer=f"/outputs/{position}/name",
+            )
+        if any(name == output.name for name, _, _ in outputs):
+            raise HttpError(
+                400, f"got the output {output.name!r} twice", pointer=f"/outputs/{position}/name"
             )
         binary = output.parameters.get("binary_data", everything) is True
         outputs.append((output.name, heads[output.name], binary))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -72,6 +73,7 @@ async def predict(service: Service, call: Call) -> Reply:
 
     def rows(bundle: Bundle) -> list[Row]:
         _check_signature(bundle, request.signature_name, signatures(bundle))
+        bundle.encoder.check_values(n_rows * _outputs_width(bundle, request.signature_name))
         if request.instances is not None:
             return _instances(bundle, request.instances)
         return _inputs(bundle, request.inputs or {})
@@ -142,6 +144,13 @@ def _outputs(
     if kind == "values":
         return {"outputs": predictions["logistic" if heads[0].kind == "binary" else "predictions"]}
     return predictions
+
+
+def _outputs_width(bundle: Bundle, signature: str) -> int:
+    """Return the number of values that a signature answers with for each row."""
+    no_rows_BC = np.zeros((0, bundle.model.n_logits), np.float32)
+    outputs = _outputs(bundle, signature, no_rows_BC).values()
+    return sum(math.prod(values.shape[1:]) for values in outputs)
 
 
 def _instances(bundle: Bundle, instances: list[Any]) -> list[Row]:
@@ -283,6 +292,7 @@ async def _score_examples(service: Service, call: Call, signature: str) -> Score
         _check_signature(bundle, request.signature_name, (_DEFAULT, signature))
         check_columns(bundle, list(request.context), lambda name: f"/context/{name}")
         shared = _plain_row(bundle, request.context, "/context")
+        bundle.encoder.check_values(2 * len(request.examples) * bundle.model.n_logits)  # and names
         example_rows = []
         for index, example in enumerate(request.examples):
             check_columns(bundle, list(example), partial(_at, f"/examples/{index}"))
