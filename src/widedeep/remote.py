@@ -50,6 +50,7 @@ _SIGNED_S = 600  # An address that is signed is used so long
 _AVOIDED_S = 60.0  # A host that plain HTTP did not read is left to its library so long
 _SILENT_S = 30.0  # A connection on which nothing comes so long is lost
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # Between tries to read ranges while a connection is lost
+_PATIENCE_S = 10.0  # After so long no other try is begun
 _avoided: dict[str, float] = {}  # Such hosts, and until when
 
 Block: TypeAlias = bytes | memoryview
@@ -94,6 +95,11 @@ def open_filesystem(url: str) -> tuple[Any, str]:
             f"{url}: cannot be opened ({error}); run: pip install 'widedeep[{extra}]'"
         ) from error
     except ValueError as error:
+        if protocol in _EXTRAS:
+            text = str(error).splitlines()[0]
+            raise DataError(
+                f"{url}: cannot be opened ({text}); give credentials: {_CREDENTIALS[extra]}"
+            ) from error
         raise DataError(
             f"{url}: got the protocol {protocol!r}, which nothing opens ({error}); use s3, gs, "
             "abfs, https, or a local path"
@@ -234,13 +240,17 @@ class RemoteFile:
             direct = asyncio.run_coroutine_threadsafe(fetch, self.fs.loop).result
 
         def blocks() -> list[Block]:
+            started = time.monotonic()
             if direct is not None:
                 try:
-                    return direct()
+                    with remote_errors(self.url):
+                        return direct()
                 except RangesIgnored:
                     raise
-                except Exception:  # each library has exceptions of its own; this tries again
+                except Exception:  # each library has exceptions of its own
                     _avoid_direct(self)
+                    if time.monotonic() - started > _PATIENCE_S:  # it has tried again itself
+                        raise
             return self._checked_ranges(ranges)
 
         return blocks
@@ -257,7 +267,7 @@ class RemoteFile:
     def _checked_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[Block]:
         """Fetch ranges as the library does, if this version lies there yet; try again if lost."""
         starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
-        paths = [self.path] * len(ranges)
+        paths, started = [self.path] * len(ranges), time.monotonic()
         for pause in (*_PAUSES_S, None):
             try:
                 if self.look() != self:
@@ -266,7 +276,8 @@ class RemoteFile:
                     blocks = self.fs.cat_ranges(paths, starts, stops, on_error="raise")
                     return self._whole(blocks, ranges)
             except RemoteUnavailable:
-                if pause is None:
+                # Some libraries have tried for minutes by then.
+                if pause is None or time.monotonic() - started > _PATIENCE_S:
                     raise
                 time.sleep(pause)
         raise AssertionError

@@ -475,6 +475,16 @@ def test_what_a_server_refuses(
         open_source(f"{faulty_server.url}/rows.parquet")
 
 
+def test_a_store_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise ValueError("Must provide either a connection_string or account_name!")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refused)
+    message = r"cannot be opened \(Must .*credentials: AZURE_STORAGE_CONNECTION_STRING"
+    with pytest.raises(DataError, match=message):
+        open_source("abfs://logs/rows.parquet")
+
+
 def test_nobody_listens() -> None:
     with pytest.raises(RemoteUnavailable, match=r"cannot be read .*Cannot connect to host"):
         open_source("http://127.0.0.1:1/rows.parquet")

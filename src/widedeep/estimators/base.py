@@ -7,9 +7,9 @@ import math
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -169,6 +169,43 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             optimizer = make_optimizer(choice) if isinstance(choice, str | Mapping) else choice
             return {} if choice is None else describe_optimizer(optimizer)
         return {}
+
+    @value_errors
+    def fit(
+        self,
+        X: object,
+        y: object,
+        sample_weight: object = None,
+        *,
+        eval_set: object = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Self:
+        """Fit on a table ``X`` of shape (rows, columns) and labels ``y`` of shape (rows,).
+
+        Args:
+            X: A DataFrame, an Arrow table or an array; arrays' columns are called ``x0``, ``x1``.
+            y: The class of each row; of a regression its value.
+            sample_weight: Weight of each row, at least 0. Of up to 5,000 rows a whole weight is
+                that many rows.
+            eval_set: A pair ``(X, y)``, or a list of one pair: settings are chosen on it and not on
+                rows left out, and training stops early by it unless ``early_stopping=False``.
+            callbacks: As for :class:`widedeep.Trainer`; told of the final training.
+
+        Raises:
+            DataError: If ``y`` holds one class only, a missing value or one that is not finite, or
+                lengths differ.
+        """
+        examples, head = self._examples(X, y, sample_weight)
+        self._fit(examples, head, self._valid(eval_set), callbacks)
+        return self
+
+    def _examples(self, X: object, y: object, sample_weight: object) -> tuple[Examples, Head]:
+        """Return the rows to learn with their labels as numbers, and the head that learns them."""
+        raise NotImplementedError
+
+    def _labels(self, y: object) -> NDArray[Any]:
+        """Return labels as :meth:`_examples` did, by what it learned of them."""
+        raise NotImplementedError
 
     def _fit(
         self, examples: Examples, head: Head, valid: pa.Table | None, callbacks: Sequence[Callback]
@@ -376,9 +413,7 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         assert isinstance(predictions, np.ndarray)
         return predictions
 
-    def _valid(
-        self, eval_set: object, read_labels: Callable[[object], NDArray[Any]]
-    ) -> pa.Table | None:
+    def _valid(self, eval_set: object) -> pa.Table | None:
         """Return the rows of an eval_set with their labels."""
         if eval_set is None:
             return None
@@ -387,7 +422,7 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             raise DataError(
                 f"eval_set: got {show_value(type(eval_set).__name__)}, expected one pair (X, y)"
             )
-        table, labels = as_table(pair[0]), read_labels(pair[1])
+        table, labels = as_table(pair[0]), self._labels(pair[1])
         if not len(labels) or len(labels) != table.num_rows:
             raise DataError(
                 f"eval_set: got {table.num_rows} rows in X and {len(labels)} in y; expected "

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.callbacks import Callback
 from widedeep.errors import ConfigError, DataError, show_value
 from widedeep.estimators.base import ClassifierMixin, WideDeepEstimator
-from widedeep.estimators.estimator_data import read_classes, read_examples, read_numbers
+from widedeep.estimators.estimator_data import (
+    Examples,
+    read_classes,
+    read_examples,
+    read_numbers,
+    read_weights,
+)
 from widedeep.estimators.value_errors import value_errors
 from widedeep.models.heads import Binary, Head, Multiclass
 
@@ -75,41 +80,15 @@ class WideDeepClassifier(ClassifierMixin, WideDeepEstimator):  # type: ignore[mi
         1.0
     """
 
-    @value_errors
-    def fit(
-        self,
-        X: object,
-        y: object,
-        sample_weight: object = None,
-        *,
-        eval_set: object = None,
-        callbacks: Sequence[Callback] = (),
-    ) -> WideDeepClassifier:
-        """Fit on a table ``X`` of shape (rows, columns) and labels ``y`` of shape (rows,).
-
-        Args:
-            X: A DataFrame, an Arrow table or an array; arrays' columns are called ``x0``, ``x1``.
-            y: The class of each row.
-            sample_weight: Weight of each row, at least 0. Of up to 5,000 rows a whole weight is
-                that many rows.
-            eval_set: A pair ``(X, y)``, or a list of one pair: settings are chosen on it and not on
-                rows left out, and training stops early by it unless ``early_stopping=False``.
-            callbacks: As for :class:`widedeep.Trainer`; told of the final training.
-
-        Raises:
-            DataError: If ``y`` holds one class only or a missing value, or lengths differ.
-        """
-        labels = read_classes(y)
-        self.classes_, codes = np.unique(labels, return_inverse=True)
+    def _examples(self, X: object, y: object, sample_weight: object) -> tuple[Examples, Head]:
+        self.classes_, codes = np.unique(read_classes(y), return_inverse=True)
         codes, count = codes.reshape(-1).astype(np.int64), len(self.classes_)
         if count < 2:
             read_examples(X, codes)  # what is wrong with the rows is told first
             raise DataError(
                 f"got one class only in y ({self.classes_.tolist()}), expected at least two"
             )
-        weights = None
-        if sample_weight is not None:
-            weights = read_numbers("sample_weight", sample_weight, least=0.0)
+        weights = read_weights(sample_weight)
         if self.class_weight is not None:
             by_row = self._weight_by_class(codes)[codes]
             if weights is None:
@@ -117,9 +96,7 @@ class WideDeepClassifier(ClassifierMixin, WideDeepEstimator):  # type: ignore[mi
             elif len(weights) == len(by_row):  # others are refused
                 weights = weights * by_row
         head: Head = Binary() if count == 2 else Multiclass(classes=count)
-        examples = read_examples(X, codes, weights)
-        self._fit(examples, head, self._valid(eval_set, self._codes), callbacks)
-        return self
+        return read_examples(X, codes, weights), head
 
     def _weight_by_class(self, codes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the weight of each class, (classes,)."""
@@ -140,8 +117,7 @@ class WideDeepClassifier(ClassifierMixin, WideDeepEstimator):  # type: ignore[mi
             )
         return read_numbers("class_weight", [choice.get(label, 1.0) for label in classes], 0.0)
 
-    def _codes(self, y: object) -> NDArray[np.int64]:
-        """Return the number of each label's class."""
+    def _labels(self, y: object) -> NDArray[np.int64]:
         numbers = {label: code for code, label in enumerate(self.classes_.tolist())}
         labels = read_classes(y).tolist()
         for row, label in enumerate(labels):

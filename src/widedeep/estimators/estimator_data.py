@@ -277,6 +277,13 @@ def read_numbers(name: str, values: object, least: float = -np.inf) -> NDArray[n
     return numbers
 
 
+def read_weights(sample_weight: object) -> NDArray[np.float64] | None:
+    """Return the weight of each row, at least 0, (rows,); None for None."""
+    if sample_weight is None:
+        return None
+    return read_numbers("sample_weight", sample_weight, least=0.0)
+
+
 def _is_finite(value: object) -> bool:
     try:
         return bool(np.isfinite(float(value))) and not isinstance(value, str)  # type: ignore[arg-type]

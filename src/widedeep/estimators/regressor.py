@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.callbacks import Callback
 from widedeep.errors import ConfigError, DataError, show_value
 from widedeep.estimators.base import RegressorMixin, WideDeepEstimator
-from widedeep.estimators.estimator_data import read_examples, read_numbers
+from widedeep.estimators.estimator_data import (
+    Examples,
+    read_examples,
+    read_numbers,
+    read_weights,
+)
 from widedeep.estimators.value_errors import value_errors
-from widedeep.models.heads import Regression
+from widedeep.models.heads import Head, Regression
 
 
 class WideDeepRegressor(RegressorMixin, WideDeepEstimator):  # type: ignore[misc]
@@ -53,36 +55,13 @@ class WideDeepRegressor(RegressorMixin, WideDeepEstimator):  # type: ignore[misc
         True
     """
 
-    @value_errors
-    def fit(
-        self,
-        X: object,
-        y: object,
-        sample_weight: object = None,
-        *,
-        eval_set: object = None,
-        callbacks: Sequence[Callback] = (),
-    ) -> WideDeepRegressor:
-        """Fit on a table ``X`` of shape (rows, columns) and values ``y`` of shape (rows,).
-
-        Args:
-            X: As for :meth:`WideDeepClassifier.fit`, also for the arguments that follow.
-            y: The value of each row.
-            sample_weight: Weight of each row, at least 0.
-            eval_set: A pair ``(X, y)`` to choose settings on and to stop by.
-            callbacks: As for :class:`widedeep.Trainer`.
-
-        Raises:
-            DataError: If a value is not finite, or lengths differ.
-        """
+    def _examples(self, X: object, y: object, sample_weight: object) -> tuple[Examples, Head]:
         if self.class_weight is not None:
             raise ConfigError(
                 f"got class_weight={show_value(self.class_weight)} for a regression, which has no "
                 "classes; give sample_weight to fit"
             )
-        weights = None
-        if sample_weight is not None:
-            weights = read_numbers("sample_weight", sample_weight, least=0.0)
+        weights = read_weights(sample_weight)
         examples = read_examples(X, read_numbers("y", y), weights)
         with np.errstate(over="ignore", invalid="ignore"):
             mean = np.average(examples.labels, weights=examples.weights)
@@ -90,10 +69,10 @@ class WideDeepRegressor(RegressorMixin, WideDeepEstimator):  # type: ignore[misc
         if not np.isfinite(variance):
             raise DataError("y: got values whose spread no number holds; scale them down")
         self.label_mean_, self.label_scale_ = float(mean), float(np.sqrt(variance)) or 1.0
-        valid = self._valid(eval_set, lambda y: self._standardise(read_numbers("y", y)))
-        standard = examples.with_labels(self._standardise(examples.labels))
-        self._fit(standard, Regression(), valid, callbacks)
-        return self
+        return examples.with_labels(self._standardise(examples.labels)), Regression()
+
+    def _labels(self, y: object) -> NDArray[np.float64]:
+        return self._standardise(read_numbers("y", y))
 
     def _standardise(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return (values - self.label_mean_) / self.label_scale_
