@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import hashlib
 import io
 import os
 import tempfile
@@ -485,24 +486,85 @@ def output_folder(path: str, *, last: str, overwrite: bool) -> Iterator[Path]:
     if not is_url(path):
         yield Path(local_path(path))
         return
-    fs, fs_path = open_output(path)
-    with remote_errors(path):
-        old = [str(name) for name in fs.find(fs_path)]
+    folder = RemoteFolder(path, writes=True)
+    old = list(folder.files())
     if old and not overwrite:
         raise DataError(f"{path}: already exists; choose another, or replace it with --force")
-    if old and f"{fs_path}/{last}" not in old:
+    if old and last not in old:
         raise DataError(
             f"{path}: got {len(old):,} files and no {last} there, expected what --force may "
             "replace; choose another, or delete it yourself"
         )
-    with tempfile.TemporaryDirectory(prefix="widedeep-") as folder:
-        out = Path(folder) / path.rstrip("/").rpartition("/")[2]
+    with tempfile.TemporaryDirectory(prefix="widedeep-") as temporary:
+        out = Path(temporary) / path.rstrip("/").rpartition("/")[2]
         yield out
-        with remote_errors(path):
-            for name in sorted(old, key=lambda name: name != f"{fs_path}/{last}"):
-                fs.rm_file(name)
-            for file in sorted(out.iterdir(), key=lambda file: (file.name == last, file.name)):
-                fs.put_file(str(file), f"{fs_path}/{file.name}")
+        for name in sorted(old, key=lambda name: name != last):
+            folder.remove(name)
+        for file in sorted(out.iterdir(), key=lambda file: (file.name == last, file.name)):
+            folder.send(file, file.name)
+
+
+class RemoteFolder:
+    """A folder behind a URL, of whose files some are here too.
+
+    Args:
+        url: The folder.
+        writes: Files are to be written there, so its bucket must exist.
+    """
+
+    def __init__(self, url: str, *, writes: bool = False) -> None:
+        self.url = url.rstrip("/")
+        self.fs, self.path = (open_output if writes else open_filesystem)(self.url)
+
+    @property
+    def cache_name(self) -> str:
+        """The name of the folder here that holds what was fetched of it."""
+        digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        return f"{self.url.rpartition('/')[2]}-{digest}"
+
+    def files(self) -> dict[str, RemoteFile]:
+        """Return all files, by their path in the folder."""
+        with remote_errors(self.url):
+            infos = self.fs.find(self.path, detail=True)
+        names = {str(path)[len(self.path) :].strip("/"): info for path, info in infos.items()}
+        return {n: RemoteFile.of(self.fs, f"{self.url}/{n}", info) for n, info in names.items()}
+
+    def look(self, name: str) -> RemoteFile | None:
+        """Return a file as it is now; None if there is none."""
+        url = f"{self.url}/{name}"
+        with remote_errors(url):
+            try:
+                return RemoteFile.of(self.fs, url, self.fs.info(f"{self.path}/{name}"))
+            except FileNotFoundError:
+                return None
+
+    def read(self, name: str) -> bytes | None:
+        """Return what a small file holds; None if there is none."""
+        with remote_errors(f"{self.url}/{name}"):
+            try:
+                return bytes(self.fs.cat_file(f"{self.path}/{name}"))
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, content: bytes, **options: str) -> None:
+        """Write a small file; ``mode="create"`` raises FileExistsError if there is one."""
+        with remote_errors(f"{self.url}/{name}"):
+            self.fs.pipe_file(f"{self.path}/{name}", content, **options)
+
+    def fetch(self, name: str, file: Path) -> None:
+        """Copy one of its files to a file here."""
+        with remote_errors(f"{self.url}/{name}"):
+            self.fs.get_file(f"{self.path}/{name}", str(file))
+
+    def send(self, file: Path, name: str) -> None:
+        """Copy a file here to one of its files."""
+        with remote_errors(f"{self.url}/{name}"):
+            self.fs.put_file(str(file), f"{self.path}/{name}")
+
+    def remove(self, name: str) -> None:
+        """Delete a file, which need not be there."""
+        with remote_errors(f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.path}/{name}")
 
 
 class FileRanges(io.RawIOBase):

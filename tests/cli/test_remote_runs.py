@@ -143,7 +143,7 @@ class Store:
         self.failures = 0
         monkeypatch.setattr(remote_runs, "say", self.lines.append)
         monkeypatch.setattr(remote_runs, "_PAUSE_S", (0.01, 0.02))
-        put = self.remote._fs.put_file
+        put = self.remote._remote.fs.put_file
 
         def put_file(local: str, path: str, **options: Any) -> None:
             if self.failures > 0:
@@ -151,7 +151,7 @@ class Store:
                 raise ConnectionError(errno.ECONNRESET, "the connection was reset")
             put(local, path, **options)
 
-        monkeypatch.setattr(self.remote._fs, "put_file", put_file)
+        monkeypatch.setattr(self.remote._remote.fs, "put_file", put_file)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_folder_without_its_last_file_is_not_taken(store: Store) -> None:
     for name in ("tensors.safetensors", "schema.safetensors", "state.json"):
         write(folder, f"{step}/{name}", name)
     store.remote.upload()
-    store.remote._fs.rm_file(f"{store.remote._path}/{step}/state.json")
+    store.remote._remote.fs.rm_file(f"{store.remote._remote.path}/{step}/state.json")
     assert contents(RemoteRun(store.remote.url).fetch()) == {"config.toml": b"x = 1"}
     shutil.rmtree(folder / "checkpoints")
     store.remote.upload()
@@ -239,7 +239,7 @@ def test_nothing_there_is_deleted_before_a_run_begins(store: Store) -> None:
 
 def test_files_of_others_stay(store: Store) -> None:
     """A run that is sent, and --force too, delete a run's files alone."""
-    fs, path = store.remote._fs, store.remote._path
+    fs, path = store.remote._remote.fs, store.remote._remote.path
     for name in ("notes.txt", "other/config.toml", "other/bundle/manifest.json"):
         fs.pipe_file(f"{path}/{name}", b"another's")
     store.remote.begin(resume=False, force=False)
@@ -257,7 +257,9 @@ def test_files_of_others_stay(store: Store) -> None:
 
 
 def test_a_folder_with_some_of_a_run_is_not_written_over(store: Store) -> None:
-    store.remote._fs.pipe_file(f"{store.remote._path}/checkpoints/mine.ckpt", b"another's")
+    store.remote._remote.fs.pipe_file(
+        f"{store.remote._remote.path}/checkpoints/mine.ckpt", b"another's"
+    )
     with pytest.raises(ConfigError, match="holds a run"):
         store.remote.begin(resume=False, force=False)
 
@@ -268,7 +270,7 @@ def test_nothing_is_asked_of_the_store_where_nothing_changed(
     write(store.remote.folder, "config.toml", "x = 1")
     store.remote.upload()
     for name in ("find", "put_file", "cat_file", "info"):
-        monkeypatch.setattr(store.remote._fs, name, None, raising=False)
+        monkeypatch.setattr(store.remote._remote.fs, name, None, raising=False)
     store.remote.upload()
 
 
@@ -312,9 +314,9 @@ def test_what_was_not_sent_goes_on_where_nobody_else_wrote(store: Store) -> None
     for name in ("schema.safetensors", "state.json", "tensors.safetensors"):
         write(store.remote.folder, f"{step}/{name}", name)
     before = (store.remote.folder / remote_runs._ENTRIES).read_bytes()
-    store.remote._fs.put_file(
+    store.remote._remote.fs.put_file(
         str(store.remote.folder / step / "schema.safetensors"),
-        f"{store.remote._path}/{step}/schema.safetensors",
+        f"{store.remote._remote.path}/{step}/schema.safetensors",
     )
     (store.remote.folder / remote_runs._ENTRIES).write_bytes(before)
     again = RemoteRun(store.remote.url, writes=True)
@@ -327,7 +329,7 @@ def test_what_was_not_sent_goes_on_where_nobody_else_wrote(store: Store) -> None
 def test_what_was_deleted_there_is_sent_again(store: Store) -> None:
     write(store.remote.folder, "config.toml", "x = 1")
     store.remote.upload()
-    store.remote._fs.rm(store.remote._path, recursive=True)
+    store.remote._remote.fs.rm(store.remote._remote.path, recursive=True)
     again = RemoteRun(store.remote.url, writes=True)
     again.begin(resume=True, force=False)
     again.upload()

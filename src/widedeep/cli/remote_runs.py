@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -20,14 +19,7 @@ from widedeep.bundle.manifest import MANIFEST
 from widedeep.cli.output import say
 from widedeep.errors import ConfigError, DataError
 from widedeep.files import locked, try_locked, write_text_whole
-from widedeep.remote import (
-    RemoteFile,
-    RemoteUnavailable,
-    is_url,
-    open_filesystem,
-    open_output,
-    remote_errors,
-)
+from widedeep.remote import RemoteFile, RemoteFolder, RemoteUnavailable, is_url
 from widedeep.serving.loading import default_cache
 
 _ENTRIES = ".remote.json"  # What each file was, here and there, when they were the same
@@ -57,12 +49,10 @@ class RemoteRun:
     """
 
     def __init__(self, url: str, *, writes: bool = False) -> None:
-        self.url = url.rstrip("/")
-        self._fs, self._path = (open_output if writes else open_filesystem)(self.url)
-        digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
-        name = self.url.rpartition("/")[2]
+        self._remote = RemoteFolder(url, writes=writes)
+        self.url = self._remote.url
         kind = "runs" if writes else "copies"
-        self.folder = default_cache().parent / kind / f"{name}-{digest}"
+        self.folder = default_cache().parent / kind / self._remote.cache_name
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._writes, self._writer = writes, ""
         self._ending = threading.Event()
@@ -72,13 +62,7 @@ class RemoteRun:
 
     def listing(self) -> dict[str, RemoteFile]:
         """Return the files behind the URL by their path in the run."""
-        with remote_errors(self.url):
-            infos = self._fs.find(self._path, detail=True)
-        files = {
-            str(path)[len(self._path) :].strip("/"): RemoteFile.of(self._fs, self.url, info)
-            for path, info in infos.items()
-        }
-        return {name: file for name, file in files.items() if name != _WRITER}
+        return {name: file for name, file in self._remote.files().items() if name != _WRITER}
 
     def begin(self, *, resume: bool, force: bool) -> None:
         """Bring a run that goes on, and refuse one that would be overwritten.
@@ -146,8 +130,7 @@ class RemoteRun:
                     continue
                 local.parent.mkdir(parents=True, exist_ok=True)
                 partial = local.with_name(f".{local.name}.fetched")
-                with remote_errors(f"{self.url}/{name}"):
-                    self._fs.get_file(file.path, str(partial))
+                self._remote.fetch(name, partial)
                 partial.replace(local)
                 entries[name] = {"here": _stamp(local), "there": [file.size, file.tag]}
             self._write_entries(entries)
@@ -238,8 +221,7 @@ class RemoteRun:
                 names = [name for name in local if _folder(name) == folder]
                 self._send(folder, names, [n for n in names if n in changed], local, entries)
             for name in sorted(gone, key=_order, reverse=True):
-                with remote_errors(f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
-                    self._fs.rm_file(f"{self._path}/{name}")
+                self._remote.remove(name)
                 self._set_entry(entries, name, None)
 
     def _claim(self) -> None:
@@ -247,8 +229,7 @@ class RemoteRun:
         if not self._writer:
             writer = f"{uuid.uuid4().hex} {socket.gethostname()} {os.getpid()}"
             write_text_whole(self.folder / _WRITER, writer)
-            with remote_errors(f"{self.url}/{_WRITER}"):
-                self._fs.pipe_file(f"{self._path}/{_WRITER}", writer.encode())
+            self._remote.write(_WRITER, writer.encode())
             self._writer = writer
         elif (writer := self._writer_there()) != self._writer:
             _, host, process = (*writer.split(), "", "", "")[:3]
@@ -259,11 +240,7 @@ class RemoteRun:
             )
 
     def _writer_there(self) -> str:
-        with remote_errors(f"{self.url}/{_WRITER}"):
-            try:
-                return str(self._fs.cat_file(f"{self._path}/{_WRITER}"), "utf-8", "replace")
-            except FileNotFoundError:
-                return ""
+        return (self._remote.read(_WRITER) or b"").decode(errors="replace")
 
     def _send(
         self,
@@ -275,25 +252,23 @@ class RemoteRun:
     ) -> None:
         """Send a folder's changed files; not its last one if the folder changed meanwhile."""
         last = names[-1] if folder and PurePosixPath(names[-1]).name in _LAST else None
-        with remote_errors(f"{self.url}/{folder}"):
-            if last in entries and entries[last]["here"] != local[last]:
-                with contextlib.suppress(FileNotFoundError):
-                    self._fs.rm_file(f"{self._path}/{last}")
-                self._set_entry(entries, last, None)
-            for name in changed:
-                path = self.folder / name
-                try:
-                    self._fs.put_file(str(path), f"{self._path}/{name}")
-                except FileNotFoundError:
-                    if path.exists():
-                        raise
-                    return  # pruned since it was listed
-                file = RemoteFile.of(self._fs, self.url, self._fs.info(f"{self._path}/{name}"))
-                is_same = _stamp(path) == local[name]
-                here = local[name] if is_same else None
-                self._set_entry(entries, name, {"here": here, "there": [file.size, file.tag]})
-                if not is_same:
-                    return  # written anew: the next time
+        if last in entries and entries[last]["here"] != local[last]:
+            self._remote.remove(last)
+            self._set_entry(entries, last, None)
+        for name in changed:
+            path = self.folder / name
+            try:
+                self._remote.send(path, name)
+            except DataError:
+                if path.exists():
+                    raise
+                return  # pruned since it was listed
+            file = self._remote.look(name)
+            is_same = file is not None and _stamp(path) == local[name]
+            here, tag = local[name] if is_same else None, [file.size, file.tag] if file else None
+            self._set_entry(entries, name, {"here": here, "there": tag})
+            if not is_same:
+                return  # written anew: the next time
 
     # ---- the folder here ------------------------------------------------------------------------
 

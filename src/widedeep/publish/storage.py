@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import BundleError, ConfigError, DataError
 from widedeep.files import file_sha256, fsync_path, locked, write_text_whole
-from widedeep.remote import is_url, local_path, open_filesystem, remote_errors
+from widedeep.remote import RemoteFolder, is_url, local_path, remote_errors
 from widedeep.serving.loading import whole_bundle
 from widedeep.serving.remote_models import STATE, RemoteModels
 from widedeep.serving.versions import (
@@ -165,78 +164,51 @@ class LocalStore:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _reached(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """Let a method of a store behind a URL say what to do where the storage library raises."""
-
-    @functools.wraps(method)
-    def call(*given: _Given.args, **options: _Given.kwargs) -> _Result:
-        store: Any = given[0]
-        with remote_errors(store.name):
-            return method(*given, **options)
-
-    return call
-
-
 class FsspecStore:
     """A directory behind a URL. Object stores cannot rename, so the manifest is written last."""
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = open_filesystem(url)
-        self.name = url.rstrip("/")
+        self._remote = RemoteFolder(url)
+        self.name = self._remote.url
 
-    def _names(self, folder: str) -> list[str]:
-        try:
-            entries: list[Any] = self._fs.ls(folder, detail=False, refresh=True)
-        except FileNotFoundError:
-            return []
+    def _names(self, folder: str = "") -> list[str]:
+        path, entries = f"{self._remote.path}/{folder}".rstrip("/"), []
+        with remote_errors(self.name), contextlib.suppress(FileNotFoundError):
+            entries = self._remote.fs.ls(path, detail=False, refresh=True)
         return [str(entry).rstrip("/").rpartition("/")[2] for entry in entries]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock nothing: :meth:`put` claims a version by its record."""
         with remote_errors(self.name):
-            self._fs.makedirs(f"{self._root}/{RECORDS}", exist_ok=True)
+            self._remote.fs.makedirs(f"{self._remote.path}/{RECORDS}", exist_ok=True)
         yield
 
-    @_reached
     def versions(self) -> list[str]:
         """Return the versions whose manifest is there, oldest first."""
-        names = [name for name in self._names(self._root) if not name.startswith((".", "_"))]
-        whole = [n for n in names if self._fs.exists(f"{self._root}/{n}/{MANIFEST}")]
+        names = [name for name in self._names() if not name.startswith((".", "_"))]
+        whole = [name for name in names if self._remote.look(f"{name}/{MANIFEST}") is not None]
         return sorted(whole, key=version_key)
 
     def served(self) -> str | None:
         """Return the version that takes the traffic by the state and the directory."""
         return make_plan(self.versions(), Latest(), self.state(), ()).default
 
-    @_reached
     def state(self) -> ServingState:
         """Return what operators have set."""
-        try:
-            raw = self._fs.cat_file(f"{self._root}/{STATE}")
-        except FileNotFoundError:
-            return ServingState()
-        return parse_state(raw, f"{self.name}/{STATE}")
+        raw = self._remote.read(STATE)
+        return ServingState() if raw is None else parse_state(raw, f"{self.name}/{STATE}")
 
-    @_reached
     def records(self) -> dict[str, str]:
         """Return the records' texts by version."""
-        folder = f"{self._root}/{RECORDS}"
-        return {
-            name.removesuffix(".json"): self._fs.cat_file(f"{folder}/{name}").decode()
-            for name in sorted(self._names(folder))
-            if name.endswith(".json")
-        }
+        names = sorted(name for name in self._names(RECORDS) if name.endswith(".json"))
+        texts = {name: self._remote.read(f"{RECORDS}/{name}") for name in names}
+        return {n.removesuffix(".json"): t.decode() for n, t in texts.items() if t is not None}
 
-    @_reached
     def identity(self, version: str) -> str | None:
         """Return the SHA-256 of a version's manifest; None if it does not exist."""
-        try:
-            return hashlib.sha256(
-                self._fs.cat_file(f"{self._root}/{version}/{MANIFEST}")
-            ).hexdigest()
-        except FileNotFoundError:
-            return None
+        manifest = self._remote.read(f"{version}/{MANIFEST}")
+        return None if manifest is None else hashlib.sha256(manifest).hexdigest()
 
     @contextlib.contextmanager
     def bundle(self, version: str) -> Iterator[Path]:
@@ -253,15 +225,13 @@ class FsspecStore:
         with whole_bundle(folder) as path:
             yield path
 
-    @_reached
     def put(self, bundle: Path, version: str, record: str) -> None:
         """Claim the version by its record, then write the bundle, its manifest last."""
-        file = f"{self._root}/{RECORDS}/{version}.json"
-        self._fs.pipe_file(file, record.encode(), mode="create")
-        self._fs.makedirs(f"{self._root}/{version}", exist_ok=True)
-        names = sorted(path.name for path in bundle.iterdir())
-        for name in (*(n for n in names if n != MANIFEST), MANIFEST):
-            self._fs.put_file(str(bundle / name), f"{self._root}/{version}/{name}")
+        self._remote.write(f"{RECORDS}/{version}.json", record.encode(), mode="create")
+        with remote_errors(self.name):
+            self._remote.fs.makedirs(f"{self._remote.path}/{version}", exist_ok=True)
+        for file in sorted(bundle.iterdir(), key=lambda file: (file.name == MANIFEST, file.name)):
+            self._remote.send(file, f"{version}/{file.name}")
 
 
 @contextlib.contextmanager

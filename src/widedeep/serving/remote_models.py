@@ -9,13 +9,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from widedeep.bundle.manifest import MANIFEST, check_files, read_manifest
 from widedeep.bundle.patch import read_patch
 from widedeep.errors import ConfigError
 from widedeep.files import atomic_directory, locked, write_text_whole
-from widedeep.remote import RemoteFile, RemoteUnavailable, open_filesystem, remote_errors
+from widedeep.remote import RemoteFile, RemoteFolder, RemoteUnavailable
 from widedeep.serving.loading import default_cache
 from widedeep.serving.versions import Signature, version_key
 
@@ -36,13 +35,10 @@ class RemoteModels:
     """
 
     def __init__(self, url: str, cache: str | os.PathLike[str] | None = None) -> None:
-        self.url = url.rstrip("/")
-        self._fs, self._path = open_filesystem(self.url)
-        name = self.url.rpartition("/")[2]
-        digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
-        folder = default_cache() if cache is None else Path(cache)
-        self._cache = folder
-        self.root = folder / "remote" / f"{name}-{digest}"
+        self._remote = RemoteFolder(url)
+        self.url = self._remote.url
+        self._cache = default_cache() if cache is None else Path(cache)
+        self.root = self._cache / "remote" / self._remote.cache_name
         try:
             (self.root / _FETCHED).mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -63,16 +59,14 @@ class RemoteModels:
                 versions some of which were fetched before.
         """
         try:
-            with remote_errors(self.url):
-                infos = self._fs.find(self._path, detail=True)
+            files = self._remote.files()
         except RemoteUnavailable:
             if self._listing is None and (listing := self._fetched()):
                 self._listing = listing
                 return listing
             raise
-        tags = self._tags(infos)
         with locked(self.root / ".lock"):
-            listing = self._versions(tags)
+            listing = self._versions(files)
             for name in listing:
                 (self.root / name).mkdir(exist_ok=True)
             for folder in self.root.iterdir():
@@ -85,40 +79,28 @@ class RemoteModels:
         self._listing = listing
         return listing
 
-    def _tags(self, infos: dict[str, Any]) -> dict[str, tuple[int, int]]:
-        """Return size and a number of the tag of each file, by its path in the directory."""
-        tags = {}
-        for path, info in infos.items():
-            file = RemoteFile.of(self._fs, self.url, info)
-            number = int.from_bytes(hashlib.sha256(file.tag.encode()).digest()[:7], "big")
-            tags[str(path)[len(self._path) :].strip("/")] = (file.size, number)
-        return tags
-
-    def _versions(self, tags: dict[str, tuple[int, int]]) -> dict[str, Signature]:
-        self.is_bundle = MANIFEST in tags
-        files: dict[str, list[tuple[str, int, int, int]]] = {}
-        for path, (size, number) in sorted(tags.items()):
-            version, _, file = path.rpartition("/")
+    def _versions(self, files: dict[str, RemoteFile]) -> dict[str, Signature]:
+        self.is_bundle = MANIFEST in files
+        by_version: dict[str, list[tuple[str, int, int, int]]] = {}
+        for path, file in sorted(files.items()):
+            version, _, name = path.rpartition("/")
             version = version or (self.url.rpartition("/")[2] if self.is_bundle else "")
             if version and "/" not in version and not version.startswith((".", "_")):
-                files.setdefault(version, []).append((file, size, number, 0))
+                number = int.from_bytes(hashlib.sha256(file.tag.encode()).digest()[:7], "big")
+                by_version.setdefault(version, []).append((name, file.size, number, 0))
         # The manifest is written last.
-        whole = [v for v, entries in files.items() if any(e[0] == MANIFEST for e in entries)]
-        return {version: tuple(files[version]) for version in sorted(whole, key=version_key)}
+        whole = [v for v, entries in by_version.items() if any(e[0] == MANIFEST for e in entries)]
+        return {version: tuple(by_version[version]) for version in sorted(whole, key=version_key)}
 
     def _bring_state(self) -> None:
         """Write the state behind the URL to ``root``; with the lock held."""
-        url, file = f"{self.url}/{STATE}", self.root / STATE
-        with remote_errors(url):
-            try:
-                tag = RemoteFile.of(self._fs, url, self._fs.info(f"{self._path}/{STATE}")).tag
-                if tag != self._state_tag:
-                    text = self._fs.cat_file(f"{self._path}/{STATE}").decode()
-                    write_text_whole(file, text)
-                    self._state_tag = tag
-            except FileNotFoundError:
-                file.unlink(missing_ok=True)
-                self._state_tag = ""
+        state, file = self._remote.look(STATE), self.root / STATE
+        if state is None:
+            file.unlink(missing_ok=True)
+            self._state_tag = ""
+        elif state.tag != self._state_tag and (text := self._remote.read(STATE)) is not None:
+            write_text_whole(file, text.decode())
+            self._state_tag = state.tag
 
     @contextlib.contextmanager
     def changing_state(self) -> Iterator[None]:
@@ -129,8 +111,7 @@ class RemoteModels:
                 return
             self._bring_state()
             yield
-            with remote_errors(f"{self.url}/{STATE}"):
-                self._fs.pipe_file(f"{self._path}/{STATE}", (self.root / STATE).read_bytes())
+            self._remote.write(STATE, (self.root / STATE).read_bytes())
             self._state_tag = ""
 
     def fetch(self, version: str) -> Path:
@@ -144,13 +125,12 @@ class RemoteModels:
             self.refresh()
         signature = (self._listing or {}).get(version, ())
         folder, marker = self.root / version, self.root / _FETCHED / version
-        remote = self._path if self.is_bundle else f"{self._path}/{version}"
+        prefix = "" if self.is_bundle else f"{version}/"
         with locked(self.root / f".{version}.lock"):
             if self._fetched().get(version) != signature:
                 with atomic_directory(folder) as temporary:
                     for name, *_ in signature:
-                        with remote_errors(f"{self.url}/{version}/{name}"):
-                            self._fs.get_file(f"{remote}/{name}", str(temporary / name))
+                        self._remote.fetch(f"{prefix}{name}", temporary / name)
                     if read_patch(temporary) is None:
                         check_files(temporary, read_manifest(temporary), verify=True)
                 write_text_whole(marker, json.dumps(signature))
