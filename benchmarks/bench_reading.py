@@ -5,7 +5,7 @@ encoded already. What reading may cost at least is told by processor time, which
 the machine hardly change: where training keeps all cores busy, its rate beside reading is at most
 T / (T + R) of that in memory, with T and R the processor time of training and of reading a row.
 
-    python benchmarks/bench_reading.py [--rows 200000] [--turns 5] [--threads 2] [--write]
+    python benchmarks/bench_reading.py [--rows 200000] [--turns 5] [--threads 2] [--csv] [--write]
 """
 
 from __future__ import annotations
@@ -184,26 +184,13 @@ def bench_epochs(path: str, rows: int, turns: int, threads: int) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--fit-rows", type=int, default=1_000_000)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
-    arguments = parser.parse_args()
-    load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as folder:
-        path, long = (str(Path(folder) / name) for name in ("rows.parquet", "long.parquet"))
-        criteo_like.write(path, arguments.rows)
-        criteo_like.write(long, arguments.fit_rows)
-        rate = fit_rate(long, arguments.fit_rows, arguments.turns)
-        csv = str(Path(folder) / "rows.csv")
-        write_csv(path, csv)
-        time.sleep(2.5)  # Files that were written just now are not kept
-        csv_lines = bench_csv(path, csv, arguments.rows, arguments.turns)
-        lines = bench_epochs(path, arguments.rows, arguments.turns, arguments.threads)
-    text = "\n".join(
+def epochs_text(folder: str, arguments: argparse.Namespace, load: float) -> str:
+    """Measure epochs and the fit; return what RESULTS.md says of them."""
+    path, long = (str(Path(folder) / name) for name in ("rows.parquet", "long.parquet"))
+    criteo_like.write(long, arguments.fit_rows)
+    rate = fit_rate(long, arguments.fit_rows, arguments.turns)
+    lines = bench_epochs(path, arguments.rows, arguments.turns, arguments.threads)
+    return "\n".join(
         [
             f"`benchmarks/bench_reading.py` on {machine()}, {arguments.threads} threads, load of "
             f"the machine before: {load:.1f}. {arguments.rows:,} rows of `criteo_like.py`, medians "
@@ -218,17 +205,48 @@ def main() -> None:
             "",
             f"`fit_schema` on {arguments.fit_rows:,} rows (26 strings, 13 numbers): "
             f"{rate / 1e6:.2f}M rows per second of a processor.",
-            "",
-            f"The same {arguments.rows:,} rows as CSV, medians of {arguments.turns} turns:",
+        ]
+    )
+
+
+def csv_text(folder: str, arguments: argparse.Namespace, load: float) -> str:
+    """Measure reading CSV; return what RESULTS.md says of it."""
+    path, csv = (str(Path(folder) / name) for name in ("rows.parquet", "rows.csv"))
+    write_csv(path, csv)
+    time.sleep(2.5)  # Files that were written just now are not kept
+    lines = bench_csv(path, csv, arguments.rows, arguments.turns)
+    return "\n".join(
+        [
+            f"`benchmarks/bench_reading.py --csv` on {machine()}, load of the machine before: "
+            f"{load:.1f}. {arguments.rows:,} rows of `criteo_like.py` (a label, 13 numbers, 26 "
+            f"texts), medians of {arguments.turns} turns of processor time.",
             "",
             "| | ns of a processor a row | of Arrow's reader, all columns text |",
             "|---|---|---|",
-            *csv_lines,
+            *lines,
         ]
     )
-    print(text)
-    if arguments.write:
-        write_section("reading", f"## Reading beside training\n\n{text}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--fit-rows", type=int, default=1_000_000)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--csv", action="store_true", help="measure reading CSV alone")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        criteo_like.write(str(Path(folder) / "rows.parquet"), arguments.rows)
+        sections = {"reading:csv": ("Reading CSV", csv_text(folder, arguments, load))}
+        if not arguments.csv:
+            sections["reading"] = ("Reading beside training", epochs_text(folder, arguments, load))
+    for section, (title, text) in sections.items():
+        print(text, end="\n\n")
+        if arguments.write:
+            write_section(section, f"## {title}\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from widedeep.data.batch import count_values
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.fragments import ColumnKind
 from widedeep.data.profile import SAMPLE_ROWS, ColumnProfile, Sample, profile_columns, sample_rows
+from widedeep.data.reuse import reuse_inputs
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ColumnError, ConfigError, DataError, WideDeepError
@@ -64,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_set(parser)
 
 
+@reuse_inputs()
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     if is_join_file(arguments.config):

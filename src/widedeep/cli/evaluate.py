@@ -20,6 +20,7 @@ from widedeep.cli.output import (
 from widedeep.cli.parser import EXIT_OK, add_option, threads, without_option
 from widedeep.cli.runs import labelled_rows, load_bundle, local_model
 from widedeep.cli.validate import print_validate
+from widedeep.data.reuse import reuse_inputs
 from widedeep.errors import ConfigError
 from widedeep.evaluation.bundle_metrics import BundleMetrics, evaluate_bundle
 from widedeep.evaluation.compare import score_both
@@ -76,6 +77,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@reuse_inputs()
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     if arguments.ranks is not None and arguments.ranks > 1:

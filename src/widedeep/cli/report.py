@@ -22,6 +22,7 @@ from widedeep.cli.runs import (
     served_bundle,
 )
 from widedeep.cli.validate import print_validate
+from widedeep.data.reuse import reuse_inputs
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError
 from widedeep.evaluation.importance import IMPORTANCE_ROWS
@@ -84,6 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "--threads N", "threads (default: all)", type=threads)
 
 
+@reuse_inputs()
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     words, model = arguments.data, local_model(arguments.model)

@@ -63,7 +63,7 @@ def reuse_inputs() -> Iterator[None]:
     Formats other than Parquet are read as a whole into temporary files (``TMPDIR``) whenever they
     are opened, and a fit of the schema and training open them one after the other. Within this
     block the temporary files of up to eight inputs stay until it ends, unless a file changes. The
-    verbs ``prepare``, ``train`` and ``tune`` do so by themselves.
+    verbs that open files several times, such as ``train``, do so by themselves.
 
     Example:
         >>> import pyarrow.csv
