@@ -30,6 +30,7 @@ from widedeep.errors import ConfigError
 from widedeep.join import ImpressionLog as JoinedLog
 from widedeep.schema import ColumnType
 from widedeep.serving import impression_rows, impressions
+from widedeep.serving.impression_files import RotatedFiles
 from widedeep.serving.impression_rows import OWN_COLUMNS
 from widedeep.serving.impressions import ImpressionLog, Retention, Rotation
 from widedeep.serving.ranker import Ranker, Ranking
@@ -468,6 +469,34 @@ def test_a_spool_that_is_cut_is_counted_and_leaves_no_torn_file(
         os.truncate(spool, spool.stat().st_size - 100)
     assert written(tmp_path)["request_id"].to_pylist() == ["0", "0", "1", "1"]
     assert log.counts().lost_rows == 2
+
+
+def test_a_spool_that_a_power_cut_has_damaged_ends_no_later_start(
+    ranker: Ranker, tmp_path: Path
+) -> None:
+    """Whatever stands in it, what was written before the damage becomes a file."""
+    record, rng = ranked(ranker, k=2), np.random.default_rng(0)
+    with ImpressionLog(tmp_path / "log") as log:
+        for n in range(3):
+            log.offer(named(record, str(n)))
+            eventually(lambda n=n: log.counts().requests == n + 1)  # type: ignore[misc]
+        (spool,) = (tmp_path / "log").glob("*/.*.rows.tmp")
+        whole = spool.read_bytes()
+    counts = set()
+    for case in range(150):
+        damaged = bytearray(whole)
+        at = int(rng.integers(len(whole)))
+        damaged[at : at + int(rng.choice([1, 8, 4096]))] = rng.choice([b"\0", b"\xff", b"\x7f"]) * 8
+        folder = tmp_path / f"{case}" / spool.parent.name
+        folder.mkdir(parents=True)
+        (folder / spool.name).write_bytes(damaged)
+        RotatedFiles(folder.parent, Rotation(), Retention())
+        assert not list(folder.glob(".*"))
+        found = [pq.read_table(path) for path in folder.glob("*.parquet")]
+        ids = [id_ for table in found for id_ in table["request_id"].to_pylist()]
+        assert ids == ["0", "0", "1", "1", "2", "2"][: len(ids)]
+        counts.add(len(ids))
+    assert counts >= {0, 2, 4}
 
 
 def test_files_that_cannot_be_completed_are_tried_again(

@@ -178,7 +178,7 @@ def _now() -> str:
 
 
 class _OpenFile:
-    """The spool of an incomplete file: Arrow streams, or chunks, one after another."""
+    """The spool of an incomplete file: Arrow streams, or chunks, each behind its checksum."""
 
     def __init__(self, directory: Path, key: pa.Schema | bytes) -> None:
         self.key, self.rows, self.nbytes, self.begun = key, 0, 0, time.monotonic()
@@ -196,7 +196,8 @@ class _OpenFile:
             stream, options = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression="lz4")
             with pa.ipc.new_stream(stream, rows.schema, options=options) as writer:
                 writer.write_table(rows)
-            self.nbytes = _append(self._file, [stream.getvalue()], self.nbytes)
+            frame = native_rows.frame(stream.getvalue().to_pybytes())
+            self.nbytes = _append(self._file, frame, self.nbytes)
         self.rows += rows.num_rows
 
     def complete(self, while_writing: Callable[[], None]) -> int:
@@ -295,10 +296,8 @@ def _groups(file: IO[bytes]) -> Iterator[pa.Table]:
 
 def _batches(file: IO[bytes]) -> Iterator[pa.RecordBatch]:
     file.seek(0)
-    size = os.fstat(file.fileno()).st_size
-    with contextlib.suppress(OSError, pa.ArrowException):
-        while file.tell() < size:
-            yield from pa.ipc.open_stream(file)
+    for data in native_rows.frames(file):
+        yield from pa.ipc.open_stream(data)
 
 
 def _columns_digest(schema: pa.Schema) -> str:

@@ -22,7 +22,7 @@ from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.impression_rows import UserIds, typed_arrow
 from widedeep.serving.ranker import Ranker
 
-MAGIC = b"widedeep impressions 1\n"
+MAGIC = b"widedeep impressions 2\n"
 """Lead of a spool of chunks."""
 _LENGTH, _FRAME = struct.Struct("<I"), struct.Struct("<II")
 _KINDS = {
@@ -183,11 +183,11 @@ def _column(kind: pa.DataType) -> tuple[str | None, bool]:
 
 def lead(header: bytes) -> bytes:
     """Return what a spool begins with."""
-    return MAGIC + _LENGTH.pack(len(header)) + header
+    return b"".join([MAGIC, *frame(header)])
 
 
 def frame(data: bytes) -> list[bytes]:
-    """Return a chunk as it stands in a spool: its length and checksum before it."""
+    """Return bytes as they stand in a spool: their length and checksum before them."""
     return [_FRAME.pack(len(data), zlib.crc32(data)), data]
 
 
@@ -199,10 +199,11 @@ def write_parquet_of(spool: IO[bytes], target: IO[bytes], while_writing: Callabl
         target: Empty file.
         while_writing: Called between the columns, whose native encoding holds no lock of Python.
     """
-    try:
-        header = Header.from_bytes(_read(spool, _LENGTH.unpack(_read(spool, _LENGTH.size))[0]))
-    except (EOFError, ValueError, KeyError, pa.ArrowException):  # the spool is torn in its header
+    chunks = frames(spool)
+    lead_bytes = next(chunks, None)
+    if lead_bytes is None:
         return 0
+    header = Header.from_bytes(lead_bytes)
     columns = header.columns()
     file = ImpressionFile(columns, header.arrow_text)
     offset, rows = target.write(b"PAR1"), 0
@@ -215,7 +216,7 @@ def write_parquet_of(spool: IO[bytes], target: IO[bytes], while_writing: Callabl
         rows += file.rows
         file.end_group()
 
-    for chunk in _chunks(spool):
+    for chunk in chunks:
         if not file.add(chunk):
             break
         if file.is_full:
@@ -235,8 +236,12 @@ def chunk_table(chunk: Chunk) -> pa.Table:
     return pq.read_table(pa.BufferReader(target.getvalue()))
 
 
-def _chunks(spool: IO[bytes]) -> Iterator[bytes]:
-    """Yield the chunks before the first that is torn or damaged."""
+def frames(spool: IO[bytes]) -> Iterator[bytes]:
+    """Yield what was written with :func:`frame`, up to the first that is torn or damaged.
+
+    A power cut may leave anything in a spool, and readers of Arrow's streams and of chunks end the
+    process over bytes that were never written.
+    """
     with contextlib.suppress(EOFError):
         while True:
             length, checksum = _FRAME.unpack(_read(spool, _FRAME.size))

@@ -7,6 +7,7 @@ bytes behind a request say.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import re
@@ -153,6 +154,8 @@ READABLE = [
     (request("Host: other"), 400),
     (request("Content-Type: application/json", "Content-Type: text/plain"), 400),
     (request("Content-Encoding: gzip", "Content-Encoding: identity"), 400),
+    (request("Content-Encoding: Identity"), 200),
+    (request("Content-Encoding: GZIP", body=gzip.compress(BODY)), 200),
     (request("Trailer: x"), 200),
     (request("A: " + "a" * 15_000, "B: " + "b" * 15_000), 200),
     (request(*(f"A{n}: b" for n in range(MAX_HEADERS - 4))), 200),

@@ -141,8 +141,8 @@ class Call:
             body = message.get("body", b"")
         if len(body) > limit:
             raise self._too_large()
-        encoding = self.headers.get(b"content-encoding")
-        if encoding is not None and encoding != b"identity":
+        encoding = self.headers.get(b"content-encoding", b"identity").lower()
+        if encoding != b"identity":
             body = self._decompress(body, encoding.decode("latin-1"))
         self._body = body
         return body
@@ -174,7 +174,7 @@ class Call:
 
     def _decompress(self, body: bytes, encoding: str) -> bytes:
         # 15 + 32: zlib's or gzip's own header, whichever comes.
-        window = {"gzip": 15 + 32, "deflate": 15 + 32}.get(encoding.lower())
+        window = {"gzip": 15 + 32, "deflate": 15 + 32}.get(encoding)
         if window is None:
             raise HttpError(
                 415, f"got Content-Encoding {encoding!r}, expected identity, gzip or deflate"
