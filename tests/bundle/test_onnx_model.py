@@ -64,6 +64,7 @@ EVERY_KIND = [
     wd.categorical("code_itself", source="code", num_buckets=10, embedding_dim=2),
     wd.categorical("flag", embedding_dim=2),
     wd.categorical("tags", combiner="sqrtn", embedding_dim=3),
+    wd.categorical("tags_max", source="tags", combiner="max", oov="drop", embedding_dim=3),
     wd.categorical(
         "tags_weighed", source="tags", weights="scores", combiner="mean", embedding_dim=3
     ),
@@ -126,7 +127,7 @@ def test_every_kind_of_feature_scores_as_in_the_bundle(every_kind: Bundle, tmp_p
         "spot": "numbers",
     }
     assert {name for name in roles if "/" in name} == {
-        *("job_hashed/ids", "job_oov/ids", "tags/ids", "tags_weighed/ids"),
+        *("job_hashed/ids", "job_oov/ids", "tags/ids", "tags_max/ids", "tags_weighed/ids"),
         *("tags_weighed/weights", "job_tags/ids", "hashed/ids"),
     }
 

@@ -403,13 +403,15 @@ class _Exporter:
         ]
 
     def _pooled(self, cells: _Ids, table: NDArray[np.float32], combiner: str) -> Value:
-        """Return the weighted sum, or mean, of a feature's rows of a table, (B, D)."""
+        """Return a feature's rows of a table summed, averaged, or their maximum, (B, D)."""
         if cells.constant is not None:  # of numbers: their weights times a few rows
             assert cells.weights is not None
             pooled, weights_BL = cells.weights @ table[cells.constant], cells.weights
         else:
             known_BL, weights_BL = self._known(cells)
             rows_BLD = self.graph.constant(table, np.float32).take(known_BL)
+            if combiner == "max":
+                return self._largest(weights_BL, rows_BLD)
             product_B1D = weights_BL.unsqueeze(1) @ rows_BLD
             pooled = product_B1D.node("Squeeze", self.graph.constant([1], np.int64))
         if combiner == "sum":
@@ -421,6 +423,13 @@ class _Exporter:
         nothing_B = divisor_B.equals(0.0)
         scale_B = nothing_B.where(0.0, 1.0 / nothing_B.where(1.0, divisor_B))
         return pooled * scale_B.reshape(-1, 1)
+
+    def _largest(self, weights_BL: Value, rows_BLD: Value) -> Value:
+        """Return the elementwise maximum of the rows that are there, 0 without one, (B, D)."""
+        lowest = np.float32(np.finfo(np.float32).min)
+        listed_BLD = weights_BL.unsqueeze(2).equals(0.0).where(lowest, rows_BLD)
+        largest_BD = listed_BLD.node("ReduceMax", axes=[1], keepdims=0)
+        return weights_BL.sum(1).equals(0.0).reshape(-1, 1).where(0.0, largest_BD)
 
     def _known(self, cells: _Ids) -> tuple[Value, Value]:
         """Return ids with 0 for none, and weights with 0 there, (B, L)."""
