@@ -21,6 +21,7 @@ from widedeep.bundle import (
     PriorCorrection,
     export_onnx,
     onnx_inputs,
+    onnx_model,
 )
 from widedeep.bundle.onnx_model import NULL_TEXT, TOLERANCE
 from widedeep.errors import BundleError
@@ -237,3 +238,18 @@ def test_a_known_value_that_means_null_comes_in_as_ids(tmp_path: Path) -> None:
     bundle = trainer.export(tmp_path / "bundle")
     assert export_onnx(bundle, tmp_path / "model.onnx") == {"job/ids": "ids"}
     assert_same_scores(bundle, tmp_path / "model.onnx", rows)
+
+
+def test_a_model_that_differs_where_no_stored_row_looks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = wd.FeatureSpec(label="y", features=wd.categorical("tags", combiner="max"))
+    rows = [{"tags": ["ab"[i % 2]] if i % 3 else [], "y": i % 2} for i in range(40)]
+    trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, rows)), progress=False, threads=1)
+    trainer.fit(rows, epochs=2)
+    bundle = trainer.export(tmp_path / "b", warmup=[{"tags": ["a"]}])
+    export_onnx(bundle, tmp_path / "model.onnx")
+    assert_same_scores(bundle, tmp_path / "model.onnx", [{"tags": ["a", "b", "zz"]}, {}])
+    monkeypatch.setattr(onnx_model._Exporter, "_largest", lambda self, weights, rows: rows.sum(1))
+    with pytest.raises(BundleError, match=r"not written: .* of row made up from the schema \d+"):
+        export_onnx(bundle, tmp_path / "other.onnx")

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import widedeep as wd
+from widedeep.data.made_up_rows import made_up_rows
 from widedeep.data.transform import Transform
 from widedeep.errors import FeatureError
-from widedeep.training.export import made_up_rows
 
 VALUES = [f"v{i}" for i in range(8)]
 

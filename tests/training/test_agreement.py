@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import widedeep as wd
 from widedeep.bundle import Bundle
 from widedeep.bundle.graph import Forward
+from widedeep.data.made_up_rows import made_up_rows
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, ConfigError
 from widedeep.models.mlp import MLPTower
 from widedeep.models.tower import DeepInput, DeepLayout
 from widedeep.training import export
 from widedeep.training import export as agreement
-from widedeep.training.export import made_up_rows
 
 RNG = np.random.default_rng(3)
 ROWS: list[dict[str, Any]] = [

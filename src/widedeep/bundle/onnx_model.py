@@ -22,6 +22,8 @@ from widedeep.bundle.graph import sequence_shapes, stage_columns, stage_sequence
 from widedeep.bundle.layout import GRAPH, BundleHead, BundleSequence, DeepColumn
 from widedeep.bundle.onnx_graph import GraphBuilder, ProgramNodes, Value
 from widedeep.data.batch import Batch
+from widedeep.data.made_up_rows import made_up_rows
+from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, extra_imports
 from widedeep.features import (
     BucketEncoding,
@@ -41,6 +43,7 @@ NULL_INTEGER = -(2**63)
 """What stands for a null in a column of integers; in one of numbers it is NaN."""
 TOLERANCE = 1e-5
 """Largest difference of a logit to the bundle's, relative to max(1, |logit|)."""
+_MADE_UP_TOLERANCE = 1e-4  # the ends of numbers, where sums in another order differ most
 _MISSING_ID = 1
 _LARGEST_KEY = 2**62
 _SMALLEST_SIGMA = 2.0**-12
@@ -133,27 +136,34 @@ def onnx_inputs(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def _check(bundle: Bundle, session: Any) -> None:
-    """Hold the model's logits and scores against the bundle's, on its stored rows."""
-    rows = bundle.warmup.rows
-    if not rows:
+    """Hold the model's logits and scores against the bundle's, on stored rows and made-up ones."""
+    if not bundle.warmup.rows:
         raise BundleError(
             f"{bundle.path}: got a bundle without stored rows to check an ONNX model on; export it "
             "with warmup=True"
         )
-    batch = bundle.encode(rows)
+    _check_rows(bundle, session, bundle.warmup.rows, "stored row", TOLERANCE)
+    made_up = made_up_rows(Transform(bundle.schema))
+    if made_up:
+        _check_rows(bundle, session, made_up, "row made up from the schema", _MADE_UP_TOLERANCE)
+
+
+def _check_rows(
+    bundle: Bundle, session: Any, rows: Sequence[Mapping[str, Any]], what: str, tolerance: float
+) -> None:
     names = [entry.name for entry in session.get_outputs()]
     results = dict(zip(names, session.run(None, onnx_inputs(bundle, rows)), strict=True))
-    logits_BC = bundle.logits(batch)
+    logits_BC = bundle.logits(bundle.encode(rows))
     expected: dict[str, NDArray[Any]] = {"logits": logits_BC}
     scores = by_head(bundle.model, bundle.scores_of(logits_BC))
     expected |= {_score_name(head, bundle): array for head, array in scores.items()}
     for name, array in expected.items():
         errors = np.abs(results[name] - array) / np.maximum(1.0, np.abs(array))
-        if not (errors <= TOLERANCE).all():
+        if not (errors <= tolerance).all():
             row = int(np.nan_to_num(errors, nan=np.inf).reshape(len(rows), -1).max(axis=1).argmax())
             raise BundleError(
-                f"{bundle.path}: not written: the ONNX model's {name} of stored row {row} are "
-                f"{results[name][row]}, the bundle's {array[row]}; more than {TOLERANCE:g} apart"
+                f"{bundle.path}: not written: the ONNX model's {name} of {what} {row} are "
+                f"{results[name][row]}, the bundle's {array[row]}; more than {tolerance:g} apart"
             )
 
 
@@ -426,7 +436,7 @@ class _Exporter:
 
     def _largest(self, weights_BL: Value, rows_BLD: Value) -> Value:
         """Return the elementwise maximum of the rows that are there, 0 without one, (B, D)."""
-        lowest = np.float32(np.finfo(np.float32).min)
+        lowest = float(np.finfo(np.float32).min)
         listed_BLD = weights_BL.unsqueeze(2).equals(0.0).where(lowest, rows_BLD)
         largest_BD = listed_BLD.node("ReduceMax", axes=[1], keepdims=0)
         return weights_BL.sum(1).equals(0.0).reshape(-1, 1).where(0.0, largest_BD)
