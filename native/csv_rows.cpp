@@ -17,6 +17,8 @@ namespace {
 constexpr std::size_t kBatch = 256;
 constexpr std::size_t kStride = kBatch + 4;
 constexpr std::size_t kFirstSlots = 64;
+// Bytes of texts of which no room is kept that they do not need.
+constexpr std::size_t kMuch = std::size_t{1} << 20;
 constexpr double kTwo53 = 9007199254740992.0;
 constexpr double kTens[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                             1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
@@ -163,6 +165,7 @@ class CsvRows::Builder {
 
   CsvColumn take() {
     CsvColumn taken = std::move(column_);
+    if (taken.bytes.size() > kMuch) taken.bytes.shrink_to_fit();
     clear(taken.is_number);
     return taken;
   }

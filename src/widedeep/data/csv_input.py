@@ -302,7 +302,7 @@ def _first_fault(text: pa.ChunkedArray, fits: object, advice: str) -> ValueFault
 
 BLOCK_BYTES = 4 << 20
 LONGEST_RECORD = 256 << 20
-_FULL_BYTES = 1 << 30  # Of one column's different texts in a group; Arrow's offsets end at 2 GiB
+_FULL_BYTES = 64 << 20  # Of one column's different texts that are gathered at a time
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -388,7 +388,8 @@ class _GroupReader:
             start = 0
             while start < len(block.text):
                 stop = _add(rows, block.text, start, ROW_GROUP_ROWS - n_rows)
-                pieces.append((block.text, start, stop))
+                if self._numbers:
+                    pieces.append((block.text, start, stop))
                 start = stop
                 if rows.is_full or n_rows + rows.n_rows == ROW_GROUP_ROWS:
                     n_rows += rows.n_rows

@@ -192,10 +192,12 @@ class RowGroup:
         return table.select(list(columns))
 
     def _file(self, source: object) -> pq.ParquetFile:
-        """Return the file, opened once by each thread that reads it; a remote one's pieces anew."""
+        """Return the open file: each reading thread opens it once, the main thread each time."""
         metadata = _metadata(self.version)
         dictionaries = _dictionary_paths(self.version, self.row_group)
-        if isinstance(self.version.path, RemoteFile):
+        # The main thread does not end, and a file that it held open would stay on the disk.
+        lasts = threading.current_thread() is threading.main_thread()
+        if lasts or isinstance(self.version.path, RemoteFile):
             return pq.ParquetFile(source, metadata=metadata, read_dictionary=dictionaries)
         key = (self.version, dictionaries)
         if getattr(_opened_file, "key", None) != key:
