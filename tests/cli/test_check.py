@@ -88,7 +88,8 @@ def test_every_problem_is_told_at_once(ads: Path) -> None:
 
 def test_patience_needs_validation_data(ads: Path) -> None:
     report = check(ads, "train.patience=2", "data.valid_fraction=0.0")
-    assert "[train] patience = 2 needs validation data" in report.problems[0]
+    (problem,) = report.problems
+    assert "got patience = 2 under [train] without validation data" in problem
 
 
 def test_a_split_that_leaves_nothing_to_train_on(ads: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from widedeep.data.profile import SAMPLE_ROWS, ColumnProfile, Sample, profile_co
 from widedeep.data.reuse import reuse_inputs
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import ColumnError, ConfigError, DataError, WideDeepError
+from widedeep.errors import ColumnError, ConfigError, DataError, RowError, WideDeepError
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import item_columns
 from widedeep.schema import Schema
@@ -155,6 +156,15 @@ class CheckReport:
     labels: dict[str, str] = field(default_factory=dict)
     schema: Schema | None = None  # Fitted on the sample; None if that failed
 
+    @contextlib.contextmanager
+    def collecting(self, prefix: str = "") -> Iterator[None]:
+        """Take what the block raises for a problem, which is told once."""
+        try:
+            yield
+        except WideDeepError as error:
+            if (problem := f"{prefix}{error}") not in self.problems:
+                self.problems.append(problem)
+
 
 def check_run(
     path: str | os.PathLike[str], overrides: Sequence[str] = (), *, rows: int = SAMPLE_ROWS
@@ -169,7 +179,8 @@ def check_run(
         report.problems.append(str(error))
         return report
     _check_optimizers(config, report)
-    _check_follow(path, overrides, report)
+    with report.collecting():
+        load_follow_config(path, overrides)
     _check_folder(RunDirectory.of_config(path), report)
     samples = _check_inputs(config, report, rows)
     if "train" in samples:
@@ -178,15 +189,6 @@ def check_run(
         if len(samples) == sum(path is not None for path in _paths(config).values()):
             _check_whole_columns(config, report.schema, report)
     return report
-
-
-def _check_follow(
-    path: str | os.PathLike[str], overrides: Sequence[str], report: CheckReport
-) -> None:
-    try:
-        load_follow_config(path, overrides)
-    except WideDeepError as error:
-        report.problems.append(str(error))
 
 
 def _check_folder(directory: RunDirectory, report: CheckReport) -> None:
@@ -208,23 +210,16 @@ def _check_folder(directory: RunDirectory, report: CheckReport) -> None:
 
 def _check_optimizers(config: RunConfig, report: CheckReport) -> None:
     from widedeep.optim import make_optimizer
+    from widedeep.training.early_stopping import configured_stopping
 
     for group in ("wide", "deep", "dense"):
         table = getattr(config.train, group)
-        try:
+        with report.collecting(f"[train] {group}: "):
             if table is not None:
                 make_optimizer(table)
-        except WideDeepError as error:
-            report.problems.append(f"[train] {group}: {error}")
-    if config.train.patience is not None and not _has_valid(config):
-        report.problems.append(
-            f"[train] patience = {config.train.patience} needs validation data; write "
-            "valid_fraction = 0.1 or valid = FILE under [data]"
-        )
-
-
-def _has_valid(config: RunConfig) -> bool:
-    return config.data.valid is not None or config.data.valid_fraction > 0
+    with report.collecting():
+        has_valid = config.data.valid is not None or config.data.valid_fraction > 0
+        configured_stopping(config.train, has_valid=has_valid)
 
 
 def _check_split(data: DataConfig, report: CheckReport) -> None:
@@ -370,10 +365,8 @@ def _check_schema(config: RunConfig, samples: dict[str, Sample], report: CheckRe
     report.schema = schema
     report.notes += list(schema.notes)
     for role, sample in samples.items():
-        try:
+        with report.collecting(f"[data] {role}: "):
             _check_encoding(schema, role, sample.table, report)
-        except WideDeepError as error:
-            report.problems.append(f"[data] {role}: {error}")
 
 
 def _check_whole_columns(config: RunConfig, schema: Schema | None, report: CheckReport) -> None:
@@ -409,26 +402,22 @@ def _trial(
     """The trainer that training would make, with the classes of all rows."""
     from widedeep.cli.run_training import make_trainer
     from widedeep.training.early_stopping import (
-        EarlyStopping,
+        as_stopping,
         check_conditions,
         configured_stopping,
     )
     from widedeep.training.evaluation import metric_names
 
     # The sample's classes may be fewer than those of all rows.
-    labels = config.spec.labels
+    labels, has_valid = config.spec.labels, "valid" in targets
     classes = {head: targets["train"].classes(labels[head]) for head in schema.classes}
-    try:
+    trainer = None
+    with report.collecting():
         trainer = make_trainer(replace(schema, classes=classes), config, progress=False)
-        stopping = configured_stopping(config.train, has_valid="valid" in targets)
-        if isinstance(stopping, EarlyStopping):
-            stopping.check_monitor(metric_names(trainer.model))
         names = metric_names(trainer.model)
-        check_conditions(config.train, has_valid="valid" in targets, names=names)
-    except WideDeepError as error:
-        if str(error) not in report.problems:
-            report.problems.append(str(error))
-        return None
+        stopping = configured_stopping(config.train, has_valid=has_valid)
+        as_stopping(stopping, has_valid=has_valid, names=names)
+        check_conditions(config.train, has_valid=has_valid, names=names)
     return trainer
 
 
@@ -556,9 +545,8 @@ class Targets:
         try:
             numbers = np.where(has_value, labels, labels[has_value][0])
             head.check_labels(torch.from_numpy(numbers.astype(np.float32)), column)
-        except DataError as error:
-            message = str(error).replace("(example", "(row").replace(" of a batch", "")
-            raise DataError(message) from error
+        except RowError as error:
+            raise error.at(f"row {error.row}") from error
         return labels.astype(np.float32)
 
     def _weights(self) -> tuple[np.ndarray[Any, Any] | None, list[str]]:

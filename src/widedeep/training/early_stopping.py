@@ -173,23 +173,30 @@ def reached(targets: Mapping[str, float], metrics: Mapping[str, float]) -> bool:
 
 
 def as_stopping(
-    choice: EarlyStopping | int | Auto | None, *, has_valid: bool
+    choice: EarlyStopping | int | Auto | None,
+    *,
+    has_valid: bool,
+    names: Collection[str] | None = None,
 ) -> EarlyStopping | None:
-    """Return the early stopping of an argument of :meth:`widedeep.Trainer.fit`, or None."""
+    """Return the early stopping of an argument of :meth:`widedeep.Trainer.fit`, or None.
+
+    ``names``: the metrics that the model has; another cannot be looked at.
+    """
     if choice is None or choice is False or (choice == "auto" and not has_valid):
         return None
     if not has_valid:
         raise ConfigError("got early_stopping without valid=...; give validation data to decide on")
-    if isinstance(choice, EarlyStopping):
-        return choice
-    if choice is True or choice == "auto":
-        return EarlyStopping()
-    if not isinstance(choice, int):
-        raise ConfigError(
-            f"got early_stopping={show_value(choice)}, expected 'auto', False, a patience in "
-            "evaluations, or EarlyStopping(...)"
-        )
-    return EarlyStopping(patience=choice)
+    stopping = choice if isinstance(choice, EarlyStopping) else EarlyStopping()
+    if not isinstance(choice, EarlyStopping | bool) and choice != "auto":
+        if not isinstance(choice, int):
+            raise ConfigError(
+                f"got early_stopping={show_value(choice)}, expected 'auto', False, a patience in "
+                "evaluations, or EarlyStopping(...)"
+            )
+        stopping = EarlyStopping(patience=choice)
+    if names is not None:
+        stopping.check_monitor(names)
+    return stopping
 
 
 def overfitting(history: Sequence[Mapping[str, Any]], loss: str) -> str | None:

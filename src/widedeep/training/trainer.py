@@ -274,14 +274,13 @@ class Trainer:
             epochs = as_count("epochs", epochs)
         steps = as_count("steps", steps)
         eval_every = as_count("eval_every", eval_every)
+        has_valid = valid is not None
+        self.monitors = metric_names(self.model) if has_valid else []
         if early_stopping == "auto":
-            early_stopping = configured_stopping(options, has_valid=valid is not None)
-        stopping = as_stopping(early_stopping, has_valid=valid is not None)
-        self.monitors = metric_names(self.model) if valid is not None else []
-        if stopping is not None:
-            stopping.check_monitor(self.monitors)
+            early_stopping = configured_stopping(options, has_valid=has_valid)
+        stopping = as_stopping(early_stopping, has_valid=has_valid, names=self.monitors)
         state = self.state
-        self._begin_schedules(has_valid=valid is not None)
+        self._begin_schedules(has_valid=has_valid)
         callbacks = self._all_callbacks()
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(self.evaluator.open(data, "training data"))
