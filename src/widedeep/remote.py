@@ -235,23 +235,23 @@ class RemoteFile:
             RemoteUnavailable: If the connection is lost, and again when it is tried again.
             DataError: If another version lies there.
         """
-        direct = _start_direct(self, ranges)
-        if direct is None and getattr(self.fs, "async_impl", False):
-            fetch = self._library_ranges(ranges)
-            direct = asyncio.run_coroutine_threadsafe(fetch, self.fs.loop).result
+        wait, is_library = _start_direct(self, ranges), False
+        if wait is None and getattr(self.fs, "async_impl", False):
+            fetch, is_library = self._library_ranges(ranges), True
+            wait = asyncio.run_coroutine_threadsafe(fetch, self.fs.loop).result
 
         def blocks() -> list[Block]:
             started = time.monotonic()
-            if direct is not None:
-                try:
+            try:
+                if wait is not None:
                     with remote_errors(self.url):
-                        return direct()
-                except RangesIgnored:
+                        return wait()
+            except RangesIgnored:
+                raise
+            except Exception:  # each library has exceptions of its own
+                if is_library and time.monotonic() - started > _PATIENCE_S:  # it tried again itself
                     raise
-                except Exception:  # each library has exceptions of its own
-                    _avoid_direct(self)
-                    if time.monotonic() - started > _PATIENCE_S:  # it has tried again itself
-                        raise
+                _avoid_direct(self)
             return self._checked_ranges(ranges)
 
         return blocks

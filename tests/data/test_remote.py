@@ -419,6 +419,16 @@ def test_a_lost_connection_is_tried_again(served: str, faulty_server: FaultyServ
         assert faulty_server.n_lost < n_lost
 
 
+def test_a_library_tries_where_plain_answers_take_long(
+    served: str,
+    faulty_server: FaultyServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote, "_PATIENCE_S", 0.0)
+    faulty_server.n_lost = 2
+    assert rows_of(served) == ROWS.to_pylist()
+
+
 def test_a_connection_that_stays_lost_is_an_error(
     served: str,
     faulty_server: FaultyServer,  # noqa: F811
