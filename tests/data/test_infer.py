@@ -289,6 +289,27 @@ def test_text_of_numbers_in_a_table_is_told_to_be_cast() -> None:
     assert "each value is a number, such as '0.00'; cast it" in warning
 
 
+@pytest.mark.parametrize(("mark", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_a_csv_of_other_separators_is_refused(tmp_path: Path, mark: str, word: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("".join(f"x{mark}click\n" if i == 0 else f"{i}{mark}1\n" for i in range(9)))
+    with pytest.raises(DataError, match=f"got one column.*separated by {word}; write commas"):
+        wd.infer_spec(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "noted"),
+    [("4.2,c,0", True), ("7,a,1", True), ("0,1,2", False), ("1,2,3", False), ("x,c,y", False)],
+)
+def test_a_file_without_a_line_of_names_is_told(tmp_path: Path, names: str, noted: bool) -> None:
+    path = tmp_path / "rows.csv"
+    rows = "".join(f"{i / 7},{'abcd'[i % 4]},{int(i % 3 == 0)}\n" for i in range(ROWS))
+    path.write_text(f"{names}\n{rows}")
+    warnings = wd.infer_spec(path, label=names[-1]).warnings
+    assert [text for text in warnings if "the file has no line of names" in text] == [*warnings]
+    assert bool(warnings) == noted
+
+
 def test_a_pandas_frame_of_an_odd_index() -> None:
     frame = pd.DataFrame({"x": NUMBERS, "click": [0, 1] * (ROWS // 2)}, index=IDS)
     assert list(wd.infer_spec(frame).spec.by_name) == ["x", "x_bin"]

@@ -331,9 +331,11 @@ def _spooled(
     blocks = _blocks(path)
     header, first = _header(path, next(blocks, None))
     names = list(columns) if columns is not None else header
+    if columns is None and (advice := _other_separator(header)):
+        raise DataError(f"{path}: got one column, {_shown(header[0])}: {advice}")
     for name in names:
         if name not in header:
-            raise ColumnError(str(path), name, _other_separator(header, name))
+            raise ColumnError(str(path), name, _other_separator(header) or nearest(name, header))
     schema = pa.schema([(name, types.spooled_type(path, name)) for name in names])
     kept = spool.keep(str(path), _groups(path, header, schema, types, chain([first], blocks)))
     record = InputRecord(
@@ -479,12 +481,13 @@ def _locate(path: InputPath, column: str, value: object) -> str | None:
     return None
 
 
-def _other_separator(header: Sequence[str], name: str) -> str:
+def _other_separator(header: Sequence[str]) -> str:
+    """Return what is wrong with a header of one field that holds other separators, else ""."""
     marks = {";": "semicolons", "\t": "tabs", "|": "bars"}
     for mark, word in marks.items():
         if len(header) == 1 and mark in header[0]:
             return f"its fields are separated by {word}; write commas instead"
-    return nearest(name, header)
+    return ""
 
 
 def _shown(text: str) -> str:

@@ -23,6 +23,7 @@ from widedeep.data.roles import (
     MOST_BINS,
     InferredColumn,
     assign_roles,
+    header_note,
     id_like,
     joined_roles,
     label_of,
@@ -641,7 +642,8 @@ def _value_warnings(
         for p in profiles
         if p.minimum == -math.inf or p.maximum == math.inf
     ]
-    warnings += filter(None, (p.text_note for p in profiles))
+    notes = (header_note([p.name for p in profiles]), *(p.text_note for p in profiles))
+    warnings += filter(None, notes)
     column = next((p for p in profiles if p.name == label), None)
     if column is None:
         return [*warnings, "no column looks like the label: nothing was measured; give label=NAME"]
