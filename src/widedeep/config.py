@@ -124,12 +124,17 @@ def load_follow_config(
     options: Mapping[str, Any] | None = None,
 ) -> FollowConfig:
     """Read the ``[follow]`` section of a run's TOML file."""
-    table = _section("follow", read_tables(path), str(path))
-    directory = table.get("publish")
-    if isinstance(directory, str) and "://" not in directory:
-        table["publish"] = str(Path(path).parent / directory)
+    from widedeep.gate.config import GateConfig, check_judge_rows
+
+    tables = read_tables(path)
+    table = _section("follow", tables, str(path))
+    if "publish" in table:
+        table["publish"] = resolve_paths(table["publish"], Path(path).parent)
     table |= _overrides("follow", overrides, options)
     config = read_section(FollowConfig, table, f"{path}: [follow]")
+    if config.publish is not None:
+        gate = _section("gate", tables, str(path)) | _overrides("gate", overrides, None)
+        check_judge_rows(config.judge_rows, read_section(GateConfig, gate, f"{path}: [gate]"))
     if config.publish is not None and config.export_rows is None and config.export_minutes is None:
         raise ConfigError(
             f"got {config.publish!r} to publish to, but not when; add --export-rows N or "

@@ -25,6 +25,7 @@ __all__ = [
     "RowError",
     "SchemaError",
     "WideDeepError",
+    "data_errors_of",
     "extra_imports",
     "install_hint",
     "missing_package",
@@ -249,6 +250,17 @@ def missing_package(error: ImportError) -> str | None:
         hint = install_hint("torch", "train")
         return f"{hint}; scoring, serving, judging and reporting do without"
     return install_hint(package, _EXTRA_OF[package]) if package in _EXTRA_OF else None
+
+
+@contextlib.contextmanager
+def data_errors_of(subject: str) -> Iterator[None]:
+    """Let errors about data say what they are of, such as a label or a file, unless they do."""
+    try:
+        yield
+    except DataError as error:
+        if subject in str(error):
+            raise
+        raise DataError(f"{subject}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -166,6 +166,8 @@ def test_where_and_when(run: Run, copy: Path) -> None:
     assert not (copy / "models").exists()
     code, _, err = run(*words, "--set", "gate.min_rows=5000")
     assert (code, "judge_rows=1,000" in err) == (2, True)
+    code, _, err = run("train", "ads.toml", "--force", *WORDS, "--set", "gate.min_rows=5000")
+    assert (code, "judge_rows=1,000" in err, "epoch" in err) == (2, True, False)
     code, _, err = run(*words, "--publish", "runs/ads/bundle")
     assert (code, "is itself a bundle" in err) == (2, True)
     code, _, err = run("train", "ads.toml", "--resume", "--publish", "models")
@@ -185,12 +187,15 @@ def test_layers_that_cannot_grow_are_told_of_before_training(run: Run, copy: Pat
 def test_the_section(copy: Path) -> None:
     assert load_follow_config("ads.toml").publish == "models"
     assert load_follow_config(copy / "ads.toml").publish == str(copy / "models")
-    found = load_follow_config("ads.toml", ["follow.publish=s3://b/m"], options={"judge_rows": 7})
+    sets = ["follow.publish=s3://b/m", "gate.min_rows=5"]
+    found = load_follow_config("ads.toml", sets, options={"judge_rows": 7})
     assert (found.publish, found.judge_rows, found.export_rows) == ("s3://b/m", 7, 1000)
     (copy / "bare.toml").write_text("")
     assert load_follow_config("bare.toml") == FollowConfig()
     with pytest.raises(ConfigError, match="'models' to publish to, but not when"):
         load_follow_config("bare.toml", options={"publish": "models"})
+    with pytest.raises(ConfigError, match="publish='', expected a directory or its URL"):
+        load_follow_config("bare.toml", ["follow.publish=''"])
     for key, value in (("export_rows", 0), ("export_minutes", 0.0), ("judge_rows", 0)):
         with pytest.raises(ConfigError, match=key):
             FollowConfig(**{key: value})  # type: ignore[arg-type]

@@ -251,6 +251,8 @@ def test_a_run_starts_from_another(run: Run, ads: Path) -> None:
     assert {e["name"].partition("/")[0] for e in moved if e["state"] != "fresh"} == {"wide"}
 
     assert run(*words, "--carry", "wide/*", "--out", "x").code == 2
+    code, _, err = run(*words, "--warm-start", "cold", "--carry", "wid/*", "--out", "x", "--force")
+    assert (code, "got the pattern 'wid/*'" in err and "did you mean 'wide/" in err) == (2, True)
     code, _, err = run(*words, "--warm-start", "nowhere", "--out", "x")
     assert (code, "Traceback" in err) == (2, False)
     assert "nowhere" in err
@@ -434,6 +436,30 @@ def test_a_run_is_evaluated_on_its_own_test_data(run: Run, ads_run: Path) -> Non
     assert code == 0
     assert document["data"] == str(ads_run / "test.parquet")
     assert document["metrics"]["auc"] == pytest.approx(written["test"]["auc"], abs=1e-6)
+
+
+def test_rows_that_a_model_has_learned_or_that_judge_it_are_told(run: Run, ads: Path) -> None:
+    assert run("train", "ads.toml", "--set", "train.epochs=1").code == 0
+    said = "training data of runs/ads, which the model has learned"
+    for words in (("evaluate", "runs/ads"), ("report", "runs/ads", "--data")):
+        assert f"note: measured on {said}" in run(*words, "tr*.parquet").out, words
+        assert "note: measured" not in run(*words, "test.parquet").out
+    (ads / "new").mkdir()
+    (ads / "new/1.parquet").symlink_to(ads / "test.parquet")
+    ran = run("train", "ads.toml", "--resume", "--follow", "new", "--idle", "0.1", "--poll", "0.05")
+    assert "note: 1.parquet is the run's test data too" in ran.err
+
+
+def test_a_label_out_of_range_is_named_with_its_shard(run: Run, ads: Path) -> None:
+    assert run("train", "ads.toml", "--set", "train.epochs=1").code == 0
+    table = pq.read_table(ads / "test.parquet")
+    place = table.column_names.index("click")
+    (ads / "new").mkdir()
+    pq.write_table(table.set_column(place, "click", [[7] * len(table)]), ads / "new/1.parquet")
+    code, _, err = run("evaluate", "runs/ads", "new/1.parquet")
+    assert (code, "label 'click': labels (row 0" in err) == (2, True)
+    code, _, err = run("train", "ads.toml", "--resume", "--follow", "new", "--idle", "0.1")
+    assert (code, "1.parquet: label 'click': labels (row 0" in err) == (2, True)
 
 
 def test_score_from_standard_input(

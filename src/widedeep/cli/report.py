@@ -89,9 +89,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     words, model = arguments.data, local_model(arguments.model)
+    rows = labelled_rows(words, model) if words else None
     report = report_on(
         arguments.model,
-        labelled_rows(words, model).data if words else None,
+        None if rows is None else rows.data,
         against=arguments.against,
         models=arguments.models,
         slices=_slices(arguments.slices),
@@ -100,6 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         importance_rows=arguments.importance_rows,
         threads=arguments.threads or len(os.sched_getaffinity(0)),
     )
+    if rows is not None and rows.note is not None:
+        report = dataclasses.replace(report, notes=[*report.notes, f"measured on {rows.note}"])
     file = report.save(arguments.out or report_path(arguments.model))
     if arguments.json:
         print_json({"report": file, **report.to_json()})

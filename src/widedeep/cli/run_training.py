@@ -22,7 +22,7 @@ from widedeep.cli.prepare import fit_run_schema, prepared_schema
 from widedeep.cli.runs import RunDirectory, training_data
 from widedeep.data import topics
 from widedeep.data.fragments import InputRecord
-from widedeep.data.paths import follow_folder
+from widedeep.data.paths import follow_folder, local_files
 from widedeep.data.reuse import reuse_inputs
 from widedeep.errors import RanksError, WideDeepError
 from widedeep.gate.config import GateConfig
@@ -312,6 +312,7 @@ def follow_run(
         files = topics.follow_topic(topic, columns, done=trainer.shards, idle_s=idle_s, notify=say)
     else:
         files = follow_folder(folder, done=trainer.shards, poll_s=poll_s, idle_s=idle_s, notify=say)
+        files = _own_told(files, config, say)
     files = shards_of_first(ranks, files)
     publisher = _publisher(trainer, config, directory, follow, gate, say)
     exporter = _Exporter(trainer, config, directory, follow, say)
@@ -332,6 +333,20 @@ def follow_run(
         candidates=[] if publisher is None else publisher.candidates,
         metrics={name: metrics[name] for name in ("valid", "test") if name in metrics},
     )
+
+
+def _own_told(
+    files: Iterable[Shard], config: RunConfig, say: Callable[[str], None]
+) -> Iterator[Shard]:
+    """Yield shards; say so of one that the run has learned, or is judged on."""
+    paths = {"training": config.data.train, "validation": config.data.valid}
+    paths["test"] = config.data.test
+    roles = {file: role for role, data in paths.items() if data for file in local_files(data)}
+    for name, data in files:
+        role = next((roles[file] for file in local_files(data) if file in roles), None)
+        if role is not None:
+            say(f"note: {name} is the run's {role} data too")
+        yield name, data
 
 
 def _trainer(config: RunConfig, directory: RunDirectory, ranks: Ranks, progress: bool) -> Trainer:

@@ -23,6 +23,7 @@ from widedeep.cli.remote_runs import fetched_run
 from widedeep.config import load_config
 from widedeep.data.fragments import InputRecord
 from widedeep.data.lake_tables import pinned
+from widedeep.data.paths import local_files
 from widedeep.data.sources import RowShare, split_rows
 from widedeep.errors import BundleError, ConfigError
 from widedeep.files import write_text_whole
@@ -292,7 +293,9 @@ def labelled_rows(words: Sequence[str], model: Path) -> LabelledRows:
     """Return the labelled rows that a command names, or those of the model's run."""
     run = run_of(Path(words[0]) if len(words) == 1 else model)
     if words and (run is None or len(words) > 1):
-        return LabelledRows(data=words[0] if len(words) == 1 else list(words))
+        return LabelledRows(
+            data=words[0] if len(words) == 1 else list(words), note=_learned(words, run_of(model))
+        )
     if run is None and not model.exists():
         raise ConfigError(f"{model}: no such bundle or run; check the path")
     if run is None:
@@ -301,6 +304,14 @@ def labelled_rows(words: Sequence[str], model: Path) -> LabelledRows:
             "names some; name a file of labelled rows, or the run's folder"
         )
     return held_out_rows(run)
+
+
+def _learned(words: Sequence[str], run: RunDirectory | None) -> str | None:
+    """Say so where rows that judge a run's model are those that it learned."""
+    train = None if run is None else load_config(run.config).data.train
+    if run is None or not local_files(list(words)) & local_files(train):
+        return None
+    return f"training data of {address_of(run.path)}, which the model has learned"
 
 
 def run_of(path: Path) -> RunDirectory | None:

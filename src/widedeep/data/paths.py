@@ -17,7 +17,7 @@ import pyarrow as pa
 from widedeep.data.formats import find_format
 from widedeep.data.lake_tables import find_table
 from widedeep.data.parquet_input import PARQUET, parquet_metadata
-from widedeep.errors import DataError
+from widedeep.errors import DataError, WideDeepError
 from widedeep.remote import (
     InputPath,
     RemoteFile,
@@ -111,6 +111,15 @@ def input_files(data: Any) -> list[InputFile] | None:
                 )
         return [file for item in data for file in _expanded(item)]
     return None
+
+
+def local_files(data: Any) -> set[Path]:
+    """Return the files of data on this machine's disks; none of a table's, or behind URLs."""
+    try:
+        files = input_files(data) or []
+    except WideDeepError:  # told where they are read
+        return set()
+    return {file.path.resolve() for file in files if isinstance(file.path, Path)}
 
 
 def _expanded(item: str | os.PathLike[str] | InputFile) -> list[InputFile]:

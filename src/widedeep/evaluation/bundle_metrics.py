@@ -12,7 +12,7 @@ from widedeep.data.batch import Batch
 from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import DataError
+from widedeep.errors import DataError, data_errors_of
 from widedeep.metrics import MetricCollection, metrics_of
 from widedeep.ranks.ranks import Ranks
 from widedeep.ranks.shared import on_first, shared_failures
@@ -80,7 +80,8 @@ class BundleMetrics:
             arrays = (by_head[head.name], labels, weight_B, batch.group_B)
             if not observed_B.all():
                 arrays = tuple(None if a is None else a[observed_B] for a in arrays)  # type: ignore[assignment]
-            metrics.update(*arrays)
+            with data_errors_of(f"label {self._schema.spec.labels[head.name]!r}"):
+                metrics.update(*arrays)
 
     def by_head(self) -> dict[str, dict[str, float]]:
         """Return each head's metrics."""

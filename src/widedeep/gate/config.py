@@ -125,6 +125,15 @@ class GateConfig:
         check_range(owner, "max_new_values", fraction, 0 <= fraction <= 1, "a share, 0 to 1")
 
 
+def check_judge_rows(judge_rows: int, gate: GateConfig) -> None:
+    """Refuse to judge on fewer rows than the gate asks for: no candidate could pass."""
+    if judge_rows < gate.min_rows:
+        raise ConfigError(
+            f"got judge_rows={judge_rows:,}, but the gate asks for at least {gate.min_rows:,} "
+            "rows; raise it, or lower min_rows under [gate]"
+        )
+
+
 def load_gate_config(
     path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()
 ) -> GateConfig:

@@ -19,7 +19,7 @@ from widedeep.data.paths import is_gone
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import BundleError, ConfigError, RanksError, WideDeepError
 from widedeep.files import write_text_whole
-from widedeep.gate.config import GateConfig
+from widedeep.gate.config import GateConfig, check_judge_rows
 from widedeep.gate.validation import validate
 from widedeep.gate.verdict import bundle_identity, verdict_path
 from widedeep.publish.publishing import (
@@ -134,11 +134,7 @@ class ContinuousPublisher:
             )
         check_full_every(full_every)
         self.gate = gate or GateConfig()
-        if judge_rows < self.gate.min_rows:
-            raise ConfigError(
-                f"got judge_rows={judge_rows:,}, but the gate asks for at least "
-                f"{self.gate.min_rows:,} rows; raise it, or lower min_rows under [gate]"
-            )
+        check_judge_rows(judge_rows, self.gate)
         self.store = open_store(models)
         self.bundle = Path(bundle)
         self.log = verdict_path(self.bundle).with_name(f"{self.bundle.name}.attempts.json")

@@ -363,6 +363,7 @@ class FollowConfig:
     def __post_init__(self) -> None:
         owner = "[follow]"
         check_types(self, owner)
+        check_range(owner, "publish", self.publish, self.publish != "", "a directory or its URL")
         if self.evict_after is not None and not self.grow:
             raise ConfigError(
                 f"{owner}: got evict_after = {self.evict_after} without grow = true; give both"

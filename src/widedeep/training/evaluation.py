@@ -25,7 +25,7 @@ from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.requests import RequestSource, request_encoder
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import DataError
+from widedeep.errors import DataError, data_errors_of
 from widedeep.metrics import MetricCollection, metrics_of
 from widedeep.models.blocks import has_hooks
 from widedeep.models.head_base import Head
@@ -280,6 +280,7 @@ def evaluate_batches(model: WideDeep, logits: Logits, batches: Iterable[Batch]) 
     groups = model.schema.spec.group is not None
     collections = [make_metrics(head, groups=groups) for head in model.heads]
     means = [MeanLoss(model, index) for index in range(len(model.heads))]
+    columns = [*model.schema.spec.labels.values()]
     weighed = False
     for batch in batches:
         weighed = weighed or batch.weight_B is None or bool(batch.weight_B.any())
@@ -287,7 +288,8 @@ def evaluate_batches(model: WideDeep, logits: Logits, batches: Iterable[Batch]) 
         for index, collection in enumerate(collections):
             scores = _scores(model, index, logits_BC)
             labels, weight_B = model.losses.labels(batch, index), model.losses.weights(batch, index)
-            collection.update(*labelled_rows(scores, labels, weight_B, batch.group_B))
+            with data_errors_of(f"label {columns[index]!r}"):
+                collection.update(*labelled_rows(scores, labels, weight_B, batch.group_B))
             means[index].add(logits_BC, batch)
     if not weighed:
         raise DataError(

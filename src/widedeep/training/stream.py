@@ -12,7 +12,7 @@ import numpy as np
 
 from widedeep.callbacks.base import Callbacks
 from widedeep.data.paths import file_from_json, file_to_json, is_gone
-from widedeep.errors import ConfigError, DataError
+from widedeep.errors import ConfigError, DataError, data_errors_of
 from widedeep.metrics import find_metric
 from widedeep.ranks.ranks import Ranks
 from widedeep.ranks.shared import on_first
@@ -129,7 +129,8 @@ def _learn(
             return "no rows"
         if untouched and (opens or state.ranks.size == 1) and state.ranks.any(is_gone(data)):
             return "it has vanished"
-        raise
+        with data_errors_of(name):
+            raise
     rows = shard.position.rows
     state.shards = [*state.shards, name]
     state.position = dataclasses.replace(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from widedeep.data.extend_schema import map_ids
-from widedeep.errors import SchemaError
+from widedeep.errors import ConfigError, SchemaError, nearest
 from widedeep.features import IdMap
 from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.models.numbers import number_of_parameter
@@ -105,7 +105,15 @@ def warm_start(state: TrainState, config: WarmStartConfig) -> WarmStart:
             f"none ({sorted(new)}); start from a model of the same data, or train without a warm "
             "start"
         )
-    return _Transfer(state, previous, config).run()
+    started = _Transfer(state, previous, config).run()
+    names = sorted({tensor.name for tensor in started.tensors})
+    for pattern in config.transfer:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"warm start: got the pattern {pattern!r} of tensors to transfer, which matches "
+                f"none; {nearest(pattern, names)}"
+            )
+    return started
 
 
 class _Transfer:
