@@ -195,6 +195,8 @@ BROKEN: list[tuple[Callable[[Path], object], list[str], str]] = [
     (lambda ads: labels(ads, ["a", "b"]), [], "label 'click'"),  # the test data has numbers
     (lambda ads: labels(ads, [1]), [], "label 'click' is always 1"),
     (lambda ads: labels(ads, [3], "test.parquet"), [], "[data] test: label 'click' (row 0): got 3"),
+    (lambda ads: labels(ads, [f"u{i}" for i in range(600)]), ["model.head=multiclass",
+     "data.test='train.parquet'"], "kept for validation"),
     (lambda ads: labels(ads, [{"a": 1}]), [], "column 'click' is struct<a: int64>"),
     (lambda ads: labels(ads, [{"a": 1}], "test.parquet"), [], "got a column of struct<a: int64>"),
     (lambda ads: weights(ads, [1.0, -2.0]), ["data.weight=w"], "weight 'w': got -2"),

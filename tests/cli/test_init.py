@@ -146,6 +146,16 @@ def test_names_that_need_quotes(tmp_path: Path) -> None:
     assert set(spec.by_name) == {'a "b"', 'a "b"_bin', "c d_id"}
 
 
+@pytest.mark.parametrize("letter", ["\n", "\r", "\x7f", "\u2028", "#", '"', "é"])
+def test_names_that_comments_cannot_hold(letter: str, tmp_path: Path) -> None:
+    names = [f"{letter}{kind}" for kind in ("time", "number", "word")]
+    columns = (pa.array(range(90), pa.timestamp("s")), np.arange(90) % 7 / 3, ["a", "b", "c"] * 30)
+    data = pa.table({**dict(zip(names, columns, strict=True)), "click": [0, 1, 1] * 30})
+    pq.write_table(data, tmp_path / "t.parquet")
+    write_config(str(tmp_path / "t.parquet"), tmp_path / "run.toml")
+    assert {*names[1:]} <= {*load_config(tmp_path / "run.toml").spec.by_name}
+
+
 def test_csv_is_sampled_from_its_beginning(tmp_path: Path) -> None:
     lines = ["age,job,click", *(f"{20 + i % 40},{'ab'[i % 2]},{i % 2}" for i in range(ROWS))]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")

@@ -343,6 +343,16 @@ def test_what_is_no_moment_is_refused(value: Any) -> None:
         encode.rows([{"t": value}])
 
 
+def test_decimals_beyond_64_bits_are_the_nearest_number(tmp_path: Path) -> None:
+    numbers = [decimal.Decimal(10) ** 25 + step for step in range(40)]
+    rows = pa.table({"x": pa.array(numbers, pa.decimal128(30, 0)), "y": [0, 1] * 20})
+    spec = wd.FeatureSpec(label="y", features=wd.numeric("x"))
+    trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, rows)), progress=False)
+    trainer.fit(rows)
+    bundle = trainer.export(tmp_path / "bundle")
+    assert bundle.score(rows).tolist() == bundle.score(rows.to_pylist()).tolist()
+
+
 _MOMENTS = [
     *("2024-05-01", "2024-05-01 12:30", "2024-05-01T12:30:00Z", "2024-05-01T14:30:00+02:00"),
     *("2024-05-01T12:30:00+0000", "2024-05-01T12:30:00.25z", "2024-05-01 12:30:00.123456789"),

@@ -381,6 +381,7 @@ def _check_whole_columns(config: RunConfig, schema: Schema | None, report: Check
             n_rows, n_valid = (len(targets[role].table) for role in ("train", "valid"))
             if n_rows == n_valid:
                 raise DataError("[data] valid_fraction leaves no row to train on; lower it")
+            report.problems += targets["valid"].held_back(targets["train"])
     except WideDeepError as error:
         report.problems.append(str(error))
         return
@@ -504,6 +505,25 @@ class Targets:
             if not pa.types.is_nested(self.table[column].type)
             and len(values := pc.unique(self.table[column].drop_null())) == 1
         ]
+
+    def held_back(self, whole: Targets) -> list[str]:
+        """Return a problem for each label with a class that all data have in these rows alone."""
+        problems = []
+        for column in self.spec.labels.values():
+            if self.spec.label_vocabulary or not is_text(self._values(column).type):
+                continue
+            own, of_all = (
+                {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
+                for counts in (pc.value_counts(one._values(column)) for one in (self, whole))
+            )
+            lost = [v for v, count in own.items() if v is not None and count == of_all[v]]
+            if lost:
+                problems.append(
+                    f"[data] valid_fraction: all rows whose label {column!r} is {lost[0]!r} are "
+                    "kept for validation, so that training knows no such class; drop them, or name "
+                    "valid = FILE"
+                )
+        return problems
 
     def _nulls(self, column: str) -> list[str]:
         values = self.table[column]

@@ -15,7 +15,7 @@ from widedeep.data.infer import InferredSpec, data_lines, features_block, infer_
 from widedeep.data.paths import input_paths
 from widedeep.data.roles import no_label
 from widedeep.errors import ConfigError, DataError
-from widedeep.features.toml import toml_value
+from widedeep.features.toml import comment_text, toml_value
 from widedeep.files import write_text_whole
 
 EXAMPLE = (
@@ -130,9 +130,9 @@ def config_text(inferred: InferredSpec, data: str, folder: str | os.PathLike[str
     rows = f"{inferred.sampled:,} rows"
     if inferred.sampled < inferred.total:
         rows = f"{rows} of {inferred.total:,}"
-    warnings = "".join(f"\n# Look at {text}" for text in inferred.warnings)
+    warnings = "".join(f"\n# Look at {comment_text(text)}" for text in inferred.warnings)
     blocks = [
-        f"# Written by: widedeep init {data}\n"
+        f"# Written by: widedeep init {comment_text(data)}\n"
         f"# Guessed from {rows}: read it through, change what you know better.{warnings}",
         _data_block(inferred, data, Path(folder)),
         features_block(inferred),

@@ -34,7 +34,7 @@ from widedeep.data.sources import Data
 from widedeep.errors import ConfigError, DataError
 from widedeep.features import Feature, FeatureSpec, bucketized, categorical, crossed, numeric
 from widedeep.features.spec import spec_to_table
-from widedeep.features.toml import toml_key, toml_value
+from widedeep.features.toml import comment_text, toml_key, toml_value
 from widedeep.page.document import framed_page, note, table
 
 __all__ = ["InferredSpec", "data_lines", "features_block", "infer_spec"]
@@ -719,7 +719,7 @@ def data_lines(inferred: InferredSpec) -> list[str]:
         if key == "label":
             label = next(c.profile for c in inferred.columns if c.role == "label")
             reason = _shares(label)
-        lines.append(f"{key} = {toml_value(column)}  # {reason}")
+        lines.append(f"{key} = {toml_value(column)}  # {comment_text(reason)}")
     user = next((c.name for c in inferred.columns if c.name.lower() in _USER_NAMES), None)
     if user is not None and inferred.spec.group is None:
         lines.append(f"# group = {toml_value(user)}  # adds metrics within each group")
@@ -751,7 +751,8 @@ def features_block(inferred: InferredSpec) -> str:
     left_out = [c for c in inferred.columns if c.role in ("left out", "time")]
     if left_out:
         lines.append("# Left out:")
-        lines += [f"#   {c.name or '(no name)'}: {c.reason}" for c in left_out]
+        texts = [f"{c.name or '(no name)'}: {c.reason}" for c in left_out]
+        lines += [f"#   {comment_text(text)}" for text in texts]
     return "\n".join(lines)
 
 
@@ -759,7 +760,7 @@ def _listed(key: str, entries: Sequence[tuple[str, str]]) -> list[str]:
     if not entries:
         return []
     width = max(len(entry) for entry, _ in entries) + 1
-    lines = [f"    {f'{entry},'.ljust(width)}  # {reason}" for entry, reason in entries]
+    lines = [f"    {f'{entry},'.ljust(width)}  # {comment_text(why)}" for entry, why in entries]
     return [f"{key} = [", *lines, "]"]
 
 

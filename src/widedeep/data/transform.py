@@ -329,7 +329,9 @@ def plain_value(value: object) -> object:
     if isinstance(value, datetime.date):
         return Moment((value - _EPOCH.date()) // _MICROSECOND)
     if isinstance(value, decimal.Decimal):
-        return int(value) if value.is_finite() and value == int(value) else float(value)
+        whole = int(value) if value.is_finite() else None
+        is_whole = whole is not None and whole == value and -(2**63) <= whole < 2**64
+        return whole if is_whole else float(value)
     return NotImplemented
 
 

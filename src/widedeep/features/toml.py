@@ -9,6 +9,11 @@ from typing import Any
 from widedeep.errors import FeatureError
 
 
+def comment_text(text: str) -> str:
+    """Return text that a comment of TOML may hold: column names may break lines."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def toml_text(table: Mapping[str, Mapping[str, object]]) -> str:
     """Write two levels of tables as TOML; deeper ones become inline tables."""
     blocks = []
