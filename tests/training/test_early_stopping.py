@@ -1,3 +1,6 @@
+from typing import Any
+
+import pyarrow as pa
 import pytest
 
 import widedeep as wd
@@ -45,6 +48,26 @@ def test_state_survives() -> None:
     again = EarlyStopping()
     again.load(stopping.dump())
     assert (again.best, again.best_step, again.without) == (0.5, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, [5, 10, 15, 20]),
+        ({"eval_every": 8}, [8, 10, 16, 20]),
+        ({"epochs": 2}, [10, 20]),
+        ({"early_stopping": False}, [10, 20]),
+    ],
+)
+def test_passes_chosen_for_it_are_evaluated_halfway_too(
+    options: dict[str, Any], steps: list[int]
+) -> None:
+    rows = pa.table({"job": [f"j{i % 2}" for i in range(160)], "click": [0, 1] * 80})
+    spec = wd.FeatureSpec(label="click", features=[*wd.categorical("job")])
+    model = wd.WideDeep(wd.fit_schema(spec, rows), hidden_units=[4])
+    trainer = wd.Trainer(model, batch_size=16, threads=1, progress=False)
+    history = trainer.fit(rows, valid=rows, **{"epochs": "auto", "steps": 20, **options})
+    assert [row["step"] for row in history.rows if "valid/log_loss" in row] == steps
 
 
 def test_mistakes_are_named() -> None:

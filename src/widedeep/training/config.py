@@ -137,9 +137,11 @@ class TrainConfig:
         warmup_steps: Learning rates rise linearly over this many first steps.
         early_stopping: Stop when the validation metric no longer improves, and go back to the best
             model: ``"auto"``: where there are validation data and several evaluations.
-        patience: Evaluations without a better ``monitor`` before stopping; None: 2.
+        patience: Evaluations without a better ``monitor`` before stopping; None: 2, or those of two
+            epochs where epochs are ``"auto"``.
         monitor: Validation metric that decides which model is best; None: the model's loss.
-        eval_every: Steps between evaluations on the validation data; None: once an epoch.
+        eval_every: Steps between evaluations on the validation data; None: once an epoch, twice
+            where ``epochs`` and ``early_stopping`` are ``"auto"``.
         eval_seconds: Seconds of training between evaluations, in the place of ``eval_every`` and of
             the ends of epochs; the end of the run is evaluated in any case.
         stop_at: Values of validation metrics with which training ends, once an evaluation reaches

@@ -56,6 +56,7 @@ class TrainingRun:
         valid: Source | None = None,
         stopping: EarlyStopping | None = None,
         eval_every: int | None = None,
+        eval_halfway: bool = False,
         eval_seconds: float | None = None,
         cache: str | os.PathLike[str] | None = None,
         directory: CheckpointDirectory | None = None,
@@ -88,7 +89,10 @@ class TrainingRun:
         )
         if stopping is None or has_more:
             position.tail_steps = 0  # resumed with more epochs: the tail was not the end
-        between = min(per_epoch, eval_every or per_epoch) if eval_seconds is None else 0
+        # Batch of an epoch after which the model is evaluated too; 0: none
+        self.halfway = per_epoch // 2 if eval_halfway else 0
+        between = min(per_epoch, eval_every or self.halfway or per_epoch)
+        between = between if eval_seconds is None else 0
         self.evaluates_again = self.total_steps > between
         self.ranks = state.ranks
         self.progress = self._new_progress()
@@ -289,6 +293,8 @@ class TrainingRun:
         if min(clocks, default=1.0) < 1.0:  # a run takes a tenth of it
             return 1
         ahead = self._last_step - step
+        if self.state.position.batch < self.halfway:
+            ahead = min(ahead, self.halfway - self.state.position.batch)
         for every in (self.eval_every, config.checkpoint_every):
             if every:
                 ahead = min(ahead, every - step % every)
@@ -438,6 +444,7 @@ class TrainingRun:
             evaluates = self._is_over(self._evaluated, self.eval_seconds)
         else:
             evaluates = epoch_done or bool(self.eval_every and step % self.eval_every == 0)
+            evaluates |= self.halfway > 0 and self.state.position.batch == self.halfway
         if config.checkpoint_seconds is not None:
             saves = self._is_over(self._saved, config.checkpoint_seconds)
         else:

@@ -244,7 +244,7 @@ class Trainer:
             steps: Stop after this many steps, whatever ``epochs`` says.
             valid: Data to evaluate on while training.
             eval_every: Steps between evaluations; None: the configuration's, by default after each
-                epoch.
+                epoch, and halfway through it where both ``epochs`` and stopping are ``"auto"``.
             early_stopping: Stop when the validation metric no longer improves and go back to the
                 best model: :class:`widedeep.EarlyStopping`, or a patience in evaluations.
                 ``"auto"`` does as the configuration says: by default it stops where there is
@@ -290,6 +290,11 @@ class Trainer:
             state.begin(source)
             recorded = self._resume(stopping) if resume else {}
             passes = self._resolve(source.num_rows, epochs, recorded, stops=stopping is not None)
+            # Rows that are learned by heart within a pass or two are best between their ends.
+            halfway = passes > 1 and early_stopping == epochs == "auto"
+            halfway &= eval_every is eval_seconds is None
+            if stopping is not None and halfway:
+                stopping.patience *= 2
             if self._by_default["deep"]:
                 self._decay_embeddings(passes, goes_on=bool(recorded))
             run = TrainingRun(
@@ -301,6 +306,7 @@ class Trainer:
                 valid=valid_source,
                 stopping=stopping,
                 eval_every=eval_every,
+                eval_halfway=halfway and stopping is not None,
                 eval_seconds=eval_seconds,
                 cache=cache,
                 directory=self.directory,
@@ -315,7 +321,7 @@ class Trainer:
                 eval_every=eval_every,
                 eval_seconds=eval_seconds,
                 early_stopping=stopping is not None,
-                patience=None if stopping is None else stopping.patience,
+                patience=None if stopping is None or halfway else stopping.patience,
                 monitor=None if stopping is None else stopping.monitor,
             )
             with callbacks.around(self):
