@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from tests.serving.http.calls import running
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
 from widedeep.bundle.posterior import uncertainty_bundles
 from widedeep.errors import BundleError, ConfigError
-from widedeep.serving.exploration import Exploration
+from widedeep.serving import exploration
+from widedeep.serving.exploration import Exploration, Uncertainty
 
 
 @pytest.fixture(scope="module")
@@ -301,3 +303,28 @@ def test_train_and_export_keep_a_posterior_by_the_command_line(run: Run, tmp_pat
     ran = run("train", toml, *other_label, "--out", tmp_path / "price")
     assert ran.code == 2 and "as the head that is ranked by" in ran.err
     assert not (tmp_path / "price" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("k", [None, 0, 1, 3, 7, 8, 99])
+def test_the_first_few_are_those_of_a_whole_sort(
+    k: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exploration, "_SORTED_WHOLE", 0)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        keys_B = rng.integers(0, 4, 8).astype(float)
+        keys_B[rng.random(8) < rng.choice([0.0, 0.3, 1.0])] = np.nan
+        whole = np.argsort(-keys_B, kind="stable")[:k]
+        assert exploration._first(keys_B[None], k).tolist() == [whole.tolist()]
+
+
+def test_a_draw_over_many_candidates_takes_memory_for_one_set_of_draws() -> None:
+    n, explore = 20_000, Exploration(policy="thompson")
+    uncertainty = Uncertainty(variance_B=np.ones(n), hidden_BH=np.ones((n, 8)))
+    tracemalloc.start()
+    try:
+        explore.draw(np.zeros(n), 10, "r", uncertainty)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * 129 * 8 * n

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,8 @@ PolicyName = Literal["epsilon", "thompson", "linucb"]
 LOG_COLUMNS = ("policy", "propensity")
 """Columns of the log of a ranker that explores; null for a ranking without a draw."""
 
+_SORTED_WHOLE = 1000  # keys that are sorted as fast as the first few of them are found
+_BLOCK_KEYS = 1 << 16
 _DRAWS = 129  # of the posterior, for propensities: the request's own, and 128 more
 
 
@@ -129,29 +132,34 @@ class Exploration:
         """
         rng, n = self._rng(request_id), len(scores_B)
         free = rng.permutation(n) if rng.random() < self._epsilon else None
-        keys_DB = self._keys(scores_B, uncertainty, rng)  # a row per draw, the request's own first
-        orders_DK = np.argsort(-keys_DB, axis=1, kind="stable")[:, :k]
-        order = orders_DK[0] if free is None else free[:k]
+        # A few draws at a time, the request's own first: all would be 129 times the candidates.
+        orders = (_first(keys_DB, k) for keys_DB in self._keys(scores_B, uncertainty, rng))
+        drawn_DK = next(orders)
+        order = drawn_DK[0] if free is None else free[:k]
         item_B = np.arange(n) if item_B is None else item_B
-        placed = (item_B[orders_DK] == item_B[order]).mean(axis=0)
+        hits_DK = [item_B[each_DK] == item_B[order] for each_DK in chain([drawn_DK], orders)]
+        placed = np.concatenate(hits_DK).mean(axis=0)
         floor = self._epsilon * np.bincount(item_B)[item_B[order]] / max(n, 1)
         return order, np.minimum(floor + (1 - self._epsilon) * placed, 1.0)
 
     def _keys(
         self, scores_B: NDArray[np.float64], given: Uncertainty | None, rng: np.random.Generator
-    ) -> NDArray[np.float64]:
-        """Return what the policy sorts by, one row per draw."""
+    ) -> Iterator[NDArray[np.float64]]:
+        """Yield what the policy sorts by, a row per draw, a block of draws at a time."""
         if given is None:
-            return scores_B[None]
-        if self.policy == "linucb":
+            yield scores_B[None]
+        elif self.policy == "linucb":
             variance_B = given.variance_B + (given.hidden_BH**2).sum(axis=1)
-            keys_B: NDArray[np.float64] = scores_B + self.scale * np.sqrt(variance_B)
-            return keys_B[None]
-        normal_DB = rng.standard_normal((_DRAWS, len(scores_B)))
-        normal_DH = rng.standard_normal((_DRAWS, given.hidden_BH.shape[1]))
-        noise_DB = normal_DB * np.sqrt(given.variance_B) + normal_DH @ given.hidden_BH.T
-        noisy_DB: NDArray[np.float64] = scores_B + self.scale * noise_DB
-        return noisy_DB
+            yield (scores_B + self.scale * np.sqrt(variance_B))[None]
+        else:
+            deviation_B = np.sqrt(given.variance_B)
+            normal_DB = rng.standard_normal((_DRAWS, len(scores_B)))
+            normal_DH = rng.standard_normal((_DRAWS, given.hidden_BH.shape[1]))
+            block = max(1, _BLOCK_KEYS // max(1, len(scores_B)))
+            for at in range(0, _DRAWS, block):
+                noise_DB = normal_DB[at : at + block] * deviation_B
+                noise_DB += normal_DH[at : at + block] @ given.hidden_BH.T
+                yield scores_B + self.scale * noise_DB
 
     def _rng(self, request_id: str) -> np.random.Generator:
         digest = hashlib.blake2b(
@@ -161,6 +169,18 @@ class Exploration:
             person=b"exploration",
         ).digest()
         return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def _first(keys_DB: NDArray[np.float64], k: int | None) -> NDArray[np.int64]:
+    """Return the first k of each row's order, largest first and equal ones as they stand."""
+    losses_DB = -keys_DB
+    if k is None or not 0 < k < keys_DB.shape[1] or keys_DB.shape[1] <= _SORTED_WHOLE:
+        return np.argsort(losses_DB, axis=1, kind="stable")[:, :k]
+    orders = []
+    for losses_B in losses_DB:
+        places = np.flatnonzero(~(losses_B > np.partition(losses_B, k - 1)[k - 1]))  # NaN is last
+        orders.append(places[np.argsort(losses_B[places], kind="stable")][:k])
+    return np.array(orders)
 
 
 def no_posterior(path: Path) -> str:
