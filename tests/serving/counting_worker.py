@@ -59,6 +59,14 @@ def refuse(worker: Worker) -> None:
     raise ConfigError(f"worker {worker.index} of {worker.count}: got nothing to serve")
 
 
+def serve_unless_broken(worker: Worker, host: str, port: int, broken: str) -> None:
+    if os.path.exists(broken):
+        with open(f"{broken}.met", "a") as met:
+            met.write(f"{worker.index}\n")
+        raise ConfigError(f"{broken}: got garbage")
+    serve(worker, host, port)
+
+
 def crash(worker: Worker) -> None:
     os._exit(3)
 

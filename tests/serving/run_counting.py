@@ -1,4 +1,4 @@
-"""Runs the supervisor as a program of its own: `run_counting.py TARGET COUNT [HOST PORT]`."""
+"""Runs the supervisor as a program of its own: `run_counting.py TARGET COUNT [HOST PORT ...]`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from widedeep.serving.supervisor import run_workers
 
 if __name__ == "__main__":
     name, count, *rest = sys.argv[1:]
-    place = (rest[0], int(rest[1])) if rest else ()
+    place = (rest[0], int(rest[1]), *rest[2:]) if rest else ()
     sys.exit(
         run_workers(
             int(count),

@@ -96,6 +96,27 @@ def test_a_worker_that_is_killed_is_started_again_and_its_counts_stay(
     assert {counted(port, "requests_total") for _ in range(8)} == {now + 10}
 
 
+def test_a_file_that_breaks_later_ends_no_worker_that_serves(port: int, tmp_path: Path) -> None:
+    """A replacement that cannot start is tried again; the others serve on."""
+    broken = tmp_path / "broken"
+    process = supervised("serve_unless_broken", 2, HOST, port, broken)
+    try:
+        eventually(lambda: {index for index, _ in asked_often(port)} == {"0", "1"})
+        before = dict(asked_often(port))
+        broken.touch()
+        os.kill(int(before["0"]), signal.SIGKILL)
+        met = Path(f"{broken}.met")
+        eventually(lambda: met.exists() and len(met.read_text()) >= 4)  # two starts in vain
+        assert process.poll() is None and set(met.read_text().split()) == {"0"}
+        assert dict(asked_often(port)) == {"1": before["1"]}
+        broken.unlink()
+        eventually(lambda: len(asked_often(port)) == 2)
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=60)[1].decode()
+    assert "got garbage" in said and "worker 0 ended by exit code 2" in said
+
+
 def test_a_worker_that_dies_busy_is_busy_no_longer(
     port: int, server: subprocess.Popen[bytes]
 ) -> None:

@@ -121,7 +121,8 @@ def run_workers(
 def _watch(workers: Sequence[_Process], signals: _Signals) -> int:
     while not signals.stop:
         for worker in workers:
-            if worker.poll() == _EXIT_USAGE:
+            worker.poll()
+            if worker.cannot_start:
                 return _EXIT_USAGE
         if signals.reload:
             signals.reload = False
@@ -195,23 +196,24 @@ class _Process:
         self._running: subprocess.Popen[bytes] | None = None
         self._started = self._next_start = 0.0
         self._pause = restart_s[0]
+        self._starts = 0
+        self.cannot_start = False  # What it is to serve is wrong from the start
 
-    def poll(self) -> int | None:
-        """Start the process when it is due; return its exit code if it has just ended."""
+    def poll(self) -> None:
+        """Start the process when it is due, and note its end."""
         if self._running is None:
             if time.monotonic() >= self._next_start:
                 try:
                     self._start()
                 except OSError as error:  # no descriptor, process or memory is free at present
                     self._restart_later(f"worker {self.worker.index} cannot be started ({error})")
-            return None
+            return
         code = self._running.poll()
         if code is not None:
             self._ended(code)
-        return code
 
     def _start(self) -> None:
-        self._started = time.monotonic()
+        self._started, self._starts = time.monotonic(), self._starts + 1
         self._metrics.mkdir(parents=True, exist_ok=True)  # a cleaner may have removed it
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         self._running = subprocess.Popen(
@@ -234,9 +236,11 @@ class _Process:
     def _ended(self, code: int) -> None:
         self._running = None
         _forget_gauges(self._metrics, self.worker.index)
-        if code == _EXIT_USAGE:
-            return
         lived = time.monotonic() - self._started
+        # One that replaces another does not end those that serve: what is wrong came later.
+        self.cannot_start = code == _EXIT_USAGE and self._starts == 1 and lived <= _LONG_LIFE_S
+        if self.cannot_start:
+            return
         if lived > _LONG_LIFE_S:
             self._pause = self._restart_s[0]
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
