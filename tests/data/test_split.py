@@ -143,6 +143,48 @@ def test_a_column_that_gives_no_order(column: str, message: str) -> None:
         open_source(split_rows(table, 0.5, latest=column)[0])
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.timestamp("ms"), pa.timestamp("us")),
+        (pa.int32(), pa.int64()),
+        (pa.decimal128(20, 1), pa.decimal128(22, 3)),
+        (pa.float32(), pa.float64()),
+    ],
+    ids=str,
+)
+def test_files_that_store_values_otherwise_are_split_as_one(
+    one: pa.DataType, other: pa.DataType, tmp_path: Path
+) -> None:
+    numbers = pa.array(range(100, 150), pa.int64())
+    numbers = numbers.cast(pa.int32()) if one == pa.int32() else numbers
+    for name, (first, column) in {
+        "1": (0, numbers.cast(one)),
+        "2": (50, numbers.cast(one)),
+    }.items():
+        column = column.cast(other) if first else column
+        rows = pa.table({"x": pa.array(range(first, first + 50)), "o": column})
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+    path = str(tmp_path / "?.parquet")
+    latest = values(split_rows(path, 0.2, latest="o")[1])
+    assert sorted(latest) == [*range(40, 50), *range(90, 100)]
+    train, valid = ({x % 50 for x in values(share)} for share in split_rows(path, 0.3, by="o"))
+    assert train and valid and not train & valid
+
+
+def test_values_of_one_file_beside_nulls_of_another(tmp_path: Path) -> None:
+    for name, column in {"1": pa.nulls(50), "2": pa.array(range(50))}.items():
+        rows = pa.table({"x": pa.array([int(name)] * 50), "o": column})
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+    assert set(values(split_rows(str(tmp_path / "?.parquet"), 0.2, latest="o")[1])) == {2}
+
+
+def test_a_column_that_names_no_group() -> None:
+    table = pa.table({"x": [1, 2], "list": [[1], [2]]})
+    with pytest.raises(DataError, match=r"'list' is of type list.* which names no group of rows"):
+        open_source(split_rows(table, 0.5, by="list")[0])
+
+
 def test_one_way_to_split() -> None:
     with pytest.raises(ConfigError, match="both by='a' and latest='b', expected one of them"):
         split_rows([{"a": 1}], 0.5, by="a", latest="b")

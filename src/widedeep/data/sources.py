@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from widedeep.data.arrow_types import plain_table
+from widedeep.data.arrow_types import conform, plain_table, unified_schema
 from widedeep.data.formats import format_of, known_suffixes
 from widedeep.data.fragments import (
     ColumnKind,
@@ -183,7 +183,16 @@ def _column_positions(
                 f"{item.record['path']}: no column {column!r} to split by; "
                 f"{nearest(column, item.schema.names)}"
             )
-    values = [plain_table(block.read([column])).column(0) for block in blocks]
+    # Files may store one value in other widths; text for text, it is one.
+    fields = [(item.record["path"], pa.schema([item.schema.field(column)])) for item in inputs]
+    schema = unified_schema(fields) if fields else pa.schema([])
+    tables = [conform(block.read([column]), schema) for block in blocks]
+    values = [plain_table(table).column(0) for table in tables]
+    if row_share.latest is None and any(pa.types.is_nested(field.type) for field in schema):
+        raise DataError(
+            f"column {column!r} is of type {schema.field(0).type}, which names no group of rows; "
+            "name a column of text or integers to split by"
+        )
     if row_share.latest is None:
         return [_value_positions(array, row_share.seed) for array in values]
     if not values:
