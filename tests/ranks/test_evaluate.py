@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import widedeep as wd
 from tests.ranks.threads import run_threads
+from widedeep.data.batch import Batch
+from widedeep.data.transform import Transform
 from widedeep.errors import DataError, RanksError
 from widedeep.evaluation import bundle_metrics
 from widedeep.evaluation.bundle_metrics import evaluate_bundle
 from widedeep.ranks.ranks import Ranks
 from widedeep.ranks.shared import on_first
-from widedeep.training.evaluation import Evaluator
+from widedeep.training.evaluation import Evaluator, Metrics, _Scored
 from widedeep.training.exchange import Exchange
 
 
@@ -50,6 +54,25 @@ def test_a_row_that_cannot_be_scored_ends_all_ranks(tmp_path: Path) -> None:
     errors = run_threads(2, lambda ranks: evaluate_bundle(bundle, wrong, ranks=ranks))
     assert [type(error) for error in errors] == [DataError, DataError]
     assert "rank 0 of 2" in str(errors[1]) and "label" in str(errors[1])
+
+
+def test_scoring_that_fails_is_raised_at_once_and_not_shared() -> None:
+    # The ranks that are to be told are those whose exchange failed: nobody would hear it.
+    spec = wd.FeatureSpec(label="y", features=wd.categorical("job"))
+    transform = Transform(wd.fit_schema(spec, rows(9)))
+
+    def broken() -> Iterator[tuple[Batch, Any]]:
+        yield transform(pa.Table.from_pylist(rows(9))), np.zeros((9, 1), np.float32)
+        raise RanksError("rank 1 ended")
+
+    def metrics_of(scored: _Scored) -> Metrics:
+        for _ in scored:
+            pass
+        raise AssertionError("there is no end")
+
+    scored = _Scored(broken())
+    with pytest.raises(RanksError, match="rank 1 ended"):
+        scored.to_the_end(lambda: metrics_of(scored))
 
 
 def test_metrics_that_fail_on_the_first_rank_are_told_to_all(

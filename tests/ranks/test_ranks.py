@@ -11,7 +11,7 @@ import pytest
 from tests.ranks.processes import run_ranks
 from widedeep.errors import ConfigError, RanksError
 from widedeep.ranks.config import DistributedConfig
-from widedeep.ranks.ranks import Ranks, ranks_of
+from widedeep.ranks.ranks import Ranks, _joined, ranks_of
 
 
 def exchange_all() -> dict[str, Any]:
@@ -91,6 +91,15 @@ def test_a_lone_process_needs_no_group() -> None:
     assert ranks.lane_sums(array.astype(float)).shape == (3, 2)
     assert ranks.any(True) and not ranks.any(False)
     ranks.barrier()
+
+
+def test_an_exchange_after_one_that_failed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Torch would say that no group was initialised, which is no user's affair.
+    monkeypatch.setitem(_joined, "left", True)
+    ranks = Ranks(rank=0, size=2, lanes=2)
+    ranks.hosts = ["one", "other"]
+    with pytest.raises(RanksError, match=r"exchanging a flag failed: another rank .* --resume"):
+        ranks.any(True)
 
 
 def test_more_ranks_than_lanes_are_refused_before_anybody_waits(

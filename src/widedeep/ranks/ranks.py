@@ -29,7 +29,9 @@ _SILENCE_SECONDS = 3.0
 """How long a rank whose exchange failed waits for the others to say that theirs failed too."""
 
 _joined: dict[str, Any] = {}
-"""The key-value store of the ranks that this process joined, by which failed ones are named."""
+"""The key-value store of the ranks that this process joined, by which failed ones are named, and
+whether it left them since an exchange failed."""
+_UNKNOWN = "another rank ended, or did not answer in time"
 
 
 class Ranks:
@@ -277,6 +279,8 @@ class Ranks:
     @contextlib.contextmanager
     def _failures(self, what: str) -> Iterator[None]:
         """Say which rank did not answer where an exchange fails."""
+        if _joined.get("left"):  # an exchange failed before, and what it raised is on its way
+            raise self._error(what, _UNKNOWN, "the connections are closed")
         started = time.perf_counter()
         try:
             yield
@@ -284,19 +288,21 @@ class Ranks:
         except RuntimeError as error:
             traceback.clear_frames(error.__traceback__)  # they hold the connections
             reason = str(error).strip().splitlines()[0]
-            raise RanksError(
-                f"rank {self.rank} of {self.size} ({self.hosts[self.rank]}): exchanging {what} "
-                f"failed: {self._silent_ranks()}; start the run again with --resume: it goes on "
-                f"from the last checkpoint, on as many ranks as there are ({reason})"
-            ) from error
+            raise self._error(what, self._silent_ranks(), reason) from error
+
+    def _error(self, what: str, who: str, reason: str) -> RanksError:
+        return RanksError(
+            f"rank {self.rank} of {self.size} ({self.hosts[self.rank]}): exchanging {what} "
+            f"failed: {who}; start the run again with --resume: it goes on from the last "
+            f"checkpoint, on as many ranks as there are ({reason})"
+        )
 
     def _silent_ranks(self) -> str:
         """Name the ranks that do not say that their exchange failed too."""
-        unknown = "another rank ended, or did not answer in time"
         store = _joined.get("store")
         if store is None:
-            return unknown
-        self._group = None
+            return _UNKNOWN
+        self._group, _joined["left"] = None, True
         _leave()  # closes the connections: who waits for this rank learns of it now
         silent = [rank for rank in range(self.size) if rank != self.rank]
         with contextlib.suppress(RuntimeError):
@@ -308,7 +314,7 @@ class Ranks:
             if silent:
                 names = ", ".join(f"{rank} ({self.hosts[rank]})" for rank in silent)
                 return f"rank {names} ended, or did not answer in time"
-        return unknown
+        return _UNKNOWN
 
 
 def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -357,7 +363,7 @@ def ranks_of(config: DistributedConfig) -> Ranks:
                 f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({error}); "
                 "launch all of them by torchrun, within distributed.timeout"
             ) from error
-        _joined["store"] = store
+        _joined.update(store=store, left=False)
         atexit.register(_leave)
     group = dist.group.WORLD
     if dist.get_backend() != "gloo":

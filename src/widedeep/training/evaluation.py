@@ -558,13 +558,16 @@ class _Scored:
     def __init__(self, scored: Iterator[tuple[Batch, NDArray[np.float32]]]) -> None:
         self._scored = scored
         self._logits_BC = np.empty((0, 0), np.float32)
-        self._whole = False
+        self._is_scoring = False
 
     def __iter__(self) -> Iterator[Batch]:
+        self._is_scoring = True
         for batch, logits_BC in self._scored:
             self._logits_BC = logits_BC
+            self._is_scoring = False
             yield batch
-        self._whole = True
+            self._is_scoring = True
+        self._is_scoring = False
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:
         """Return the logits of the batch that came last."""
@@ -579,11 +582,11 @@ class _Scored:
         try:
             metrics = measure()
         except Exception as error:
+            if self._is_scoring:  # all ranks fail then
+                raise
             failure = error
             for _ in self:
                 pass
-            if not self._whole:  # it was the scoring that failed
-                raise
 
             def fail() -> Metrics:
                 raise failure
