@@ -16,12 +16,12 @@ namespace {
 std::string_view view_of(const nb::bytes& text) { return {text.c_str(), text.size()}; }
 
 nb::tuple bind_csv_end(const nb::bytes& text) {
-  CsvEnd found;
+  CsvEnd end;
   {
     const nb::gil_scoped_release release;
-    found = csv_end(view_of(text));
+    end = csv_end(view_of(text));
   }
-  return nb::make_tuple(found.end, found.lines);
+  return nb::make_tuple(end.end, end.lines);
 }
 
 void init_csv_rows(CsvRows* self, std::size_t width, const std::vector<std::size_t>& fields,

@@ -275,8 +275,8 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             return FeatureSpec(features=infer_features(columns), label=LABEL)
         unread = [c for c in self.inferred_.columns if c.is_unread]
         if unread:
-            told = "; ".join(f"{column.name}: {column.reason}" for column in unread)
-            warnings.warn(f"X: columns are left out: {told}", stacklevel=4)
+            reasons = "; ".join(f"{column.name}: {column.reason}" for column in unread)
+            warnings.warn(f"X: columns are left out: {reasons}", stacklevel=4)
         spec = self.inferred_.spec
         # In a table of features alone no column weighs rows or names a query.
         others = [name for name in (*spec.weights, spec.group) if name is not None]

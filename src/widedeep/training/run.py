@@ -201,14 +201,14 @@ class TrainingRun:
 
     def _nothing_left(self) -> str:
         """Why a run that is resumed learns no more."""
-        done = f"nothing is left to learn after {self.state.position.step:,} steps: "
+        fact = f"nothing is left to learn after {self.state.position.step:,} steps: "
         if self.stopping is not None and self.stopping.should_stop:
             return (
-                f"{done}early stopping has ended the run ({self.stopping.without} evaluations "
+                f"{fact}early stopping has ended the run ({self.stopping.without} evaluations "
                 f"without a better {self.stopping.monitor}); raise patience, or set "
                 "early_stopping = false, to go on"
             )
-        return f"{done}all epochs were; give more of them to go on"
+        return f"{fact}all epochs were; give more of them to go on"
 
     def _start_tail(self) -> bool:
         """Go back to the best model, if its rates had not decayed, and decay them from there."""
