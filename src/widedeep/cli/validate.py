@@ -96,13 +96,13 @@ def run(arguments: argparse.Namespace) -> int:
             f"{file}: the verdict cannot be written ({error.strerror or error}); choose another "
             "file with --out"
         ) from error
-    shown = str(file), str(page)
+    addresses = str(file), str(page)
     if arguments.out is None and is_url(address := address_of(candidate)):
-        shown = _sent(file, page, address)
+        addresses = _sent(file, page, address)
     if arguments.json:
-        print_json({"verdict": shown[0], "page": shown[1], **verdict.to_json()})
+        print_json({"verdict": addresses[0], "page": addresses[1], **verdict.to_json()})
     else:
-        _print_verdict(verdict, *shown)
+        _print_verdict(verdict, *addresses)
         _print_after_verdict(arguments, passed=verdict.passed)
     return EXIT_OK if verdict.passed else EXIT_FAILED
 

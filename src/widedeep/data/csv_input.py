@@ -328,8 +328,8 @@ def _spooled(
     path: InputPath, columns: Sequence[str] | None, types: _CsvColumns, spool: Spool
 ) -> Input:
     """Read a CSV file once and keep its columns in the spool."""
-    blocks = _blocks(path)
-    header, first = _header(path, next(blocks, None))
+    text_blocks = _blocks(path)
+    header, first = _header(path, next(text_blocks, None))
     names = list(columns) if columns is not None else header
     if columns is None and (advice := _other_separator(header)):
         raise DataError(f"{path}: got one column, {_shown(header[0])}: {advice}")
@@ -337,15 +337,16 @@ def _spooled(
         if name not in header:
             raise ColumnError(str(path), name, _other_separator(header) or nearest(name, header))
     schema = pa.schema([(name, types.spooled_type(path, name)) for name in names])
-    kept = spool.keep(str(path), _groups(path, header, schema, types, chain([first], blocks)))
+    groups = _groups(path, header, schema, types, chain([first], text_blocks))
+    blocks = spool.keep(str(path), groups)
     record = InputRecord(
         name=path.name,
         path=str(path),
-        rows=sum(block.num_rows for block in kept),
+        rows=sum(block.num_rows for block in blocks),
         bytes=file_size(path),
         checksum=path.tag if isinstance(path, RemoteFile) else "",
     )
-    return Input(record=record, schema=schema, blocks=kept)
+    return Input(record=record, schema=schema, blocks=blocks)
 
 
 def _groups(

@@ -272,9 +272,9 @@ def _counts(seen: pa.ChunkedArray) -> pa.Table:
 
 
 def _top(counts: pa.Table) -> tuple[tuple[str, int], ...]:
-    kept = counts.slice(0, _KEPT_VALUES)
-    texts = [_text(value) for value in kept["value"].to_pylist()]
-    return tuple(zip(texts, kept["count"].to_pylist(), strict=True))
+    frequent = counts.slice(0, _KEPT_VALUES)
+    texts = [_text(value) for value in frequent["value"].to_pylist()]
+    return tuple(zip(texts, frequent["count"].to_pylist(), strict=True))
 
 
 def _written_numbers(counts: pa.Table) -> tuple[int, str]:

@@ -53,7 +53,7 @@ def _is_kind(kind: ColumnKind, read_as: object) -> bool:
     return not isinstance(kind, str) and bool(logical_type(kind) == read_as)
 
 
-_kept: ContextVar[list[_KeptFiles] | None] = ContextVar("kept", default=None)
+_reusable: ContextVar[list[_KeptFiles] | None] = ContextVar("reusable", default=None)
 
 
 @contextmanager
@@ -75,16 +75,16 @@ def reuse_inputs() -> Iterator[None]:
         ...     schema = wd.fit_schema(spec, "train.csv")
         ...     trainer = wd.Trainer(wd.WideDeep(schema), progress=False).fit("train.csv")
     """
-    if _kept.get() is not None:
+    if _reusable.get() is not None:
         yield
         return
-    kept: list[_KeptFiles] = []
-    token = _kept.set(kept)
+    reusable: list[_KeptFiles] = []
+    token = _reusable.set(reusable)
     try:
         yield
     finally:
-        _kept.reset(token)
-        for files in kept:
+        _reusable.reset(token)
+        for files in reusable:
             files.spool.close()
 
 
@@ -96,11 +96,11 @@ def open_files(
     kinds: Mapping[str, ColumnKind],
 ) -> list[Input]:
     """Open files of one format, or return them as they were opened within ``reuse_inputs``."""
-    kept = None if spool.parent is not None else _kept.get()
-    versions = [] if kept is None or len(kept) == _MOST_KEPT else _versions(paths)
-    if kept is None or not versions:
+    reusable = None if spool.parent is not None else _reusable.get()
+    versions = [] if reusable is None or len(reusable) == _MOST_KEPT else _versions(paths)
+    if reusable is None or not versions:
         return file_format.open(paths, columns, spool, kinds)
-    for files in kept:
+    for files in reusable:
         if files.serves(versions, columns, kinds):
             return files.inputs
     own = Spool()
@@ -110,7 +110,7 @@ def open_files(
     except BaseException:
         own.close()
         raise
-    kept.append(_KeptFiles(versions, names, dict(kinds), inputs, own))
+    reusable.append(_KeptFiles(versions, names, dict(kinds), inputs, own))
     return inputs
 
 

@@ -176,17 +176,13 @@ def profiled(
 def header_note(names: Sequence[str]) -> str:
     """Tell that names of columns look like values of a first row; "" where they do not."""
     numbers = [name for name in names if re.fullmatch(r"-?[0-9]*\.?[0-9]+(e[+-]?[0-9]+)?", name)]
-    if not numbers or {float(name) for name in numbers} in _counted(len(numbers)):
+    counts = [list(range(first, first + len(numbers))) for first in (0, 1)]
+    if not numbers or sorted(map(float, numbers)) in counts:  # 0, 1, 2, ... or 1, 2, 3, ...
         return ""
     return (
         f"columns are named {', '.join(map(repr, names[:4]))}{', ...' if names[4:] else ''}: if "
         "these are values, the file has no line of names; write one in front"
     )
-
-
-def _counted(count: int) -> tuple[set[float], set[float]]:
-    """Return the names 0, 1, 2, ... of columns that were counted, and 1, 2, 3, ..."""
-    return set(map(float, range(count))), set(map(float, range(1, count + 1)))
 
 
 def label_of(columns: Sequence[ColumnProfile], label: str | None) -> str | None:
