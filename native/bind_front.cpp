@@ -18,15 +18,13 @@
 #include "bind_score.hpp"
 #include "front_loop.hpp"
 #include "rank_front.hpp"
-#include "sigmoid.hpp"
+#include "score_functions.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace widedeep {
 namespace {
-
-using Reals = Array<double, 1>;
 
 // A route, and the Python objects that it reads from.
 class BoundRoute {
@@ -125,13 +123,16 @@ class BoundRoute {
     ScoreCurve curve;
     curve.head = nb::cast<std::string>(options["head"]);
     curve.column = nb::cast<std::int64_t>(options["column"]);
-    curve.is_probability = nb::cast<bool>(options["is_probability"]);
+    const auto link = nb::cast<std::string>(options["link"]);
+    curve.is_lognormal = link == "ziln";
+    if (!curve.is_lognormal) curve.link = score_function(link);
     curve.slope = nb::cast<double>(options["slope"]);
     curve.intercept = nb::cast<double>(options["intercept"]);
     curve.through = nb::cast<std::int64_t>(options["through"]);
     curve.points = nb::cast<std::vector<double>>(options["points"]);
     curve.values = nb::cast<std::vector<double>>(options["values"]);
-    expect(curve.column >= 0 && curve.column < n_classes && curve.through < n_classes,
+    const std::int64_t last = curve.column + (curve.is_lognormal ? 2 : 0);
+    expect(curve.column >= 0 && last < n_classes && curve.through < n_classes,
            "expected columns of the logits");
     expect(curve.points.size() == curve.values.size(), "expected a value a point");
     return curve;
@@ -139,9 +140,9 @@ class BoundRoute {
 
   // (kind, index, value)
   static ScoreFormula::Step to_step(const nb::tuple& step) {
-    constexpr const char* kKinds[] = {"head",     "column",   "constant", "add",
-                                      "subtract", "multiply", "divide",   "minimum",
-                                      "maximum",  "negate",   "absolute", "root"};
+    constexpr const char* kKinds[] = {
+        "head",    "column", "constant", "add",      "subtract", "multiply", "divide", "minimum",
+        "maximum", "power",  "negate",   "absolute", "root",     "exp",      "log",    "log1p"};
     const auto kind = nb::cast<std::string>(step[0]);
     const auto at = std::find(std::begin(kKinds), std::end(kKinds), kind) - std::begin(kKinds);
     expect(at < std::ssize(kKinds), "expected a step of a formula");
@@ -402,14 +403,6 @@ void bind_loop(nb::module_& m) {
 }  // namespace
 
 void bind_front(nb::module_& m) {
-  m.def(
-      "sigmoid",
-      [](const Reals& logits) {
-        std::vector<double> found(logits.shape(0));
-        sigmoids(logits.data(), static_cast<std::int64_t>(found.size()), found.data());
-        return to_numpy(std::move(found));
-      },
-      "logits_B"_a);
   bind_keys(m);
   bind_routes(m);
 #ifdef __linux__

@@ -6,6 +6,8 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
 #include <utility>
@@ -13,11 +15,13 @@
 
 #include "bind_program.hpp"
 #include "score.hpp"
+#include "score_functions.hpp"
 
 namespace nb = nanobind;
 
 namespace {
 
+using namespace nb::literals;
 using widedeep::activation_named;
 using widedeep::Array;
 using widedeep::expect;
@@ -148,6 +152,39 @@ const Scorer& lent_scorer(nb::handle scorer) {
 }
 
 void bind_score(nb::module_& m) {
+  m.def(
+      "score_function",
+      [](const std::string& name, const Array<double, 1>& x) {
+        const auto function = widedeep::score_function(name);
+        std::vector<double> values(x.shape(0));
+        std::transform(x.data(), x.data() + x.shape(0), values.begin(),
+                       [&](double value) { return widedeep::apply(function, value); });
+        return widedeep::to_numpy(std::move(values));
+      },
+      "name"_a, "x_N"_a);
+  m.def(
+      "power",
+      [](const Array<double, 1>& x, const Array<double, 1>& y) {
+        expect(x.shape(0) == y.shape(0), "expected an exponent a number");
+        std::vector<double> values(x.shape(0));
+        std::transform(x.data(), x.data() + x.shape(0), y.data(), values.begin(),
+                       [](double base, double exponent) { return std::pow(base, exponent); });
+        return widedeep::to_numpy(std::move(values));
+      },
+      "x_N"_a, "y_N"_a);
+  m.def(
+      "lognormal_mean",
+      [](const Array<double, 2>& logits) {
+        expect(logits.shape(1) == 3, "expected three logits a row");
+        std::vector<double> values(logits.shape(0));
+        const double* row = logits.data();
+        for (double& value : values) {
+          value = widedeep::lognormal_mean(row[0], row[1], row[2]);
+          row += 3;
+        }
+        return widedeep::to_numpy(std::move(values));
+      },
+      "logits_B3"_a);
   nb::class_<BoundScorer>(m, "Scorer")
       .def(nb::init<std::int64_t, std::int64_t, std::int64_t>(), nb::arg("n_slots"),
            nb::arg("n_dense"), nb::arg("n_classes"))

@@ -5,7 +5,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include "sigmoid.hpp"
+#include "score_functions.hpp"
 
 namespace widedeep {
 namespace {
@@ -25,7 +25,7 @@ double interpolated(const std::vector<double>& x, const std::vector<double>& y, 
 }
 
 bool is_binary(ScoreFormula::Kind kind) {
-  return kind >= ScoreFormula::Kind::add && kind <= ScoreFormula::Kind::maximum;
+  return kind >= ScoreFormula::Kind::add && kind <= ScoreFormula::Kind::power;
 }
 
 double combined(ScoreFormula::Kind kind, double a, double b) {
@@ -39,6 +39,8 @@ double combined(ScoreFormula::Kind kind, double a, double b) {
       return a * b;
     case Kind::divide:
       return a / b;
+    case Kind::power:
+      return std::pow(a, b);
     default:
       break;
   }
@@ -48,24 +50,39 @@ double combined(ScoreFormula::Kind kind, double a, double b) {
 }
 
 double changed(ScoreFormula::Kind kind, double a) {
-  if (kind == ScoreFormula::Kind::negate) return -a;
-  return kind == ScoreFormula::Kind::absolute ? std::fabs(a) : std::sqrt(a);
+  using Kind = ScoreFormula::Kind;
+  switch (kind) {
+    case Kind::negate:
+      return -a;
+    case Kind::absolute:
+      return std::fabs(a);
+    case Kind::exp:
+      return apply(ScoreFunction::exp, a);
+    case Kind::log:
+      return apply(ScoreFunction::log, a);
+    case Kind::log1p:
+      return apply(ScoreFunction::log1p, a);
+    default:
+      return std::sqrt(a);
+  }
 }
 
 }  // namespace
 
 double ScoreCurve::score(const float* logits) const {
-  const auto logit = static_cast<double>(logits[column]);
+  const auto at = [&](std::int64_t i) { return static_cast<double>(logits[i]); };
+  if (is_lognormal) return lognormal_mean(at(column), at(column + 1), at(column + 2));
+  const double logit = at(column);
   if (!points.empty()) {
     const double value = interpolated(points, values, logit);
-    if (!is_probability) return value;
+    if (link == ScoreFunction::identity) return value;
     const double beyond =
         std::min(logit - points.front(), 0.0) + std::max(logit - points.back(), 0.0);
     return sigmoid(value + slope * beyond);
   }
-  if (!is_probability) return logit;
+  if (link != ScoreFunction::sigmoid) return apply(link, logit);
   const double score = sigmoid(logit * slope + intercept);
-  return through < 0 ? score : score * sigmoid(static_cast<double>(logits[through]));
+  return through < 0 ? score : score * sigmoid(at(through));
 }
 
 void ScoreFormula::check(std::size_t n_heads, std::size_t n_columns) const {

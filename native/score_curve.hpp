@@ -5,13 +5,16 @@
 #include <string>
 #include <vector>
 
+#include "score_functions.hpp"
+
 namespace widedeep {
 
-// How a head's logit becomes a score.
+// How a head's logits become a score.
 struct ScoreCurve {
-  std::string head;             // its name
-  std::int64_t column = 0;      // of the logits
-  bool is_probability = false;  // sigmoid(slope x logit + intercept), else the logit itself
+  std::string head;                              // its name
+  std::int64_t column = 0;                       // of the logits
+  ScoreFunction link = ScoreFunction::identity;  // a sigmoid: of slope x logit + intercept
+  bool is_lognormal = false;  // the mean of a zero-inflated log-normal, of three columns
   double slope = 1;
   double intercept = 0;
   std::int64_t through = -1;  // a column whose probability the score is multiplied by; -1: none
@@ -36,9 +39,13 @@ struct ScoreFormula {
     divide,
     minimum,
     maximum,
+    power,
     negate,
     absolute,
     root,
+    exp,
+    log,
+    log1p,
   };
   struct Step {
     Kind kind;

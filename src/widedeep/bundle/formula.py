@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.errors import ConfigError, nearest, show_value
+from widedeep.kernels.score import power, score_function
 
 __all__ = ["Formula"]
 
@@ -23,7 +24,7 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: np.divide,
-    ast.Pow: np.power,
+    ast.Pow: power,
 }
 _SIGNS: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.USub: operator.neg,
@@ -32,17 +33,18 @@ _SIGNS: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {
 # Function to how it is computed and the number of its arguments; None: two or more
 _FUNCTIONS: Mapping[str, tuple[Callable[..., Any], int | None]] = {
     "abs": (np.abs, 1),
-    "exp": (np.exp, 1),
-    "log": (np.log, 1),
-    "log1p": (np.log1p, 1),
+    "exp": (partial(score_function, "exp"), 1),
+    "log": (partial(score_function, "log"), 1),
+    "log1p": (partial(score_function, "log1p"), 1),
     "sqrt": (np.sqrt, 1),
     "min": (lambda *values: np.minimum.reduce(np.broadcast_arrays(*values)), None),
     "max": (lambda *values: np.maximum.reduce(np.broadcast_arrays(*values)), None),
 }
-# Operation to its step in a program: those whose result has the same bits everywhere
+# Operation to its step in a program
 _STEPS: Mapping[object, str] = {
     **{ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"},
-    **{ast.USub: "negate", "abs": "absolute", "sqrt": "root", "min": "minimum", "max": "maximum"},
+    **{ast.Pow: "power", ast.USub: "negate", "abs": "absolute", "sqrt": "root"},
+    **{"min": "minimum", "max": "maximum", "exp": "exp", "log": "log", "log1p": "log1p"},
 }
 _ALLOWED = (
     f"names, numbers, + - * / **, brackets, and the functions {', '.join(sorted(_FUNCTIONS))}"
@@ -54,10 +56,8 @@ _LONGEST = 1000
 class FormulaProgram:
     """A formula as steps of a stack machine, for the native server."""
 
-    steps: list[tuple[str, int, float]]  # Kind, index of a head or number, value of a constant
-    # The numbers that it reads of an item, each a function of :meth:`Formula.values`'s argument
-    numbers: list[Callable[[ValueOf], Numbers]]
-    columns: list[str]  # The column that each number is; empty if one is computed from columns
+    steps: list[tuple[str, int, float]]  # Kind, index of a head or column, value of a constant
+    columns: list[str]  # The columns of an item's numbers that it reads
 
 
 class Formula:
@@ -153,49 +153,40 @@ class Formula:
         return self._values(self._tree, value_of)
 
     def program(self, heads: Mapping[str, int | None]) -> FormulaProgram | None:
-        """Return steps that compute the same bits; None if there are none.
-
-        Functions such as ``exp``, whose last bit depends on the library, may be of items' numbers
-        alone: these are computed once per catalogue.
+        """Return steps that compute the same bits; None for a head that they do not know.
 
         Args:
             heads: Index of each head among those that the steps know; None for another head.
         """
-        for folds in (False, True):
-            program = FormulaProgram([], [], [])
-            if self._add_steps(self._tree, program, heads, folds):
-                return program
-        return None
+        program = FormulaProgram([], [])
+        return program if self._add_steps(self._tree, program, heads) else None
 
     def _add_steps(
         self,
         node: ast.expr,
         program: FormulaProgram,
         heads: Mapping[str, int | None],
-        folds: bool,
     ) -> bool:
-        names = [name for name, _ in self._references(node)]
-        of_items = not any(name in heads for name in names)
         match node:
-            case _ if not names:
+            case _ if not any(self._references(node)):
                 value = float(self._values(node, _no_values))
                 program.steps.append(("constant", 0, value))
                 return True
-            case _ if of_items and (folds or isinstance(node, ast.Name)):
-                program.steps.append(("column", len(program.numbers), 0.0))
-                program.numbers.append(partial(self._values, node))
-                program.columns.extend([] if folds else names)
+            case ast.Name(id=name) if name not in heads:
+                if name not in program.columns:
+                    program.columns.append(name)
+                program.steps.append(("column", program.columns.index(name), 0.0))
                 return True
             case ast.Name(id=name) if heads[name] is not None:
                 program.steps.append(("head", heads[name] or 0, 0.0))
                 return True
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-                return self._add_steps(operand, program, heads, folds)
+                return self._add_steps(operand, program, heads)
         operation, operands = _operation(node)
         if operation not in _STEPS:
             return False
         for index, operand in enumerate(operands):
-            if not self._add_steps(operand, program, heads, folds):
+            if not self._add_steps(operand, program, heads):
                 return False
             if index or len(operands) == 1:
                 program.steps.append((_STEPS[operation], 0, 0.0))

@@ -21,7 +21,7 @@ from widedeep.errors import BundleError
 from widedeep.features import Combiner
 from widedeep.files import map_tensors
 from widedeep.kernels.packed_rows import PackedKind, PackedTable
-from widedeep.kernels.score import ACTIVATIONS, sigmoid
+from widedeep.kernels.score import ACTIVATIONS, lognormal_mean, score_function, sigmoid
 from widedeep.options import check_types, check_value
 from widedeep.schema import Schema, Slot
 
@@ -46,7 +46,6 @@ LINKS: Mapping[str, tuple[Link, ...]] = {
 }
 # Links of numbers that cannot be negative: counts and amounts.
 AMOUNT_LINKS = ("exp", "softplus", "ziln")
-_SMALLEST_SIGMA = 2.0**-12  # of a log-normal, as in training
 WideCombiner = Literal["sum", "mean", "sqrtn"]
 _ROWS_PER_BLOCK = 1 << 16
 
@@ -127,34 +126,15 @@ class BundleHead:
         if link == "softmax":
             return _softmax(logits)
         if link == "ziln":
-            return _lognormal_mean(logits)
+            return lognormal_mean(logits)
         if link == "sigmoid":
             if self.kind == "multilabel":
-                return sigmoid(logits.ravel()).reshape(logits.shape)
+                return sigmoid(logits)
             scores = sigmoid(logits[:, 0])
             if self.through is not None:
                 scores *= sigmoid(logits_BC[:, self.through].astype(np.float64))
             return scores
-        return _FUNCTIONS[link](logits[:, 0])
-
-
-def _softplus(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.logaddexp(0.0, values)
-
-
-_FUNCTIONS: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "identity": lambda logits_B: logits_B,
-    "exp": np.exp,
-    "expm1": np.expm1,
-    "softplus": _softplus,
-}
-
-
-def _lognormal_mean(logits_B3: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return p exp(mu + sigma² / 2), the mean of a zero-inflated log-normal."""
-    sigma_B = np.maximum(_softplus(logits_B3[:, 2]), _SMALLEST_SIGMA)
-    amount_B: NDArray[np.float64] = np.exp(logits_B3[:, 1] + 0.5 * sigma_B**2)
-    return amount_B * sigmoid(np.ascontiguousarray(logits_B3[:, 0]))
+        return logits[:, 0] if link == "identity" else score_function(link, logits[:, 0])
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,12 +1,13 @@
-"""Native forward passes (a batch; a ranking's sides), activations, sigmoid and bfloat16."""
+"""Native forward passes (a batch; a ranking's sides), functions of scores, and bfloat16."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from widedeep import _native
 from widedeep._native import EncodedSide as EncodedSide
 from widedeep._native import ItemIds as ItemIds
 from widedeep._native import PartialSums as PartialSums
@@ -15,13 +16,61 @@ from widedeep._native import ScoreProgram as ScoreProgram
 from widedeep._native import Scorer as Scorer
 from widedeep._native import SideParts as SideParts
 from widedeep._native import TransformSides as TransformSides
-from widedeep._native import sigmoid as sigmoid
+from widedeep._native import lognormal_mean as lognormal_mean
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh")
 """What a dense layer may do to its sums; the slope of ``leaky_relu`` is 0.01."""
 
 Side = Literal["query", "item", "pair"]
 """Owner of a feature: the query, the item, or (for a cross of both) the pair."""
+
+
+def score_function(
+    name: Literal["sigmoid", "softplus", "exp", "expm1", "log", "log1p"], x: Any
+) -> NDArray[np.float64]:
+    """Return a function of each number, by its bits the one that native servers take.
+
+    Args:
+        name: Name of the function.
+        x: Numbers of any shape.
+
+    Example:
+        >>> import numpy as np
+        >>> score_function("log1p", np.array([[0.0], [1.0]])).round(4).tolist()
+        [[0.0], [0.6931]]
+    """
+    return _native.score_function(name, _flat(x)).reshape(np.shape(x))
+
+
+def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 1 / (1 + exp(-x)) of each number; see :func:`score_function`.
+
+    Example:
+        >>> import numpy as np
+        >>> sigmoid(np.array([0.0])).tolist()
+        [0.5]
+    """
+    return score_function("sigmoid", x)
+
+
+def power(x: Any, y: Any) -> NDArray[np.float64]:
+    """Return each number to its exponent, by its bits the one that native servers take.
+
+    Args:
+        x: Numbers of any shape.
+        y: Exponents; they are broadcast against the numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> power(np.array([2.0, 3.0]), 2.0).tolist()
+        [4.0, 9.0]
+    """
+    x, y = np.broadcast_arrays(x, y)
+    return _native.power(_flat(x), _flat(y)).reshape(x.shape)
+
+
+def _flat(values: Any) -> NDArray[np.float64]:
+    return np.ascontiguousarray(values, dtype=np.float64).ravel()
 
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -205,7 +205,7 @@ OPTIONAL = {
     "k": st.one_of(st.none(), st.integers(-1, 9)),
     "request_id": st.text(max_size=5),
     "explain": st.booleans(),
-    "head": st.sampled_from([None, "", "click", "buy", "none"]),
+    "head": st.sampled_from([None, "", "click", "buy", "spent", "visits", "none"]),
 }
 IDS = st.sampled_from([*ITEMS, "ghost", 'maps"é', 7, "7", 2**70, 1.5, None])
 
@@ -257,15 +257,22 @@ FLAT = Isotonic(logits=(-0.5, 0.0, 1.0), values=(0.0, 0.5, 0.5))
 HEADS = (
     BundleHead(name="click", kind="binary", start=0, stop=1),
     BundleHead(name="buy", kind="binary", start=1, stop=2),
+    BundleHead(name="spent", kind="regression", start=2, stop=5, own_link="ziln"),
+    BundleHead(name="visits", kind="regression", start=5, stop=6, own_link="exp"),
+    BundleHead(name="hours", kind="regression", start=6, stop=7, own_link="softplus"),
+    BundleHead(name="days", kind="regression", start=7, stop=8, own_link="expm1"),
 )
 
 
-FORMULA = "click * max(buy, 0.25) / (price - 2) + sqrt(0.5) * abs(-click)"
+FORMULA = (
+    "click * max(buy, 0.25) / (price - 2) + sqrt(0.5) * abs(-click) + buy ** 0.7 * exp(-hours)"
+    " + log1p(visits * price) * log(spent) ** 2"
+)
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Local]]:
-    """Two heads with curves, ranked by a formula; a server, and Python alone."""
+    """Heads with curves and links, ranked by a formula; a server, and Python alone."""
     folder = tmp_path_factory.mktemp("several")
     calibration = {"click": CURVE, "buy": FLAT}
     publish(folder / "apps", "1", seed=4, heads=HEADS, calibration=calibration)
@@ -296,6 +303,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "inline items": {"items": PRICES},
     "items without ids": {"items": {"price": PRICES["price"]}},
     "another head": {"candidates": ITEMS, "head": "buy"},
+    "a head of counts": {"candidates": ITEMS, "head": "visits"},
+    "a head of amounts": {"candidates": ITEMS, "head": "spent"},
     "a formula": {"candidates": ITEMS},
     "a formula of inline items": {"items": PRICES},
 }
@@ -360,7 +369,7 @@ def flags(name: str) -> st.SearchStrategy[dict[str, Any]]:
 
 
 OUTPUTS = st.fixed_dictionaries(
-    {"name": st.sampled_from(["click", "buy"] * 5 + ["score"])},
+    {"name": st.sampled_from(["click", "buy", "spent", "days"] * 5 + ["score"])},
     optional={"parameters": flags("binary_data")},
 )
 MORE: dict[str, st.SearchStrategy[Any]] = {

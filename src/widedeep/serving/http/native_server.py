@@ -122,23 +122,23 @@ def _formula(ranker: Ranker, heads: list[str]) -> tuple[FormulaProgram, NDArray[
     n_rows = 1 if prepared is None else len(prepared.catalogue) + 1
     program = None if formula is None else formula.program(heads)
     if program is None:
-        return FormulaProgram([], [], []), np.zeros((n_rows, 0))
-    columns = {} if prepared is None else prepared.numbers
-    numbers = np.empty((n_rows, len(program.numbers)))
-    for index, values_of in enumerate(program.numbers):
-        numbers[:, index] = values_of(lambda name, _: np.append(columns.get(name, ()), np.nan))
+        return FormulaProgram([], []), np.zeros((n_rows, 0))
+    numbers = np.full((n_rows, len(program.columns)), np.nan)
+    if prepared is not None:
+        for index, name in enumerate(program.columns):
+            numbers[:-1, index] = prepared.numbers[name]
     return program, numbers
 
 
 def _curve(bundle: Bundle, head: BundleHead) -> dict[str, Any] | None:
     """Return the map from a head's logits to scores; None if it has no native form."""
     calibration = bundle.calibration.get(head.name)
-    if head.by_class or (calibration is None and head.link not in ("identity", "sigmoid")):
+    if head.by_class:
         return None  # Python's server scores it
     curve = {
         "head": head.name,
         "column": head.start,
-        "is_probability": calibration is not None or head.link == "sigmoid",
+        "link": head.link if calibration is None else "sigmoid",
         "slope": 1.0,
         "intercept": 0.0,
         "through": -1,
@@ -156,7 +156,7 @@ def _curve(bundle: Bundle, head: BundleHead) -> dict[str, Any] | None:
             slope, y = calibration.slope, np.array(calibration.values)
             values = y if slope is None else np.log(y / (1.0 - y))
             curve |= {"points": list(calibration.logits), "values": values.tolist()}
-            curve |= {"slope": slope or 0.0, "is_probability": slope is not None}
+            curve |= {"slope": slope or 0.0, "link": "identity" if slope is None else "sigmoid"}
     return curve
 
 
