@@ -25,12 +25,13 @@ nb::tuple bind_csv_end(const nb::bytes& text) {
 }
 
 void init_csv_rows(CsvRows* self, std::size_t width, const std::vector<std::size_t>& fields,
-                   const std::vector<bool>& are_numbers, std::size_t full_bytes) {
+                   const std::vector<bool>& are_numbers, std::size_t full_bytes,
+                   std::vector<std::string> null_values) {
   if (are_numbers.size() != fields.size()) refuse("are_numbers: expected one per field");
   for (const std::size_t field : fields) {
     if (field >= width) refuse("fields: expected each below " + std::to_string(width));
   }
-  new (self) CsvRows(width, fields, are_numbers, full_bytes);
+  new (self) CsvRows(width, fields, are_numbers, full_bytes, std::move(null_values));
 }
 
 std::int64_t bind_add(CsvRows& self, const nb::bytes& text, std::size_t start,
@@ -68,7 +69,8 @@ nb::list bind_take(CsvRows& self) {
 void bind_csv(nb::module_& m) {
   m.def("csv_end", &bind_csv_end, "text"_a);
   nb::class_<CsvRows>(m, "CsvRows")
-      .def("__init__", &init_csv_rows, "width"_a, "fields"_a, "are_numbers"_a, "full_bytes"_a)
+      .def("__init__", &init_csv_rows, "width"_a, "fields"_a, "are_numbers"_a, "full_bytes"_a,
+           "null_values"_a)
       .def("add", &bind_add, "text"_a, "start"_a, "most_rows"_a)
       .def_prop_ro("n_rows", &CsvRows::n_rows)
       .def_prop_ro("is_full", &CsvRows::is_full)

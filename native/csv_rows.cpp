@@ -111,6 +111,10 @@ bool is_equal(const void* one, const void* other, std::size_t length) {
   return true;
 }
 
+std::uint64_t length_bit(std::size_t length) {
+  return std::uint64_t{1} << std::min<std::size_t>(length, 63);
+}
+
 bool is_ascii(const char* at, std::size_t length) {
   return std::none_of(at, at + length, [](char c) { return (c & 0x80) != 0; });
 }
@@ -250,8 +254,13 @@ class CsvRows::Builder {
 };
 
 CsvRows::CsvRows(std::size_t width, const std::vector<std::size_t>& fields,
-                 const std::vector<bool>& are_numbers, std::size_t full_bytes)
-    : column_of_(width, -1), fields_(fields.size() * kStride), full_bytes_(full_bytes) {
+                 const std::vector<bool>& are_numbers, std::size_t full_bytes,
+                 std::vector<std::string> null_values)
+    : column_of_(width, -1),
+      fields_(fields.size() * kStride),
+      full_bytes_(full_bytes),
+      null_values_(std::move(null_values)) {
+  for (const std::string& word : null_values_) null_lengths_ |= length_bit(word.size());
   for (std::size_t i = 0; i < fields.size(); ++i) {
     column_of_.at(fields[i]) = static_cast<int>(i);
     columns_.push_back(std::make_unique<Builder>(are_numbers.at(i)));
@@ -304,6 +313,7 @@ bool CsvRows::read_record(const char*& at, const char* end, std::size_t row) {
       field.length = static_cast<std::size_t>(mark - at);
       at = mark;
     }
+    if ((null_lengths_ & length_bit(field.length)) != 0 && is_null(field)) field.data = nullptr;
     const bool is_last = position + 1 == column_of_.size();
     if (at == end) return is_last;
     if (*at == ',') {
@@ -316,6 +326,11 @@ bool CsvRows::read_record(const char*& at, const char* end, std::size_t row) {
     return *at++ == '\n' && is_last;
   }
   return false;
+}
+
+bool CsvRows::is_null(const CsvField& field) const {
+  const std::string_view text(field.data, field.data == nullptr ? 0 : field.length);
+  return std::find(null_values_.begin(), null_values_.end(), text) != null_values_.end();
 }
 
 // Reads a field between quotes; returns the byte behind it, or nothing for what is not regular.

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -46,9 +47,11 @@ class CsvRows {
   static constexpr std::int64_t kMostRows = 1 << 16;  // So that a code has two bytes
 
   // `fields[i]` is the position of column i in a record of `width` fields. When the texts of a
-  // column take `full_bytes`, no more rows are read.
+  // column take `full_bytes`, no more rows are read. Fields that are one of `null_values`, in
+  // quotes or without, are missing.
   CsvRows(std::size_t width, const std::vector<std::size_t>& fields,
-          const std::vector<bool>& are_numbers, std::size_t full_bytes);
+          const std::vector<bool>& are_numbers, std::size_t full_bytes,
+          std::vector<std::string> null_values);
   ~CsvRows();
   CsvRows(const CsvRows&) = delete;
   CsvRows& operator=(const CsvRows&) = delete;
@@ -67,6 +70,7 @@ class CsvRows {
 
   bool read_record(const char*& at, const char* end, std::size_t row);
   const char* read_quoted(const char* at, const char* end, CsvField& field);
+  bool is_null(const CsvField& field) const;
 
   std::vector<int> column_of_;  // By position in a record; -1 where it is not read
   std::vector<std::unique_ptr<Builder>> columns_;
@@ -74,6 +78,9 @@ class CsvRows {
   CsvField unread_{nullptr, 0};   // Stands for fields of columns that are not read
   std::vector<std::unique_ptr<char[]>> unescaped_;
   std::size_t full_bytes_;
+  std::vector<std::string> null_values_;
+  std::uint64_t null_lengths_ =
+      0;  // A bit per length that one of them has; all from 63 on share one
   std::int64_t n_rows_ = 0;
 };
 

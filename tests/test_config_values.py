@@ -155,7 +155,7 @@ def section_keys() -> Iterator[tuple[str, Callable[..., Any]]]:
     for section, kind, load in sections:
         for name in names(kind):
             yield f"{section}.{name}", load
-    for key in ("label", "weight", "group", "label_vocabulary"):
+    for key in ("label", "weight", "group", "label_vocabulary", "null_values"):
         yield f"data.{key}", load_config
 
 

@@ -37,7 +37,7 @@ std::vector<std::string> texts_of(const CsvColumn& column) {
 }  // namespace
 
 TEST(csv_rows_are_read_by_columns) {
-  CsvRows rows(3, {2, 0}, {false, true}, kRoom);
+  CsvRows rows(3, {2, 0}, {false, true}, kRoom, {});
   CHECK(read(rows, "1.5,x,a\r\n\n,,\"b \"\"c\"\"\"\n-3e2,\"\n,\",a") == 33);
   CHECK(rows.n_rows() == 3);
   const std::vector<CsvColumn> columns = rows.take();
@@ -48,33 +48,46 @@ TEST(csv_rows_are_read_by_columns) {
   CHECK(rows.n_rows() == 0 && rows.take()[0].codes.empty());
 }
 
+TEST(csv_rows_take_words_for_nothing) {
+  const std::string longest(70, 'x');
+  CsvRows rows(2, {0, 1}, {false, true}, kRoom, {"NA", "-", longest, longest + "y"});
+  const std::string text =
+      "NA,NA\n\"NA\",-\nNAN,1\n\"\",-1\n" + longest + ",\"-\"\n" + longest + "z,";
+  CHECK(read(rows, text) == static_cast<std::int64_t>(text.size()));
+  const std::vector<CsvColumn> columns = rows.take();
+  const std::vector<std::string> texts{"(none)", "(none)", "NAN", "", "(none)", longest + "z"};
+  CHECK(texts_of(columns[0]) == texts);
+  CHECK(columns[1].is_plain && columns[1].n_missing == 4);
+  CHECK(columns[1].numbers[2] == 1 && columns[1].numbers[3] == -1);
+}
+
 TEST(csv_rows_refuse_what_is_not_regular) {
   for (const char* text : {"a\n", "a,b,c\n", "a,b\"\n", "\"a\"b,c\n", "\"a,b\n", "a\rb,c\n",
                            "a,\xff\n", "a,\xc3", "\ra,b\n"}) {
-    CsvRows rows(2, {0, 1}, {false, false}, kRoom);
+    CsvRows rows(2, {0, 1}, {false, false}, kRoom, {});
     CHECK(read(rows, text) == -1);
   }
-  CsvRows rows(2, {0, 1}, {false, false}, kRoom);
+  CsvRows rows(2, {0, 1}, {false, false}, kRoom, {});
   CHECK(read(rows, std::string("a,b\0c\n", 6)) == -1);
 }
 
 TEST(csv_numbers_are_plain_or_looked_at_again) {
   for (const char* text : {"0", "-0", "1.", ".5", "1e5", "0.1e-300", "9007199254740991",
                            "123456789012345678901234567890e-20"}) {
-    CsvRows rows(1, {0}, {true}, kRoom);
+    CsvRows rows(1, {0}, {true}, kRoom, {});
     read(rows, text);
     const CsvColumn column = rows.take()[0];
     CHECK(column.is_plain && column.numbers[0] == std::strtod(text, nullptr));
   }
   for (const char* text : {"+1", " 1", "1 ", ".", "-", "1e", "1e99999", "9007199254740992", "1e400",
                            "1e-400", "nan", "inf", "0x1", "1,5\"", "\"\""}) {
-    CsvRows rows(1, {0}, {true}, kRoom);
+    CsvRows rows(1, {0}, {true}, kRoom, {});
     if (read(rows, text) >= 0) CHECK(!rows.take()[0].is_plain);
   }
 }
 
 TEST(csv_dictionaries_hold_many_texts) {
-  CsvRows rows(2, {0, 1}, {false, false}, kRoom);
+  CsvRows rows(2, {0, 1}, {false, false}, kRoom, {});
   std::string text;
   for (int row = 0; row < 20'000; ++row) {
     text += std::to_string(row * 7919 % 9'973) + "," + std::string(row % 40U, 'x') + "\n";
@@ -102,7 +115,7 @@ TEST(csv_rows_survive_any_bytes) {
   for (int turn = 0; turn < 3'000; ++turn) {
     std::string text;
     while (random() % 24 != 0) text += pieces[random() % pieces.size()];
-    CsvRows rows(1 + random() % 3, {0}, {random() % 2 == 0}, 8);
+    CsvRows rows(1 + random() % 3, {0}, {random() % 2 == 0}, 8, {"1", "e-"});
     const std::int64_t stop = read(rows, text);
     CHECK(stop >= -1 && stop <= static_cast<std::int64_t>(text.size()));
     csv_end(text);

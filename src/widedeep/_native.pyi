@@ -985,12 +985,18 @@ class CsvRows:
     """Rows of CSV text as columns: numbers parsed, everything else as texts by dictionary.
 
     Column i is field ``fields[i]`` of records of ``width`` fields. Text that breaks the grammar, or
-    is not UTF-8, is refused without a reason. Beyond ``full_bytes`` of a column's texts no more
+    is not UTF-8, is refused without a reason. Fields that are one of ``null_values`` are missing,
+    in quotes or without. Beyond ``full_bytes`` of a column's texts no more
     rows are read.
     """
 
     def __init__(
-        self, width: int, fields: Sequence[int], are_numbers: Sequence[bool], full_bytes: int
+        self,
+        width: int,
+        fields: Sequence[int],
+        are_numbers: Sequence[bool],
+        full_bytes: int,
+        null_values: Sequence[str],
     ) -> None: ...
     def add(self, text: bytes, start: int, most_rows: int) -> int:
         """Read records from ``start`` on until there are ``most_rows`` (65,536 at most).

@@ -21,6 +21,7 @@ from widedeep.features.kind import Combiner
 from widedeep.features.learned import (
     FIRST_KNOWN_ID,
     ColumnType,
+    ColumnTypes,
     NumericFit,
     Vocabulary,
     text_buffers,
@@ -210,12 +211,13 @@ class Schema:
         first = sum(columns.stop - columns.start for columns in self.label_layout.values())
         return {head: first + index for index, head in enumerate(self.spec.head_weights)}
 
-    def input_types(self) -> dict[str, pa.DataType]:
-        """Return the type of each column, for files that do not say it (CSV).
+    def input_types(self) -> ColumnTypes:
+        """Return what the columns hold, for files that do not say it (CSV).
 
         A column that is read as numbers alone holds numbers, whole ones or not.
         """
-        types = {name: column.arrow() for name, column in self.columns.items()}
+        kinds = {name: column.arrow() for name, column in self.columns.items()}
+        types = ColumnTypes(kinds, self.spec.null_values)
         features = self.spec.all_features
         numbers = {f.number_input.column for f in features if f.number_input is not None}
         values = {f.value_input.column for f in features if f.value_input is not None}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from widedeep.data import csv_input
 from widedeep.data.sources import open_source
 from widedeep.errors import DataError
+from widedeep.features.learned import ColumnTypes
 
 NUMBERS = [
     "0",
@@ -60,7 +61,10 @@ KINDS = st.sampled_from(
 )
 
 
-def slowly(path: Path, kinds: dict[str, Any]) -> dict[str, list[Any]]:
+NULLS = st.lists(st.sampled_from([*NUMBERS, "", "-", "x", "a,b", "\u00e9", "True", "1" * 25]))
+
+
+def slowly(path: Path, kinds: ColumnTypes) -> dict[str, list[Any]]:
     """Read block by block through Arrow's reader, with each value converted by itself."""
     types = csv_input._CsvColumns(kinds)
     blocks = csv_input._blocks(path)
@@ -70,7 +74,7 @@ def slowly(path: Path, kinds: dict[str, Any]) -> dict[str, list[Any]]:
     tables = []
     for block in (first, *blocks):
         if block.text:
-            read = csv_input._parsed(path, block, header, header)
+            read = csv_input._parsed(path, block, header, header, kinds.null_values)
             arrays = [types.convert(n, c) for n, c in zip(header, read.columns, strict=True)]
             tables.append(pa.Table.from_arrays(arrays, schema=schema))
     table = pa.concat_tables([schema.empty_table(), *tables])
@@ -84,7 +88,7 @@ def slowly(path: Path, kinds: dict[str, Any]) -> dict[str, list[Any]]:
     }
 
 
-def fast(path: Path, kinds: dict[str, Any]) -> dict[str, list[Any]]:
+def fast(path: Path, kinds: ColumnTypes) -> dict[str, list[Any]]:
     with open_source(path, column_types=kinds) as source:
         tables = [source.read(fragment) for fragment in source.fragments]
         return {
@@ -96,7 +100,7 @@ def fast(path: Path, kinds: dict[str, Any]) -> dict[str, list[Any]]:
         }
 
 
-def outcome(read: Any, path: Path, kinds: dict[str, Any]) -> Any:
+def outcome(read: Any, path: Path, kinds: ColumnTypes) -> Any:
     try:
         return read(path, kinds)
     except DataError as error:
@@ -117,11 +121,18 @@ def test_the_fast_reader_reads_as_the_slow_one(
         block=st.sampled_from([5, 40, 1 << 20]),
         group=st.sampled_from([1, 3, 65_536]),
         cut=st.booleans(),
+        nulls=NULLS,
     )
-    @example(rows=[["\udce9"]], kinds=[None] * 3, ends=["\n"] * 12, block=40, group=3, cut=False)
-    @example(rows=[["1"], [""]], kinds=[None] * 3, ends=["\r\n"] * 12, block=5, group=1, cut=True)
+    @example([["\udce9"]], [None] * 3, ["\n"] * 12, 40, 3, False, [])
+    @example([["1"], [""]], [None] * 3, ["\r\n"] * 12, 5, 1, True, [])
     def check(
-        rows: list[list[str]], kinds: list[Any], ends: list[str], block: int, group: int, cut: bool
+        rows: list[list[str]],
+        kinds: list[Any],
+        ends: list[str],
+        block: int,
+        group: int,
+        cut: bool,
+        nulls: list[str],
     ) -> None:
         monkeypatch.setattr(csv_input, "BLOCK_BYTES", block)
         monkeypatch.setattr(csv_input, "ROW_GROUP_ROWS", group)
@@ -129,7 +140,8 @@ def test_the_fast_reader_reads_as_the_slow_one(
         lines = [",".join(row) + end for row, end in zip(rows, ends, strict=False)]
         text = ",".join(header) + "\n" + "".join(lines)
         text = text.rstrip("\n") if cut else text
-        declared = {n: k for n, k in zip(header, kinds, strict=False) if k is not None}
+        known = {n: k for n, k in zip(header, kinds, strict=False) if k is not None}
+        declared = ColumnTypes(known, nulls)
         with TemporaryDirectory() as folder:
             path = Path(folder, "t.csv")
             path.write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -16,7 +16,7 @@ import pytest
 
 import widedeep as wd
 from tests.join.small_log import START, Row, actions, config, impressions
-from widedeep.errors import DataError
+from widedeep.errors import ConfigError, DataError
 from widedeep.join import (
     ActionLog,
     Attributes,
@@ -24,6 +24,7 @@ from widedeep.join import (
     JoinConfig,
     Label,
     Split,
+    load_join_config,
     run_join,
 )
 
@@ -45,6 +46,22 @@ def from_files(output: Path, shown: Any, taken: Any, **options: Any) -> JoinConf
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Row]]:
     return rows_of(config(tmp_path_factory.mktemp("memory") / "out"))
+
+
+def test_words_for_missing_values_in_csv(tmp_path: Path, expected: dict[str, list[Row]]) -> None:
+    paths = [str(tmp_path / f"{name}.csv") for name in ("shown", "taken")]
+    for path, rows in zip(paths, (impressions(), actions()), strict=True):
+        text = pa.BufferOutputStream()
+        pa_csv.write_csv(pa.Table.from_pylist(rows), text)
+        lines = text.getvalue().to_pybytes().decode().replace(",,", ",NA,").replace(",\n", ",-\n")
+        Path(path).write_text(lines)
+    settings = from_files(tmp_path / "out", *paths, null_values=("NA", "-"))
+    assert rows_of(settings) == expected
+    assert "NA" in str(rows_of(from_files(tmp_path / "words", *paths)))
+    toml = tmp_path / "join.toml"
+    toml.write_text(f"[actions]\npath = '{paths[1]}'\nnull_values = 'NA'\n[labels.click]\n")
+    with pytest.raises(ConfigError, match=r"null_values"):
+        load_join_config(toml)
 
 
 def test_csv_in_several_files(tmp_path: Path, expected: dict[str, list[Row]]) -> None:

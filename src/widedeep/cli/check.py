@@ -28,13 +28,15 @@ from widedeep.config import load_config, load_follow_config
 from widedeep.data.arrow_types import is_text, logical_type
 from widedeep.data.batch import count_values
 from widedeep.data.fit import declared_types, fit_schema
-from widedeep.data.fragments import ColumnKind
+from widedeep.data.formats import format_of
+from widedeep.data.paths import input_files
 from widedeep.data.profile import SAMPLE_ROWS, ColumnProfile, Sample, profile_columns, sample_rows
 from widedeep.data.reuse import reuse_inputs
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ColumnError, ConfigError, DataError, RowError, WideDeepError
 from widedeep.features import FeatureSpec
+from widedeep.features.learned import ColumnKind
 from widedeep.features.spec import item_columns
 from widedeep.schema import Schema
 from widedeep.training.config import DataConfig, RunConfig
@@ -236,6 +238,7 @@ def _check_split(data: DataConfig, report: CheckReport) -> None:
 def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str, Sample]:
     data, paths = config.data, _paths(config)
     _check_split(data, report)
+    _check_null_values(config, report)
     for role in ("valid", "test"):
         if paths[role] is not None and _same_path(paths[role], data.train):
             report.notes.append(f"[data] {role} is the training data: its metrics will be too good")
@@ -260,6 +263,21 @@ def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str
     return samples
 
 
+def _check_null_values(config: RunConfig, report: CheckReport) -> None:
+    """Tell of words for missing values that no file is read with."""
+    data = config.data
+    paths = [p for p in (data.train, data.valid, data.test, data.items) if p is not None]
+    try:
+        files = [file.path for path in paths for file in input_files(path) or ()]
+        untyped = [path for path in files if not format_of(path).typed]
+    except WideDeepError:
+        return  # told where the rows are read
+    if config.spec.null_values and not untyped:
+        report.notes.append(
+            "[data] null_values has no effect: no file is CSV, and others have a null of their own"
+        )
+
+
 def _check_items(config: RunConfig, report: CheckReport, rows: int) -> None:
     """Check the items whose vectors the bundle is to keep."""
     items = config.data.items
@@ -271,7 +289,7 @@ def _check_items(config: RunConfig, report: CheckReport, rows: int) -> None:
             "under [model], or leave items out"
         )
     columns = dict.fromkeys(sorted(item_columns(config.spec)), "belongs to the item")
-    _present_columns("items", items, columns, report, rows)
+    _present_columns("items", items, columns, report, rows, declared_types(config.spec))
 
 
 def _paths(config: RunConfig) -> dict[str, str | list[str] | None]:
@@ -592,7 +610,7 @@ class Targets:
 def read_targets(spec: FeatureSpec, data: Any) -> Targets:
     """Read the labels and weights of all rows."""
     names = [*spec.labels.values(), *spec.weights]
-    with open_source(data, columns=names) as source:
+    with open_source(data, columns=names, column_types=declared_types(spec)) as source:
         if not source.num_rows:
             raise DataError("got no rows; expected at least one example")
         table = pa.concat_tables([source.read(fragment, names) for fragment in source.fragments])

@@ -67,10 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     if (arguments.items is None) != (arguments.item_id is None):
         raise ConfigError("got one of --items and --item-id; give the catalogue and its id column")
+    first, second = load_bundle(arguments.first), load_bundle(arguments.second)
     items = None
     if arguments.items is not None:
-        items = Catalogue.read(arguments.items, id_column=arguments.item_id)
-    first, second = load_bundle(arguments.first), load_bundle(arguments.second)
+        words = first.schema.spec.null_values
+        items = Catalogue.read(arguments.items, id_column=arguments.item_id, null_values=words)
     result = replay(
         first,
         second,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
@@ -20,7 +21,6 @@ from widedeep.data.arrow_types import logical_type
 from widedeep.data.column_values import is_time, read_times
 from widedeep.data.fragments import (
     ROW_GROUP_ROWS,
-    ColumnKind,
     Input,
     InputFormat,
     InputRecord,
@@ -28,6 +28,7 @@ from widedeep.data.fragments import (
     cast_blocks,
 )
 from widedeep.errors import ColumnError, DataError, nearest
+from widedeep.features.learned import ColumnTypes
 from widedeep.remote import InputPath, RemoteFile, file_size, open_bytes
 
 _EXACT = float(2**53)
@@ -49,8 +50,8 @@ class ValueFault(Exception):
 class _CsvColumns:
     """Types of the columns of one table, which may lie in several CSV files."""
 
-    def __init__(self, declared: Mapping[str, ColumnKind]) -> None:
-        self._declared = dict(declared)
+    def __init__(self, declared: ColumnTypes) -> None:
+        self._declared, self.null_values = declared, declared.null_values
         self._observed: dict[str, _Observed] = {}
 
     def spooled_type(self, path: InputPath, name: str) -> pa.DataType:
@@ -221,13 +222,21 @@ def _no_number(text: pa.ChunkedArray) -> ValueFault:
             row,
             value,
             "expected a number or nothing; "
-            f"{comma if ',' in value else ''}leave the field empty where the value is missing",
+            f"{comma if ',' in value else ''}leave the field empty where the value is missing"
+            f"{_word_advice(value)}",
         )
     infinite = pc.invert(pc.is_finite(pc.cast(text, pa.float64())))
     row = pc.index(pc.fill_null(infinite, False), True).as_py()
     return ValueFault(
         row, text[row].as_py(), "which is beyond the largest number of 64 bits; correct it"
     )
+
+
+def _word_advice(value: str) -> str:
+    """Return how a word is read as no value, for what may be one; "" for other values."""
+    if any(map(str.isdigit, value)) or len(value) > 16:
+        return ""
+    return f", or say that the word means that: null_values = [{json.dumps(value)}]"
 
 
 def _check_exact(text: pa.ChunkedArray, numbers: pa.ChunkedArray) -> None:
@@ -296,7 +305,7 @@ def _cast(text: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 def _first_fault(text: pa.ChunkedArray, fits: object, advice: str) -> ValueFault:
     for row, value in enumerate(text.to_pylist()):
         if value is not None and not fits(value):  # type: ignore[operator]
-            return ValueFault(row, value, advice)
+            return ValueFault(row, value, advice + _word_advice(value))
     raise AssertionError("every value fits")
 
 
@@ -315,7 +324,7 @@ def _open(
     paths: Sequence[InputPath],
     columns: Sequence[str] | None,
     spool: Spool,
-    declared: Mapping[str, ColumnKind],
+    declared: ColumnTypes,
 ) -> list[Input]:
     """Open CSV files whose columns take the types that the rows of all of them allow."""
     types = _CsvColumns(declared)
@@ -409,7 +418,9 @@ class _GroupReader:
     def _rows(self, names: Sequence[str]) -> kernels.CsvRows:
         fields = [self._header.index(name) for name in names]
         are_numbers = [name in self._numbers for name in names]
-        return kernels.CsvRows(len(self._header), fields, are_numbers, _FULL_BYTES)
+        return kernels.CsvRows(
+            len(self._header), fields, are_numbers, _FULL_BYTES, self._types.null_values
+        )
 
     def _table(self, rows: kernels.CsvRows, pieces: _Pieces) -> pa.Table:
         read = dict(zip(self._schema.names, map(_array, rows.take()), strict=True))
@@ -461,7 +472,7 @@ def _raise_fault(
     _, first = _header(path, next(blocks, None))
     for block in chain([first] if first.text else [], blocks):
         block.check(path)
-        table = _parsed(path, block, header, schema.names)
+        table = _parsed(path, block, header, schema.names, types.null_values)
         for name, column in zip(schema.names, table.columns, strict=True):
             try:
                 types.convert(name, column)
@@ -496,13 +507,17 @@ def _shown(text: str) -> str:
 
 
 def _parsed(
-    path: InputPath, block: _Block, header: Sequence[str], names: Sequence[str]
+    path: InputPath,
+    block: _Block,
+    header: Sequence[str],
+    names: Sequence[str],
+    null_values: Sequence[str] = (),
 ) -> pa.Table:
     """Return the named columns of a block as text."""
     # Positions stand for names: Arrow would match the names of a header that says one twice.
     positions = [str(header.index(name)) for name in names]
     try:
-        return pacsv.read_csv(
+        table = pacsv.read_csv(
             pa.BufferReader(block.text),
             read_options=pacsv.ReadOptions(
                 column_names=[str(number) for number in range(len(header))],
@@ -521,6 +536,9 @@ def _parsed(
         )
     except pa.ArrowException as error:
         raise _fault(path, block, header, str(error)) from error
+    words = pa.array(null_values, pa.string())
+    columns = [pc.if_else(pc.is_in(column, words), None, column) for column in table.columns]
+    return pa.Table.from_arrays(columns, names=table.column_names) if null_values else table
 
 
 def _fault(path: InputPath, block: _Block, header: Sequence[str], message: str) -> DataError:

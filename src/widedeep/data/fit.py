@@ -37,13 +37,13 @@ from widedeep.data.fit_scans import (
     scan_vocabulary,
     scan_weight,
 )
-from widedeep.data.fragments import ColumnKind, Source
+from widedeep.data.fragments import Source
 from widedeep.data.paths import input_paths
 from widedeep.data.peers import LONE, Peers, Turns, gather_json, sums
 from widedeep.data.sources import Data, RowShare, open_source
 from widedeep.errors import ConfigError, DataError, FeatureError
 from widedeep.features import Feature, FeatureSpec
-from widedeep.features.learned import ColumnType
+from widedeep.features.learned import ColumnType, ColumnTypes
 from widedeep.features.numbers import NumberSummary
 from widedeep.remote import InputPath
 from widedeep.schema import Schema
@@ -530,7 +530,7 @@ def _columns(spec: FeatureSpec) -> list[str]:
     return list(dict.fromkeys([*spec.columns(), *(name for name in others if name is not None)]))
 
 
-def declared_types(spec: FeatureSpec) -> dict[str, ColumnKind]:
+def declared_types(spec: FeatureSpec) -> ColumnTypes:
     """Return what a spec declares its columns to be, for files that do not say it (CSV).
 
     Example:
@@ -539,7 +539,7 @@ def declared_types(spec: FeatureSpec) -> dict[str, ColumnKind]:
         >>> declared_types(spec)
         {'age': DataType(double), 'zip': 'category'}
     """
-    types: dict[str, ColumnKind] = {}
+    types = ColumnTypes(null_values=spec.null_values)
     features = spec.all_features
     numbers = [f.number_input.column for f in features if f.number_input is not None]
     types.update(dict.fromkeys(numbers, pa.float64()))

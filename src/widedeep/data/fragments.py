@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from widedeep.data.arrow_types import (
     unified_schema,
 )
 from widedeep.errors import ColumnError, DataError, nearest
+from widedeep.features.learned import ColumnTypes
 from widedeep.remote import InputPath, RemoteFile, RemoteUnavailable, remote_errors
 
 SAMPLED_ROWS = 4096
@@ -372,19 +373,13 @@ def start_reading(block: RowBlock, columns: Sequence[str]) -> None:
         start(columns)
 
 
-ColumnKind: TypeAlias = pa.DataType | Literal["category"]
-"""A column's declared type; ``"category"`` is text, unless each value is a canonical integer."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InputFormat:
     """How files of one kind are read; its entry in :mod:`widedeep.data.formats` makes it known."""
 
     suffixes: tuple[str, ...]  # Ends of file names, in lower case and with their dots
     # Opens all files of one input: paths, columns to read (None: all), spool, declared types
-    open: Callable[
-        [Sequence[InputPath], Sequence[str] | None, Spool, Mapping[str, ColumnKind]], list[Input]
-    ]
+    open: Callable[[Sequence[InputPath], Sequence[str] | None, Spool, ColumnTypes], list[Input]]
     # True if files state their columns' types; else columns take declared and other files' types
     typed: bool = True
     # Says where a column first holds a value, such as ``"row 7"``; None if nowhere

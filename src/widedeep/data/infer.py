@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep import metrics
+from widedeep.data.formats import format_of
+from widedeep.data.paths import input_files
 from widedeep.data.profile import ColumnProfile
 from widedeep.data.roles import (
     MOST_BINS,
@@ -27,12 +29,14 @@ from widedeep.data.roles import (
     id_like,
     joined_roles,
     label_of,
+    null_words,
     profiled,
     with_bins,
 )
 from widedeep.data.sources import Data
 from widedeep.errors import ConfigError, DataError
 from widedeep.features import Feature, FeatureSpec, bucketized, categorical, crossed, numeric
+from widedeep.features.learned import ColumnTypes
 from widedeep.features.spec import spec_to_table
 from widedeep.features.toml import comment_text, toml_key, toml_value
 from widedeep.page.document import framed_page, note, table
@@ -559,6 +563,7 @@ def infer_spec(
     bins: bool | None = None,
     rows: int = _SAMPLE_ROWS,
     seed: int = 0,
+    null_values: Sequence[str] | None = None,
 ) -> InferredSpec:
     """Infer which column of a table is what, and return it as a declaration with reasons.
 
@@ -575,6 +580,8 @@ def infer_spec(
         bins: Whether numbers are cut into bins too; None: where there are rows enough for them.
         rows: Most rows to sample, at least 1.
         seed: Seed of the two halves of the rows that gains are measured on.
+        null_values: Words that stand for a missing value in CSV files; None: words such as NA
+            without which a column would be all numbers.
 
     Returns:
         The declaration, a reason for each column, and warnings.
@@ -590,10 +597,15 @@ def infer_spec(
         >>> inferred.spec.label, list(inferred.spec.by_name)
         ('click', ['age', 'age_bin', 'job'])
     """
-    sample, profiles = profiled(data, rows, label)
-    written = {p.name: pa.float64() for p in profiles if p.is_written_number and p.complete}
-    if written:  # CSV is read by what is declared
-        sample, profiles = profiled(data, rows, label, written)
+    types = ColumnTypes(null_values=null_values or ())
+    sample, profiles = as_written = profiled(data, rows, label, types)
+    words = null_words(profiles) if null_values is None and _is_untyped(data) else ()
+    if words:
+        types = ColumnTypes(null_values=words)
+        sample, profiles = profiled(data, rows, label, types)
+    types.update({p.name: pa.float64() for p in profiles if p.is_written_number and p.complete})
+    if types:  # CSV is read by what is declared
+        sample, profiles = profiled(data, rows, label, types)
     label = label_of(profiles, label)
     joined = joined_roles(data)
     columns = assign_roles(profiles, label, joined)
@@ -607,15 +619,32 @@ def infer_spec(
     # What was counted of a user and an item together belongs to neither.
     if "request" in joined.values() and "history" not in joined.values():
         spec = replace(spec, item=item_columns(sample.table, evidence.columns))
+    read_as_null = _read_as_null(as_written[1], profiles) if words else []
     return InferredSpec(
-        spec=spec,
+        spec=replace(spec, null_values=types.null_values),
         columns=binned,
         crosses=evidence.crosses,
-        warnings=(*_value_warnings(profiles, label, head), *evidence.warnings),
+        warnings=(*_value_warnings(profiles, label, head), *read_as_null, *evidence.warnings),
         head=head,
         sampled=sample.table.num_rows,
         total=sample.total,
     )
+
+
+def _is_untyped(data: Data) -> bool:
+    """Tell whether words for missing values are looked for in some of the rows: those of CSV."""
+    return any(not format_of(file.path).typed for file in input_files(data) or ())
+
+
+def _read_as_null(before: Sequence[ColumnProfile], after: Sequence[ColumnProfile]) -> Iterator[str]:
+    """Yield what words for missing values do to columns of text, which could be read with them."""
+    for was, column in zip(before, after, strict=True):
+        rows = round((column.missing - was.missing) * column.rows)
+        if rows and column.kind == "text":
+            yield (
+                f"{column.name}: {rows:,} of {column.rows:,} rows are missing by null_values, "
+                "which holds in all columns; write the word otherwise there if it is a value"
+            )
 
 
 def _head_of(label: ColumnProfile | None, head: HeadKind | None) -> HeadKind:
@@ -715,6 +744,9 @@ def data_lines(inferred: InferredSpec) -> list[str]:
     """Return the lines of ``[data]`` about columns."""
     lines = []
     for key, column in spec_to_table(inferred.spec)["data"].items():
+        if key == "null_values":
+            lines.append(f"{key} = {toml_value(column)}  # words that stand for a missing value")
+            continue
         reason = inferred.reasons[str(column)]
         if key == "label":
             label = next(c.profile for c in inferred.columns if c.role == "label")

@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.json as pajson
 
 from widedeep.data.column_values import is_time, read_times
-from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, selected_columns
+from widedeep.data.fragments import Input, InputFormat, Spool, selected_columns
 from widedeep.data.parquet_input import spooled_input
 from widedeep.errors import DataError
+from widedeep.features.learned import ColumnTypes
 from widedeep.remote import InputPath, open_bytes
 
 _CHUNK_BYTES = 16 << 20
@@ -23,7 +24,7 @@ def _open(
     paths: Sequence[InputPath],
     columns: Sequence[str] | None,
     spool: Spool,
-    declared: Mapping[str, ColumnKind],
+    declared: ColumnTypes,
 ) -> list[Input]:
     declared_types = {
         name: kind for name, kind in declared.items() if isinstance(kind, pa.DataType)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from widedeep.data.fragments import ColumnKind, Input, RowBlock, start_reading
+from widedeep.data.fragments import Input, RowBlock, start_reading
 from widedeep.data.paths import InputFile
 from widedeep.errors import DataError
+from widedeep.features.learned import ColumnKind
 
 
 def partition_columns(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,9 +15,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep.data.arrow_types import plain_table
-from widedeep.data.fragments import ColumnKind, Source
+from widedeep.data.fragments import Source
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError
+from widedeep.features.learned import ColumnKind
 
 SAMPLE_ROWS = 50_000
 _MOST_FRAGMENTS = 8
@@ -127,7 +129,8 @@ class ColumnProfile:
     # The most frequent values as text, with how often each was seen
     top: tuple[tuple[str, int], ...]
     written_numbers: int = 0  # Texts among the values that are a number's
-    other_text: str = ""  # The most frequent of the others, where these are a few words
+    # The others, the most frequent first, where these are a few words
+    other_texts: tuple[str, ...] = ()
     # False if rows of the table were not seen: what is said of all rows is a guess
     complete: bool = True
 
@@ -159,11 +162,12 @@ class ColumnProfile:
         if self.is_written_number:
             example = f"each value is a number, such as {self.top[0][0]!r}"
             return f"{self.name}: is text, but {example}; cast it if it is a number"
-        if self.other_text and 2 * self.written_numbers > self.values:
+        if self.other_texts and 2 * self.written_numbers > self.values:
+            words = json.dumps(self.other_texts, ensure_ascii=False)
             return (
                 f"{self.name}: {self.written_numbers:,} of {self.values:,} values are numbers, but "
-                f"{self.other_text!r} makes all of them text; leave it empty (null) if it says "
-                "that a number is missing"
+                f"{_text(self.other_texts[0])!r} makes all of them text; leave it empty (null) if "
+                f"it says that a number is missing, or name it so for CSV: null_values = {words}"
             )
         return ""
 
@@ -223,7 +227,7 @@ def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
         low, high = float(ends["min"].as_py()), float(ends["max"].as_py())
     counts = _counts(pa.chunked_array([], pa.string()) if kind == "other" else seen)
     plain_text = flat.type == pa.string() and kind == "text" and not nested
-    written, other = _written_numbers(counts) if plain_text else (0, "")
+    written, others = _written_numbers(counts) if plain_text else (0, ())
     return ColumnProfile(
         name=field.name,
         arrow_type=field.type,
@@ -240,7 +244,7 @@ def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
         long_tailed=numbers and not nested and _long_tailed(seen),
         top=_top(counts),
         written_numbers=written,
-        other_text=other,
+        other_texts=others,
     )
 
 
@@ -277,14 +281,14 @@ def _top(counts: pa.Table) -> tuple[tuple[str, int], ...]:
     return tuple(zip(texts, frequent["count"].to_pylist(), strict=True))
 
 
-def _written_numbers(counts: pa.Table) -> tuple[int, str]:
-    """Return how many texts are numbers, and the most frequent of the others if they are few."""
+def _written_numbers(counts: pa.Table) -> tuple[int, tuple[str, ...]]:
+    """Return how many texts are numbers, and the others if these are a few words."""
     written = pc.match_substring_regex(counts["value"], _WRITTEN_NUMBER)
     others = counts.filter(pc.invert(written))
-    top = _top(others)
-    words = others.num_rows <= _MOST_OTHERS and not any(text.isdigit() for text, _ in top)
+    words = others["value"].to_pylist() if others.num_rows <= _MOST_OTHERS else []
     number_counts = counts["count"].filter(written)
-    return int(pc.sum(number_counts, min_count=0).as_py()), top[0][0] if top and words else ""
+    are_words = not any(text.isdigit() for text in words)
+    return int(pc.sum(number_counts, min_count=0).as_py()), tuple(words if are_words else ())
 
 
 def _text(value: object) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from widedeep.data.arrow_types import logical_type
-from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool
+from widedeep.data.fragments import Input, InputFormat, Spool
+from widedeep.features.learned import ColumnKind, ColumnTypes
 from widedeep.remote import InputPath, file_size, modified
 
 _MOST_KEPT = 8
@@ -25,7 +26,7 @@ class _KeptFiles:
 
     versions: _Versions
     columns: frozenset[str] | None  # None: all
-    kinds: Mapping[str, ColumnKind]
+    kinds: ColumnTypes
     inputs: list[Input]
     spool: Spool
 
@@ -33,10 +34,10 @@ class _KeptFiles:
         self,
         versions: _Versions,
         columns: Sequence[str] | None,
-        kinds: Mapping[str, ColumnKind],
+        kinds: ColumnTypes,
     ) -> bool:
         """Tell whether opening these columns again would give the same values."""
-        if versions != self.versions:
+        if versions != self.versions or kinds.null_values != self.kinds.null_values:
             return False
         if self.columns is not None and (columns is None or not self.columns.issuperset(columns)):
             return False
@@ -93,7 +94,7 @@ def open_files(
     paths: Sequence[InputPath],
     columns: Sequence[str] | None,
     spool: Spool,
-    kinds: Mapping[str, ColumnKind],
+    kinds: ColumnTypes,
 ) -> list[Input]:
     """Open files of one format, or return them as they were opened within ``reuse_inputs``."""
     reusable = None if spool.parent is not None else _reusable.get()
@@ -110,7 +111,7 @@ def open_files(
     except BaseException:
         own.close()
         raise
-    reusable.append(_KeptFiles(versions, names, dict(kinds), inputs, own))
+    reusable.append(_KeptFiles(versions, names, ColumnTypes.of(kinds), inputs, own))
     return inputs
 
 

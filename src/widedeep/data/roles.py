@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from widedeep.data.fragments import ColumnKind
 from widedeep.data.paths import input_paths
 from widedeep.data.profile import (
     ColumnProfile,
@@ -21,6 +20,7 @@ from widedeep.data.profile import (
 )
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import ConfigError, DataError, nearest
+from widedeep.features.learned import ColumnKind
 from widedeep.features.numbers import LARGEST_SCALED
 
 Role = Literal["label", "weight", "group", "time", "numeric", "categorical", "left out"]
@@ -49,7 +49,7 @@ _ENTITY_NAME = re.compile(
     r"campaign|advertiser|publisher|creative|category|segment|zip|zipcode|postcode|sku|code|app)$",
     re.IGNORECASE,
 )
-_NULL_WORDS = ("?", "-", "na", "n/a", "nan", "null", "none")
+_NULL_WORDS = ("?", "-", "--", "na", "n/a", "#n/a", "nan", "null", "none", "\\n")
 _MANY_VALUES = 10_000
 _SAMPLE_VALUES = 40_000_000
 # Seconds since 1970 of the years 1990 and 2100.
@@ -171,6 +171,17 @@ def profiled(
             also = [] if label is None else [label]
             profiles = confirm_columns(profiles, source, also=also)
     return sample, profiles
+
+
+def null_words(columns: Sequence[ColumnProfile]) -> tuple[str, ...]:
+    """Return the words without which columns of numbers would be text, as programs write nulls."""
+    words: dict[str, None] = {}
+    for column in columns:
+        if 2 * column.written_numbers > column.values and all(
+            text.strip().lower() in _NULL_WORDS for text in column.other_texts
+        ):
+            words.update(dict.fromkeys(column.other_texts))
+    return tuple(words)
 
 
 def header_note(names: Sequence[str]) -> str:

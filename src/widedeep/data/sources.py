@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from widedeep.data.arrow_types import conform, plain_table, unified_schema
 from widedeep.data.formats import format_of, known_suffixes
 from widedeep.data.fragments import (
-    ColumnKind,
     Input,
     InputFormat,
     RowBlock,
@@ -42,6 +41,7 @@ from widedeep.data.partitions import partition_columns, with_partitions
 from widedeep.data.paths import input_files
 from widedeep.data.reuse import open_files
 from widedeep.errors import ConfigError, DataError, nearest
+from widedeep.features.learned import ColumnKind, ColumnTypes
 from widedeep.kernels.transform import fingerprint64
 from widedeep.options import is_unicode
 
@@ -263,7 +263,7 @@ def open_source(
         needed = names
         if names is not None and row_share is not None and row_share.column is not None:
             needed = [*dict.fromkeys([*names, row_share.column])]
-        inputs = _inputs(rows, needed, column_types or {}, spool)
+        inputs = _inputs(rows, needed, ColumnTypes.of(column_types), spool)
         if row_share is not None:
             inputs = select_rows(inputs, row_share)
         files = [file.path for file in input_files(rows) or ()]
@@ -273,9 +273,7 @@ def open_source(
         raise
 
 
-def _inputs(
-    data: Data, columns: list[str] | None, types: Mapping[str, ColumnKind], spool: Spool
-) -> list[Input]:
+def _inputs(data: Data, columns: list[str] | None, types: ColumnTypes, spool: Spool) -> list[Input]:
     table = find_table(data)
     if table is not None:
         return [open_table(table, columns, spool)]
@@ -288,7 +286,6 @@ def _inputs(
     for index, file in enumerate(files):
         indices_of.setdefault(format_of(file.path), []).append(index)
     inputs: dict[int, Input] = {}
-    types = dict(types)
     # Files that state their types come first: columns of the others take these.
     for file_format in sorted(indices_of, key=lambda file_format: not file_format.typed):
         indices = indices_of[file_format]

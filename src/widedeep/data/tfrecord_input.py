@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, selected_columns
+from widedeep.data.fragments import Input, InputFormat, Spool, selected_columns
 from widedeep.data.parquet_input import spooled_input
 from widedeep.data.protobuf import WireError, read_example
 from widedeep.errors import DataError
+from widedeep.features.learned import ColumnKind
 from widedeep.kernels.transform import crc32c
 from widedeep.remote import InputPath, open_bytes
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.data.batch import Batch
 from widedeep.data.drift import DriftCounts
-from widedeep.data.fragments import ColumnKind, Source, column_stream, origin_of
+from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError, SchemaError
@@ -32,6 +32,7 @@ from widedeep.evaluation.slices import (
     encode_column,
     slice_column,
 )
+from widedeep.features.learned import ColumnTypes
 from widedeep.metrics.regression import poisson_deviances
 
 Floats = NDArray[np.float64]
@@ -145,7 +146,7 @@ def score_both(
         ]
     transforms = [Transform(b.schema, threads=threads) for b in (candidate, serving) if b]
     columns = [name for each in transforms for name in each.columns(targets=True)]
-    types: dict[str, ColumnKind] = dict.fromkeys(extra, "category")
+    types = ColumnTypes(dict.fromkeys(extra, "category"), candidate.schema.spec.null_values)
     for bundle in (serving, candidate):
         types.update(bundle.schema.input_types() if bundle else {})
     drift = DriftCounts(candidate.schema)
@@ -163,6 +164,8 @@ def score_both(
     reasons, notes = match.findings()
     if serving is not None and (ranking := difference_of_ranking(candidate, serving)):
         notes.append(ranking)
+    if serving is not None and (words := difference_of_words(candidate, serving)):
+        notes.append(words)
     notes += [] if unexplored is None else [unexplored]
     if not reader.labels:
         raise DataError("no row has a label that can be judged: " + "; ".join([*reasons, *notes]))
@@ -441,6 +444,17 @@ def check_comparable(candidate: Bundle, serving: Bundle) -> None:
             f"{difference}; they cannot be compared: train it on the same label and classes "
             "(label_vocabulary names them), or judge it without --against and publish it by force"
         )
+
+
+def difference_of_words(first: Bundle, second: Bundle) -> str:
+    """Return which words for missing values two models read CSV with, if others; else nothing."""
+    words, others = (bundle.schema.spec.null_values for bundle in (first, second))
+    if set(words) == set(others):
+        return ""
+    return (
+        f"CSV is read with null_values = {list(words)} as {first.path} was trained with, not with "
+        f"the {list(others)} of {second.path}"
+    )
 
 
 def difference_of_labels(candidate: Bundle, serving: Bundle) -> str:

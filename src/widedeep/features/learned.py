@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -90,6 +91,25 @@ class ColumnType:
             with np.errstate(over="ignore"):
                 return values.astype(self.storage).astype(np.float64)
         return values
+
+
+ColumnKind: TypeAlias = pa.DataType | Literal["category"]
+"""A column's declared type; ``"category"`` is text, unless each value is a canonical integer."""
+
+
+class ColumnTypes(dict[str, ColumnKind]):
+    """What files that do not say it themselves (CSV) hold: column types, and words for no value."""
+
+    def __init__(
+        self, types: Mapping[str, ColumnKind] | None = None, null_values: Sequence[str] = ()
+    ) -> None:
+        super().__init__(types or {})
+        self.null_values = tuple(null_values)
+
+    @classmethod
+    def of(cls, types: Mapping[str, ColumnKind] | None) -> ColumnTypes:
+        """Return a copy of types by column."""
+        return cls(types, types.null_values if isinstance(types, ColumnTypes) else ())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

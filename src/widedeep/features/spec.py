@@ -12,9 +12,10 @@ from typing import Any, Literal
 from widedeep.errors import FeatureError, nearest, show_value
 from widedeep.features.kind import KINDS, Feature, check, is_name, load_installed_kinds
 from widedeep.features.toml import toml_table, toml_text
+from widedeep.options import is_unicode
 
 _PLACEMENT_KEYS = ("wide", "deep", "item", "extra", "training_only")
-DATA_KEYS = ("label", "weight", "head_weights", "group", "label_vocabulary")
+DATA_KEYS = ("label", "weight", "head_weights", "group", "label_vocabulary", "null_values")
 
 
 def _flatten(features: object) -> list[Feature]:
@@ -76,6 +77,18 @@ def _listed(option: str, value: object) -> tuple[object, ...] | None:
     return names
 
 
+def null_words(values: object) -> tuple[str, ...]:
+    """Return words that stand for a missing value, each once."""
+    listed = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    words: tuple[object, ...] = tuple(values) if listed else ()  # type: ignore[arg-type]
+    wrong = [word for word in words if not isinstance(word, str) or not is_unicode(word)]
+    if not listed or wrong:
+        got = show_value(wrong[0] if wrong else values)
+        where = " in null_values" if wrong else " for null_values"
+        raise FeatureError(f'got {got}{where}, expected a list of texts such as ["NA", "-999"]')
+    return tuple(dict.fromkeys(map(str, words)))
+
+
 def _fixed_values(values: object) -> dict[str, str | int | float]:
     """The values of ``training_only``, each text or a finite number."""
     if not isinstance(values, Mapping):
@@ -113,6 +126,10 @@ class FeatureSpec:
             may be null where the label is.
         group: A column that names the query (user, request) for grouped metrics.
         label_vocabulary: The classes in order, for labels that are strings; learned if not given.
+        null_values: Words that stand for a missing value in CSV files, such as ``["NA", "?"]``, in
+            any column, between quotes or not. An empty field is missing without being named;
+            ``""`` takes an empty text between quotes for missing too. Data of other formats and
+            requests of a server have nulls, and their texts are values.
         wide: Names of the features of the wide part. Default: categoricals, buckets and crosses.
         deep: Names of the features of the deep part. Default: numbers, categoricals and indicators,
             each in the place of its source.
@@ -138,6 +155,7 @@ class FeatureSpec:
     head_weights: Mapping[str, str] = field(default_factory=dict)
     group: str | None = None
     label_vocabulary: Sequence[str] | None = None
+    null_values: Sequence[str] = ()
     wide: Sequence[str] | None = None
     deep: Sequence[str] | None = None
     item: Sequence[str] = ()
@@ -153,6 +171,7 @@ class FeatureSpec:
         set_field(self, "label", _plain_label(self.label))
         for option in ("wide", "deep", "item", "extra", "label_vocabulary"):
             set_field(self, option, _listed(option, getattr(self, option)))
+        set_field(self, "null_values", null_words(self.null_values))
         self._check_columns()
         self._check_names()
         self._check_leaks()
@@ -192,6 +211,12 @@ class FeatureSpec:
                 raise FeatureError(
                     f"got {option}={column!r}, which is the label; name another column, or leave "
                     f"{option} out"
+                )
+        for word in self.null_values:
+            if word in (self.label_vocabulary or ()):
+                raise FeatureError(
+                    f"got the class {word!r} of label_vocabulary in null_values too: no row of a "
+                    "CSV file would have it; leave it out of one of them"
                 )
         if not isinstance(self.head_weights, Mapping):
             raise FeatureError(
@@ -493,7 +518,11 @@ def spec_to_table(spec: FeatureSpec) -> dict[str, dict[str, object]]:
     for key, names in (("wide", spec.wide), ("deep", spec.deep)):
         if names is not None:
             features[key] = list(names)
-    data = {key: getattr(spec, key) for key in DATA_KEYS if getattr(spec, key) not in (None, {})}
+    data = {
+        key: list(value) if key == "null_values" else value
+        for key in DATA_KEYS
+        if (value := getattr(spec, key)) not in (None, {}, ())
+    }
     return {"data": data, "features": {k: features[k] for k in _feature_keys() if k in features}}
 
 

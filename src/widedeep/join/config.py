@@ -330,6 +330,7 @@ class ImpressionLog:
             with a note.
         columns: The context and served feature columns to keep; None keeps all.
         availability_delay: How long after its time an impression may first enter a history.
+        null_values: Words that stand for a missing value in CSV files, such as ``["NA", "?"]``.
     """
 
     path: Any = None
@@ -343,6 +344,7 @@ class ImpressionLog:
     timezone: str | None = None
     columns: tuple[str, ...] | None = None
     availability_delay: Duration = "0s"
+    null_values: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_source(self, "[impressions]")
@@ -363,6 +365,7 @@ class ActionLog:
         time_unit: As for :class:`ImpressionLog`.
         timezone: As for :class:`ImpressionLog`.
         availability_delay: How long after its time an action may first enter a history.
+        null_values: As for :class:`ImpressionLog`.
     """
 
     path: Any = None
@@ -375,6 +378,7 @@ class ActionLog:
     time_unit: TimeUnit = "auto"
     timezone: str | None = None
     availability_delay: Duration = "0s"
+    null_values: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_source(self, "[actions]")
@@ -394,6 +398,7 @@ class Attributes:
         time_unit: As for :class:`ImpressionLog`.
         timezone: As for :class:`ImpressionLog`.
         availability_delay: How long after ``valid_from`` a version may first be used.
+        null_values: As for :class:`ImpressionLog`.
     """
 
     path: Any = None
@@ -404,6 +409,7 @@ class Attributes:
     time_unit: TimeUnit = "auto"
     timezone: str | None = None
     availability_delay: Duration = "0s"
+    null_values: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_source(self, "attributes")

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 
 from widedeep.data.arrow_types import is_text, unified_schema
 from widedeep.data.formats import find_format, format_of
-from widedeep.data.fragments import ColumnKind, Source, column_stream
+from widedeep.data.fragments import Source, column_stream
 from widedeep.data.parquet_input import PARQUET, parquet_schema
 from widedeep.data.paths import InputFile, input_files, input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, nearest
+from widedeep.features.learned import ColumnKind, ColumnTypes
 from widedeep.join.config import ActionLog, Attributes, ImpressionLog
 from widedeep.join.engines import Engine, EngineError, SparkEngine
 from widedeep.join.plan import PassThroughColumn, quoted
@@ -74,7 +75,7 @@ def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Ope
         if files and all(_is_read_in_place(file) for file in listed):
             schema, readable = _parquet_files(files, copies)
         else:
-            schema, readable = copies.write(source.path, _column_kinds(source))
+            schema, readable = copies.write(source.path, _column_types(source))
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     _check_names(name, schema.names)
@@ -177,12 +178,13 @@ def _check_names(name: str, columns: Sequence[str]) -> None:
             )
 
 
-def _column_kinds(source: AnySource) -> dict[str, ColumnKind]:
-    """Return what the roles of columns say of their types, for files that do not (CSV)."""
+def _column_types(source: AnySource) -> ColumnTypes:
+    """Return what is known of columns whose files do not say it (CSV): types by their roles."""
     roles: dict[str, ColumnKind] = dict.fromkeys(("user", "item", "request", "key"), "category")
     roles |= {"position": pa.int64(), "kind": pa.string(), "value": pa.float64()}
     columns = {role: getattr(source, role, None) for role in roles}
-    return {column: roles[role] for role, column in columns.items() if column is not None}
+    types = {column: roles[role] for role, column in columns.items() if column is not None}
+    return ColumnTypes(types, source.null_values)
 
 
 def _parquet_files(files: Sequence[Path], copies: _Copies) -> tuple[pa.Schema, list[Path]]:

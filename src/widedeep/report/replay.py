@@ -21,11 +21,15 @@ from widedeep.bundle import Bundle
 from widedeep.bundle.bundle import by_head
 from widedeep.bundle.plain_json import plain
 from widedeep.data.batch import Batch
-from widedeep.data.fragments import ColumnKind, column_stream, origin_of
+from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, FeatureError, nearest
-from widedeep.evaluation.compare import difference_of_labels, difference_of_ranking
+from widedeep.evaluation.compare import (
+    difference_of_labels,
+    difference_of_ranking,
+    difference_of_words,
+)
 from widedeep.evaluation.logged_rankings import REQUEST, choose_order, order_columns
 from widedeep.evaluation.slices import encode_column
 from widedeep.features.spec import item_columns
@@ -185,7 +189,8 @@ class _TableLog:
         threads: int,
     ) -> None:
         self.data, self.threads = data, threads
-        self._types: dict[str, ColumnKind] = {**b.schema.input_types(), **a.schema.input_types()}
+        self._types = a.schema.input_types()
+        self._types |= {**b.schema.input_types(), **self._types}
         with open_source(data, column_types=self._types) as source:
             names = source.arrow_schema.names
             if not source.num_rows:
@@ -410,6 +415,8 @@ def _compare(
     items = sorted({*counts[0], *counts[1]}, key=lambda i: -abs(counts[1][i] - counts[0][i]))
     difference = difference_of_labels(bundles[1], bundles[0])
     notes = [f"{difference}: each ranks by what it predicts"] if difference else []
+    if words := difference_of_words(*bundles):
+        notes.append(words)
     if not difference and (ranking := difference_of_ranking(bundles[1], bundles[0])):
         notes = [f"{ranking}: two different rankings are compared"]
     if single:

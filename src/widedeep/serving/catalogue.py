@@ -20,6 +20,7 @@ from widedeep.data.arrow_types import logical_type, readable_table
 from widedeep.data.fragments import column_stream
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError, nearest
+from widedeep.features.learned import ColumnTypes
 from widedeep.files import locked, map_tensors, write_tensors
 from widedeep.kernels.score import ItemIds
 
@@ -62,7 +63,14 @@ class Catalogue:
         self.version = _checksum(table, id_column) if version is None else version
 
     @classmethod
-    def read(cls, path: Data, *, id_column: str, version: str | None = None) -> Catalogue:
+    def read(
+        cls,
+        path: Data,
+        *,
+        id_column: str,
+        version: str | None = None,
+        null_values: Sequence[str] = (),
+    ) -> Catalogue:
         """Read a catalogue.
 
         Args:
@@ -70,6 +78,8 @@ class Catalogue:
                 a glob, an Arrow table, a data frame, a dict of columns.
             id_column: As for the class.
             version: As for the class.
+            null_values: Words that stand for a missing value in CSV, as for
+                :class:`~widedeep.FeatureSpec`; a ranker reads with those of its model.
 
         Raises:
             DataError: If there is no such file, or it is no catalogue.
@@ -80,7 +90,8 @@ class Catalogue:
         """
         if isinstance(path, pa.Table):
             return cls(path, id_column=id_column, version=version)
-        with open_source(path, column_types={id_column: "category"}) as source:
+        types = ColumnTypes({id_column: "category"}, null_values)
+        with open_source(path, column_types=types) as source:
             chunks = [pa.Table.from_batches(chunk.to_batches()) for chunk in column_stream(source)]
             if not chunks:
                 raise DataError(f"the catalogue {path!r}: got no rows, expected one an item")

@@ -11,7 +11,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from widedeep.bundle import Bundle, BundleHead
@@ -226,7 +226,7 @@ _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
 def load_ranker(
     path: Path,
     options: RankerOptions,
-    catalogue: Catalogue | None = None,
+    read_items: Callable[[Sequence[str]], Catalogue | None] = lambda null_values: None,
     *,
     serving: Ranker | None = None,
     copy: Path | None = None,
@@ -237,7 +237,8 @@ def load_ranker(
     bundle.limit_values(options.max_values)
     if serving is not None:
         _check_heads(bundle, serving.bundle)
-    ranker = Ranker(bundle, items=catalogue, shared_rows=shared_rows, options=options)
+    items = read_items(bundle.schema.spec.null_values)
+    ranker = Ranker(bundle, items=items, shared_rows=shared_rows, options=options)
     _answer_stored_requests(bundle, ranker)
     return ranker
 

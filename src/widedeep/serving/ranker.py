@@ -351,7 +351,8 @@ class Ranker:
                 raise DataError(
                     "got items without item_id; name the column of their ids: item_id=..."
                 )
-            items = Catalogue.read(items, id_column=self.item_id)
+            words = self.bundle.schema.spec.null_values
+            items = Catalogue.read(items, id_column=self.item_id, null_values=words)
         names = items.table.column_names
         for column in sorted(self._item_columns - set(names)):
             raise DataError(

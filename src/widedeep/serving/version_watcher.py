@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,7 @@ class VersionWatcher:
         self._on_routes: Callable[[Routes], None] | None = None
         self._look_lock = threading.Lock()
         self._items: Signature = ()
-        self._catalogue: tuple[Signature, Catalogue] | None = None
+        self._catalogue: tuple[tuple[Signature, tuple[str, ...]], Catalogue] | None = None
         self._attempts: dict[str, int] = {}
         self._plan = Plan((), None)
         self._closing = threading.Event()
@@ -330,7 +330,7 @@ class VersionWatcher:
             ranker = load_ranker(
                 path,
                 self._options,
-                self._read_catalogue(items),
+                partial(self._read_catalogue, items),
                 serving=serving,
                 copy=copy.path,
                 shared_rows=self._shared_rows,
@@ -384,20 +384,25 @@ class VersionWatcher:
             for thread in self._threads[1:]:
                 thread.failed(error)
 
-    def _read_catalogue(self, items: Signature) -> Catalogue | None:
-        """Return the items: the same object for every version."""
+    def _read_catalogue(self, items: Signature, null_values: Sequence[str]) -> Catalogue | None:
+        """Return the items: the same object for every version that reads CSV alike."""
         path, id_column = self._options.items, self._options.item_id
         if path is None or id_column is None:
             return None
-        if self._catalogue is None or self._catalogue[0] != items:
-            self._catalogue = (items, Catalogue.read(os.fspath(path), id_column=id_column))
+        key = items, tuple(null_values)
+        if self._catalogue is None or self._catalogue[0] != key:
+            catalogue = Catalogue.read(
+                os.fspath(path), id_column=id_column, null_values=null_values
+            )
+            self._catalogue = key, catalogue
         return self._catalogue[1]
 
     def _refresh_catalogue(self, version: LoadedVersion) -> None:
         items, message = self._items, None
         version.catalogue_retry_at = float("inf")
         try:
-            version.ranker.replace_catalogue(self._read_catalogue(items))
+            words = version.ranker.bundle.schema.spec.null_values
+            version.ranker.replace_catalogue(self._read_catalogue(items, words))
             self._announce_version(version)
         except Exception as error:  # whatever is in the file, the old catalogue serves on
             message = show_path(error if isinstance(error, WideDeepError) else repr(error))

@@ -626,8 +626,7 @@ def _items(model: WideDeep, items: Data | None) -> tuple[pa.Table | None, str | 
     spec = model.schema.spec
     column = spec.by_name[names[0]].input_columns[0]
     columns = sorted(item_columns(spec))
-    types = {name: model.schema.columns[name] for name in columns}
-    with open_source(items, columns=columns, column_types=types) as source:
+    with open_source(items, columns=columns, column_types=model.schema.input_types()) as source:
         chunks = [pa.Table.from_batches(chunk.to_batches()) for chunk in column_stream(source)]
     if not chunks:
         raise BundleError("the items: got no rows, expected one per item")
