@@ -274,7 +274,12 @@ def test_a_word_that_makes_text_of_numbers_is_told(tmp_path: Path, word: str) ->
     cells = [word if i == 7 else f"{i / 7}" for i in range(ROWS)]
     rows = (f"{cell},{i % 4},{int(i % 3 == 0)}\n" for i, cell in enumerate(cells))
     path.write_text("x,k,click\n" + "".join(rows))
-    (warning,) = wd.infer_spec(path).warnings
+    inferred = wd.infer_spec(path)
+    (warning,) = inferred.warnings
+    if word in ("NA", "-"):
+        assert f"x: 1 of {ROWS} rows hold a word of null_values and are missing" in warning
+        assert inferred.spec.null_values == (word,)
+        (warning,) = wd.infer_spec(path, null_values=()).warnings
     assert (
         f"x: {ROWS - 1} of {ROWS} values are numbers, but '{word}' makes all of them text"
         in warning

@@ -139,7 +139,7 @@ def test_init_says_what_the_words_do_to_other_columns(folder: Path) -> None:
     inferred = wd.infer_spec("t.csv", label="click")
     assert set(inferred.spec.null_values) == {"NA", "?"}
     (warning,) = [text for text in inferred.warnings if text.startswith("country")]
-    assert "20 of 60 rows are missing by null_values" in warning
+    assert "20 of 60 rows hold a word of null_values and are missing, as in all columns" in warning
     assert wd.FeatureSpec.from_toml(inferred.to_toml()) == inferred.spec
     assert wd.infer_spec("t.csv", label="click", null_values=()).spec.null_values == ()
 

@@ -637,13 +637,18 @@ def _is_untyped(data: Data) -> bool:
 
 
 def _read_as_null(before: Sequence[ColumnProfile], after: Sequence[ColumnProfile]) -> Iterator[str]:
-    """Yield what words for missing values do to columns of text, which could be read with them."""
+    """Yield what words for missing values do to columns, which could be read with them."""
     for was, column in zip(before, after, strict=True):
         rows = round((column.missing - was.missing) * column.rows)
-        if rows and column.kind == "text":
+        if rows:
+            others = (
+                "which would be text with them"
+                if column.kind in ("int", "float")
+                else "as in all columns; write the word otherwise there if it is a value"
+            )
             yield (
-                f"{column.name}: {rows:,} of {column.rows:,} rows are missing by null_values, "
-                "which holds in all columns; write the word otherwise there if it is a value"
+                f"{column.name}: {rows:,} of {column.rows:,} rows hold a word of null_values and "
+                f"are missing, {others}"
             )
 
 

@@ -449,3 +449,13 @@ def _check_outputs(plan: JoinPlan) -> None:
                 f"two output columns are named {name!r}; rename a label or history feature, or "
                 "list the columns to keep with 'columns'"
             )
+    types = {feature.name: plan.history_type(feature) for feature in plan.config.history}
+    for column in plan.context:
+        expected = types.get(column.name, "")
+        if expected in ("BIGINT", "DOUBLE") and column.type in ("VARCHAR", "BOOLEAN"):
+            raise DataError(
+                f"impressions: column {column.name!r} is of type {column.type}, expected numbers: "
+                "its values are taken for those of the history feature of its name that were "
+                "served; correct it, name words that say that a number is missing (null_values), "
+                "or rename the feature"
+            )
