@@ -6,8 +6,7 @@ Gains on held-out rows tell keys from counts, find leaks, and suggest crosses.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
@@ -18,19 +17,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep import metrics
-from widedeep.data.formats import format_of
-from widedeep.data.paths import input_files
 from widedeep.data.profile import ColumnProfile
 from widedeep.data.roles import (
     MOST_BINS,
     InferredColumn,
     assign_roles,
-    header_note,
     id_like,
     joined_roles,
     label_of,
     null_words,
     profiled,
+    rows_without_words,
+    value_warnings,
     with_bins,
 )
 from widedeep.data.sources import Data
@@ -599,7 +597,7 @@ def infer_spec(
     """
     types = ColumnTypes(null_values=null_values or ())
     sample, profiles = as_written = profiled(data, rows, label, types)
-    words = null_words(profiles) if null_values is None and _is_untyped(data) else ()
+    words = null_words(data, profiles) if null_values is None else ()
     if words:
         types = ColumnTypes(null_values=words)
         sample, profiles = profiled(data, rows, label, types)
@@ -619,37 +617,16 @@ def infer_spec(
     # What was counted of a user and an item together belongs to neither.
     if "request" in joined.values() and "history" not in joined.values():
         spec = replace(spec, item=item_columns(sample.table, evidence.columns))
-    read_as_null = _read_as_null(as_written[1], profiles) if words else []
+    lost = rows_without_words(as_written[1], profiles) if words else ()
     return InferredSpec(
         spec=replace(spec, null_values=types.null_values),
         columns=binned,
         crosses=evidence.crosses,
-        warnings=(*_value_warnings(profiles, label, head), *read_as_null, *evidence.warnings),
+        warnings=(*value_warnings(profiles, label, head), *lost, *evidence.warnings),
         head=head,
         sampled=sample.table.num_rows,
         total=sample.total,
     )
-
-
-def _is_untyped(data: Data) -> bool:
-    """Tell whether words for missing values are looked for in some of the rows: those of CSV."""
-    return any(not format_of(file.path).typed for file in input_files(data) or ())
-
-
-def _read_as_null(before: Sequence[ColumnProfile], after: Sequence[ColumnProfile]) -> Iterator[str]:
-    """Yield what words for missing values do to columns, which could be read with them."""
-    for was, column in zip(before, after, strict=True):
-        rows = round((column.missing - was.missing) * column.rows)
-        if rows:
-            others = (
-                "which would be text with them"
-                if column.kind in ("int", "float")
-                else "as in all columns; write the word otherwise there if it is a value"
-            )
-            yield (
-                f"{column.name}: {rows:,} of {column.rows:,} rows hold a word of null_values and "
-                f"are missing, {others}"
-            )
 
 
 def _head_of(label: ColumnProfile | None, head: HeadKind | None) -> HeadKind:
@@ -666,32 +643,6 @@ def _head_of(label: ColumnProfile | None, head: HeadKind | None) -> HeadKind:
     if label.minimum is None or label.maximum is None:
         return "multiclass" if label.distinct > 2 else "binary"
     return "regression" if label.minimum < 0 or label.maximum > 1 else "binary"
-
-
-def _value_warnings(
-    profiles: Sequence[ColumnProfile], label: str | None, head: HeadKind
-) -> list[str]:
-    warnings = [
-        f"{p.name}: holds infinity, which no feature reads; write null or clip it"
-        for p in profiles
-        if p.minimum == -math.inf or p.maximum == math.inf
-    ]
-    notes = (header_note([p.name for p in profiles]), *(p.text_note for p in profiles))
-    warnings += filter(None, notes)
-    column = next((p for p in profiles if p.name == label), None)
-    if column is None:
-        return [*warnings, "no column looks like the label: nothing was measured; give label=NAME"]
-    if column.constant:
-        return [*warnings, f"{label}: is the same in every row, so there is nothing to tell apart"]
-    if column.missing:
-        warnings.append(f"{label}: {column.missing:.2%} of its rows have no label; drop them")
-    if column.whole and head == "regression" and column.distinct <= 10:
-        advice = "make it 0 and 1" if column.distinct == 2 else "make it text"
-        warnings.append(
-            f"{label}: {column.distinct} whole numbers, taken for a number; if they are classes, "
-            f"{advice}"
-        )
-    return warnings
 
 
 def _spec(

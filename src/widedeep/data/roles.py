@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from widedeep.data.paths import input_paths
+from widedeep.data.formats import format_of
+from widedeep.data.paths import input_files, input_paths
 from widedeep.data.profile import (
     ColumnProfile,
     Sample,
@@ -173,8 +174,10 @@ def profiled(
     return sample, profiles
 
 
-def null_words(columns: Sequence[ColumnProfile]) -> tuple[str, ...]:
-    """Return the words without which columns of numbers would be text, as programs write nulls."""
+def null_words(data: Data, columns: Sequence[ColumnProfile]) -> tuple[str, ...]:
+    """Return the words that alone make text of numbers in CSV, as programs write nulls."""
+    if all(format_of(file.path).typed for file in input_files(data) or ()):
+        return ()
     words: dict[str, None] = {}
     for column in columns:
         if 2 * column.written_numbers > column.values and all(
@@ -184,7 +187,25 @@ def null_words(columns: Sequence[ColumnProfile]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def header_note(names: Sequence[str]) -> str:
+def rows_without_words(
+    before: Sequence[ColumnProfile], after: Sequence[ColumnProfile]
+) -> Iterator[str]:
+    """Yield what words for missing values take from columns, which could be read with them."""
+    for was, column in zip(before, after, strict=True):
+        rows = round((column.missing - was.missing) * column.rows)
+        if rows:
+            others = (
+                "which would be text with them"
+                if column.kind in ("int", "float")
+                else "as in all columns; write the word otherwise there if it is a value"
+            )
+            yield (
+                f"{column.name}: {rows:,} of {column.rows:,} rows hold a word of null_values and "
+                f"are missing, {others}"
+            )
+
+
+def _header_note(names: Sequence[str]) -> str:
     """Tell that names of columns look like values of a first row; "" where they do not."""
     numbers = [name for name in names if re.fullmatch(r"-?[0-9]*\.?[0-9]+(e[+-]?[0-9]+)?", name)]
     counts = [list(range(first, first + len(numbers))) for first in (0, 1)]
@@ -194,6 +215,31 @@ def header_note(names: Sequence[str]) -> str:
         f"columns are named {', '.join(map(repr, names[:4]))}{', ...' if names[4:] else ''}: if "
         "these are values, the file has no line of names; write one in front"
     )
+
+
+def value_warnings(profiles: Sequence[ColumnProfile], label: str | None, head: str) -> list[str]:
+    """Return what a person should look at in the columns, for a head of some kind."""
+    warnings = [
+        f"{p.name}: holds infinity, which no feature reads; write null or clip it"
+        for p in profiles
+        if p.minimum == -math.inf or p.maximum == math.inf
+    ]
+    notes = (_header_note([p.name for p in profiles]), *(p.text_note for p in profiles))
+    warnings += filter(None, notes)
+    column = next((p for p in profiles if p.name == label), None)
+    if column is None:
+        return [*warnings, "no column looks like the label: nothing was measured; give label=NAME"]
+    if column.constant:
+        return [*warnings, f"{label}: is the same in every row, so there is nothing to tell apart"]
+    if column.missing:
+        warnings.append(f"{label}: {column.missing:.2%} of its rows have no label; drop them")
+    if column.whole and head == "regression" and column.distinct <= 10:
+        advice = "make it 0 and 1" if column.distinct == 2 else "make it text"
+        warnings.append(
+            f"{label}: {column.distinct} whole numbers, taken for a number; if they are classes, "
+            f"{advice}"
+        )
+    return warnings
 
 
 def label_of(columns: Sequence[ColumnProfile], label: str | None) -> str | None:
