@@ -1,15 +1,16 @@
 // Columns that a schema is learned from, for Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "arrow_input.hpp"
 #include "bind_arrays.hpp"
-#include "bind_counts.hpp"
 #include "column_values.hpp"
 #include "order.hpp"
 
@@ -49,6 +50,24 @@ Numbers bind_read_numbers(nb::tuple capsules) {
   }
   if (!is_number) refuse("array: expected plain numbers");
   return new_array(std::move(numbers), n);
+}
+
+nb::ndarray<nb::numpy, std::int64_t> bind_entry_counts(nb::tuple capsules,
+                                                       const std::optional<Input>& counts) {
+  const Column column = column_of(capsules);
+  if (column.list != ListLayer::none || !column.has_dictionary) {
+    refuse("array: expected a dictionary and its indices");
+  }
+  const auto* const weights = vector_data<std::int64_t>("counts", counts, column.length);
+  const auto n = static_cast<std::size_t>(column.values.length);
+  std::unique_ptr<std::int64_t[]> entry_counts(new std::int64_t[n]());
+  bool is_inside = false;
+  {
+    const nb::gil_scoped_release unlocked;
+    is_inside = count_entries(column, weights, entry_counts.get());
+  }
+  if (!is_inside) refuse("array: got an index outside its dictionary");
+  return new_array(std::move(entry_counts), n);
 }
 
 // Microseconds since 1970, and the first value that is no time or -1.
@@ -114,26 +133,15 @@ nb::ndarray<nb::numpy, std::uint64_t> bind_sorted_words(const Input& words) {
   return new_array(std::move(sorted), n);
 }
 
-nb::ndarray<nb::numpy, std::uint32_t> bind_order(const Input& data, const Input& offsets,
-                                                 const Input& counts) {
-  const CountedKeys keys = counted_keys(data, offsets, counts);
-  std::unique_ptr<std::uint32_t[]> order(new std::uint32_t[keys.n]);
-  {
-    const nb::gil_scoped_release unlocked;
-    order_by_count(keys, order.get());
-  }
-  return new_array(std::move(order), keys.n);
-}
-
 }  // namespace
 
 void bind_columns(nb::module_& m) {
   m.def("read_numbers", &bind_read_numbers, "array"_a);
+  m.def("entry_counts", &bind_entry_counts, "array"_a, "counts"_a = nb::none());
   m.def("read_times", &bind_read_times, "array"_a, "unit"_a);
   m.def("sum_numbers", &bind_sum_numbers, "values"_a);
   m.def("sorted_numbers", &bind_sorted_numbers, "values"_a);
   m.def("sorted_words", &bind_sorted_words, "words"_a);
-  m.def("order_by_count", &bind_order, "data"_a, "offsets"_a, "counts"_a);
 }
 
 }  // namespace widedeep

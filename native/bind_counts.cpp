@@ -8,6 +8,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -61,9 +63,7 @@ nb::tuple bind_partitions(const CountTable& table, std::int64_t shift, std::int6
                         new_array(std::move(starts), n_starts));
 }
 
-nb::tuple bind_take(const CountTable& table, const Input& order) {
-  const auto* const keys = vector_data<std::uint32_t>("order", order);
-  const auto n_keys = static_cast<std::size_t>(length(order));
+nb::tuple taken(const CountTable& table, const std::uint32_t* keys, std::size_t n_keys) {
   const auto n_bytes = static_cast<std::size_t>(table.key_bytes(keys, n_keys));
   std::unique_ptr<std::uint8_t[]> data(new std::uint8_t[n_bytes]);
   std::unique_ptr<std::int64_t[]> offsets(new std::int64_t[n_keys + 1]);
@@ -75,6 +75,28 @@ nb::tuple bind_take(const CountTable& table, const Input& order) {
   return nb::make_tuple(new_array(std::move(data), n_bytes),
                         new_array(std::move(offsets), n_keys + 1),
                         new_array(std::move(counts), n_keys));
+}
+
+nb::tuple bind_take(const CountTable& table, const Input& order) {
+  const auto* const keys = vector_data<std::uint32_t>("order", order);
+  return taken(table, keys, static_cast<std::size_t>(length(order)));
+}
+
+nb::tuple bind_ranked(const CountTable& table, std::int64_t min_count,
+                      std::optional<std::int64_t> max_size, std::int64_t tail_size,
+                      std::optional<std::int64_t> tail_bytes) {
+  for (const auto& [name, got] :
+       {std::pair{"max_size", max_size.value_or(0)}, std::pair{"tail_size", tail_size},
+        std::pair{"tail_bytes", tail_bytes.value_or(0)}}) {
+    if (got < 0)
+      refuse(std::string(name) + ": got " + std::to_string(got) + ", expected 0 or more");
+  }
+  std::vector<std::uint32_t> keys;
+  {
+    const nb::gil_scoped_release release;
+    keys = table.ranked({min_count, max_size.value_or(-1), tail_size, tail_bytes.value_or(-1)});
+  }
+  return taken(table, keys.data(), keys.size());
 }
 
 }  // namespace
@@ -111,6 +133,8 @@ void bind_counts(nb::module_& m) {
       .def("add", &bind_add, "data"_a, "offsets"_a, "counts"_a = nb::none(), "first"_a = 0)
       .def("partitions", &bind_partitions, "shift"_a, "bits"_a)
       .def("take", &bind_take, "order"_a)
+      .def("ranked", &bind_ranked, "min_count"_a, "max_size"_a.none(), "tail_size"_a,
+           "tail_bytes"_a = nb::none())
       .def("clear", &CountTable::clear)
       .def("__len__", &CountTable::size)
       .def_prop_ro("nbytes", &CountTable::nbytes);

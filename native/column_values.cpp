@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <vector>
 
 #include "input_error.hpp"
 #include "parse_time.hpp"
@@ -667,6 +668,34 @@ void for_each_index(const Column& column, std::int64_t begin, std::int64_t n, In
 
 void read_indices(const Column& column, std::int64_t begin, std::int64_t n, std::int64_t* out) {
   for_each_index(column, begin, n, {-1, -2}, out, [](std::int64_t place) { return place; });
+}
+
+bool count_entries(const Column& column, const std::int64_t* weights, std::int64_t* counts) {
+  constexpr std::uint64_t kSmall = 1024;
+  const Scalars& indices = column.indices;
+  const auto size = static_cast<std::uint64_t>(column.values.length);
+  // Of few entries one often follows itself, and a sum would wait for the one before it.
+  const std::int64_t n_lanes = size <= kSmall ? 4 : 1;
+  std::vector<std::int64_t> lanes(n_lanes > 1 ? 3 * size : 0);
+  std::int64_t* const lane_counts[4] = {counts, lanes.data(), lanes.data() + lanes.size() / 3,
+                                        lanes.data() + lanes.size() / 3 * 2};
+  bool is_inside = true;
+  with_number_type(indices.type, [&](auto type) {
+    for_each_valid(
+        indices, 0, column.length,
+        [&](std::int64_t i) {
+          const auto place =
+              static_cast<std::uint64_t>(load_as<decltype(type)>(indices.data, indices.offset + i));
+          if (place < size) {
+            lane_counts[i & (n_lanes - 1)][place] += weights == nullptr ? 1 : weights[i];
+          } else {
+            is_inside = false;
+          }
+        },
+        [](std::int64_t) {});
+  });
+  for (std::size_t i = 0; i < lanes.size(); ++i) counts[i % size] += lanes[i];
+  return is_inside;
 }
 
 void look_up_indices(const Column& column, std::int64_t begin, std::int64_t n,

@@ -57,6 +57,10 @@ double round_to(const Storage& storage, double value);
 // Places in a dictionary, -1 for a null index. A place outside the dictionary is -2.
 void read_indices(const Column& column, std::int64_t begin, std::int64_t n, std::int64_t* out);
 
+// Adds to `counts`, of which there is one an entry of the dictionary, how often each occurs; an
+// index counts `weights[i]`, or 1 without weights. False if an index lies outside the dictionary.
+bool count_entries(const Column& column, const std::int64_t* weights, std::int64_t* counts);
+
 // The table's entries at those places; what stands for a null index and for one outside.
 struct IndexMarks {
   std::int64_t null;

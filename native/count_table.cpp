@@ -1,7 +1,12 @@
 #include "count_table.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <functional>
+#include <limits>
+
+#include "order.hpp"
 
 namespace widedeep {
 namespace {
@@ -22,6 +27,15 @@ std::uint64_t load(const std::uint8_t* from) {
 std::uint64_t fold(std::uint64_t a, std::uint64_t b) {
   const unsigned __int128 product = static_cast<unsigned __int128>(a) * b;
   return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
+}
+
+// The first eight bytes, big-endian and padded with zeros: words are ordered as the keys are, but
+// for keys that agree in them.
+std::uint64_t prefix(const void* key, std::size_t length) {
+  std::uint64_t word = 0;
+  if (length > 0) std::memcpy(&word, key, std::min<std::size_t>(length, sizeof(word)));
+  if constexpr (std::endian::native == std::endian::little) word = __builtin_bswap64(word);
+  return word;
 }
 
 std::size_t record_words(std::size_t length) { return 3 + (length + kWord - 1) / kWord; }
@@ -198,6 +212,79 @@ void CountTable::take(const std::uint32_t* order, std::size_t n, std::uint8_t* d
     at += static_cast<std::int64_t>(held->length);
   }
   offsets[n] = at;
+}
+
+bool CountTable::is_before(const RankedKey& a, const RankedKey& b) const {
+  const Record &one = *record(a.record), &other = *record(b.record);
+  if (one.count != other.count) return one.count > other.count;
+  const std::size_t shared = std::min(one.length, other.length);
+  const int order = shared == 0 ? 0 : std::memcmp(&one + 1, &other + 1, shared);
+  return order != 0 ? order < 0 : one.length < other.length;
+}
+
+void CountTable::rank(std::vector<RankedKey>& keys) const {
+  const auto before = [this](const RankedKey& a, const RankedKey& b) { return is_before(a, b); };
+  const auto is_huge = [](const RankedKey& key) {
+    return key.count == std::numeric_limits<std::uint32_t>::max();
+  };
+  if (std::any_of(keys.begin(), keys.end(), is_huge)) {
+    std::sort(keys.begin(), keys.end(), before);
+    return;
+  }
+  std::vector<RankedKey> scratch(keys.size());
+  RankedKey *low = keys.data(), *high = scratch.data();
+  RankedKey* sorted =
+      radix_sort(low, high, keys.size(), [](const RankedKey& key) { return key.word; });
+  sorted = radix_sort(sorted, sorted == low ? high : low, keys.size(),
+                      [](const RankedKey& key) { return std::uint64_t{~key.count}; });
+  for (std::size_t begin = 0, end = 0; begin < keys.size(); begin = end) {
+    end = begin + 1;
+    while (end < keys.size() && sorted[end].word == sorted[begin].word &&
+           sorted[end].count == sorted[begin].count) {
+      ++end;
+    }
+    if (end - begin > 1) std::sort(sorted + begin, sorted + end, before);
+  }
+  if (sorted != low) keys.swap(scratch);
+}
+
+std::vector<std::uint32_t> CountTable::ranked(const RankLimits& limits) const {
+  std::vector<std::int64_t> counts;
+  counts.reserve(size_);
+  for_each([&](std::uint32_t, const Record& held) { counts.push_back(held.count); });
+  std::int64_t n_leaders = std::count_if(
+      counts.begin(), counts.end(), [&](std::int64_t count) { return count >= limits.min_count; });
+  if (limits.max_size >= 0) n_leaders = std::min(n_leaders, limits.max_size);
+  const std::size_t n = static_cast<std::size_t>(
+      std::min<std::int64_t>(limits.tail_size, static_cast<std::int64_t>(size_) - n_leaders) +
+      n_leaders);
+  std::vector<std::uint32_t> leading;
+  if (n == 0) return leading;
+  std::int64_t floor = 0;
+  if (n < size_) {
+    const auto last = counts.begin() + static_cast<std::ptrdiff_t>(n) - 1;
+    std::nth_element(counts.begin(), last, counts.end(), std::greater<>());
+    floor = *last;
+  }
+  counts = {};
+  std::vector<RankedKey> keys;
+  for_each([&](std::uint32_t reference, const Record& held) {
+    constexpr std::int64_t kMost = std::numeric_limits<std::uint32_t>::max();
+    if (held.count < floor) return;
+    const auto count = static_cast<std::uint32_t>(std::min(held.count, kMost));
+    keys.push_back({prefix(&held + 1, held.length), reference, count});
+  });
+  rank(keys);
+  leading.reserve(n);
+  std::uint64_t tail_bytes = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    if (i >= static_cast<std::size_t>(n_leaders) && limits.tail_bytes >= 0) {
+      tail_bytes += record(keys[i].record)->length;
+      if (tail_bytes > static_cast<std::uint64_t>(limits.tail_bytes)) break;
+    }
+    leading.push_back(keys[i].record);
+  }
+  return leading;
 }
 
 }  // namespace widedeep

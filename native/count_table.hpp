@@ -17,6 +17,15 @@ struct CountedKeys {
   std::size_t n;
 };
 
+// Which keys lead: those that were counted `min_count` times, `max_size` of them (-1: all), and a
+// tail behind them of `tail_size` keys whose bytes are at most `tail_bytes` (-1: any number).
+struct RankLimits {
+  std::int64_t min_count;
+  std::int64_t max_size;
+  std::int64_t tail_size;
+  std::int64_t tail_bytes;
+};
+
 class CountTable {
  public:
   static constexpr std::size_t kBlockBytes = std::size_t{1} << 20;
@@ -43,6 +52,8 @@ class CountTable {
   // Copies these records' keys and counts out; `offsets` has n + 1 places.
   void take(const std::uint32_t* order, std::size_t n, std::uint8_t* data, std::int64_t* offsets,
             std::int64_t* counts) const;
+  // References to the leading keys, the most frequent first and equally frequent ones by bytes.
+  std::vector<std::uint32_t> ranked(const RankLimits& limits) const;
   void clear();
 
  private:
@@ -56,12 +67,19 @@ class CountTable {
     std::uint32_t tag;
     std::uint32_t record;  // a reference, 0 where the slot is empty
   };
+  struct RankedKey {
+    std::uint64_t word;
+    std::uint32_t record;
+    std::uint32_t count;  // at most 2^32 - 1
+  };
 
   Record* record(std::uint32_t reference) const;
   Slot* find(std::uint64_t hash, const std::uint8_t* key, std::size_t length);
   bool has_room(std::size_t length) const;
   std::uint32_t append(std::uint64_t hash, const std::uint8_t* key, std::size_t length);
   void grow();
+  void rank(std::vector<RankedKey>& keys) const;
+  bool is_before(const RankedKey& a, const RankedKey& b) const;
   template <class Visit>
   void for_each(Visit visit) const;
 

@@ -1,74 +1,15 @@
 #include "order.hpp"
 
 #include <algorithm>
-#include <array>
 #include <bit>
-#include <cstring>
 #include <limits>
 #include <memory>
-#include <utility>
+#include <numeric>
 
 namespace widedeep {
 namespace {
 
-constexpr unsigned kDigitBits = 11;
-constexpr std::size_t kDigits = std::size_t{1} << kDigitBits;
-constexpr unsigned kPasses = (64 + kDigitBits - 1) / kDigitBits;
-
-// Sorts items by a 64-bit key, lowest digit first; a digit in which all agree costs nothing.
-// Returns where the result lies: `items` or `scratch`.
-template <class Item, class Key>
-Item* radix_sort(Item* items, Item* scratch, std::size_t n, Key key) {
-  std::vector<std::array<std::uint32_t, kDigits>> counts(kPasses);
-  for (std::size_t i = 0; i < n; ++i) {
-    const std::uint64_t word = key(items[i]);
-    for (unsigned pass = 0; pass < kPasses; ++pass) {
-      ++counts[pass][word >> (pass * kDigitBits) & (kDigits - 1)];
-    }
-  }
-  for (unsigned pass = 0; pass < kPasses && n > 0; ++pass) {
-    const unsigned shift = pass * kDigitBits;
-    auto& next = counts[pass];
-    if (next[key(items[0]) >> shift & (kDigits - 1)] == n) continue;
-    std::uint32_t start = 0;
-    for (std::uint32_t& count : next) start += std::exchange(count, start);
-    for (std::size_t i = 0; i < n; ++i) {
-      scratch[next[key(items[i]) >> shift & (kDigits - 1)]++] = items[i];
-    }
-    std::swap(items, scratch);
-  }
-  return items;
-}
-
 constexpr std::uint64_t kSignBit = std::uint64_t{1} << 63;
-
-struct Entry {
-  std::uint64_t word;
-  std::uint32_t place;
-};
-
-// The first eight bytes, big-endian and padded with zeros: words are ordered as the keys are, but
-// for keys that agree in them.
-std::uint64_t prefix(const std::uint8_t* key, std::int64_t length) {
-  std::uint64_t word = 0;
-  if (length > 0)
-    std::memcpy(&word, key, static_cast<std::size_t>(std::min<std::int64_t>(length, 8)));
-  if constexpr (std::endian::native == std::endian::little) word = __builtin_bswap64(word);
-  return word;
-}
-
-// Orders a run of keys that agree in their counts and first bytes.
-void order_run(const CountedKeys& keys, Entry* begin, Entry* end) {
-  std::sort(begin, end, [&](const Entry& a, const Entry& b) {
-    const std::int64_t a_length = keys.offsets[a.place + 1] - keys.offsets[a.place];
-    const std::int64_t b_length = keys.offsets[b.place + 1] - keys.offsets[b.place];
-    const auto shared = static_cast<std::size_t>(std::min(a_length, b_length));
-    const int order = shared == 0 ? 0
-                                  : std::memcmp(keys.data + keys.offsets[a.place],
-                                                keys.data + keys.offsets[b.place], shared);
-    return order != 0 ? order < 0 : a_length < b_length;
-  });
-}
 
 }  // namespace
 
@@ -93,63 +34,54 @@ void sort_numbers(double* values, std::size_t n) {
   }
 }
 
-void order_by_count(const CountedKeys& keys, std::uint32_t* order) {
-  const std::unique_ptr<Entry[]> entries(new Entry[2 * keys.n]);
-  for (std::size_t i = 0; i < keys.n; ++i) {
-    const std::int64_t start = keys.offsets[i];
-    entries[i] = {prefix(keys.data + start, keys.offsets[i + 1] - start),
-                  static_cast<std::uint32_t>(i)};
-  }
-  const auto word_of = [](const Entry& entry) { return entry.word; };
-  const auto count_of = [&](const Entry& entry) {
-    return ~static_cast<std::uint64_t>(keys.counts[entry.place]);
-  };
-  Entry* const low = entries.get();
-  Entry* const high = low + keys.n;
-  Entry* sorted = radix_sort(low, high, keys.n, word_of);
-  sorted = radix_sort(sorted, sorted == low ? high : low, keys.n, count_of);
-  for (std::size_t begin = 0, end = 0; begin < keys.n; begin = end) {
-    end = begin + 1;
-    while (end < keys.n && sorted[end].word == sorted[begin].word &&
-           keys.counts[sorted[end].place] == keys.counts[sorted[begin].place]) {
-      ++end;
-    }
-    if (end - begin > 1) order_run(keys, sorted + begin, sorted + end);
-  }
-  for (std::size_t i = 0; i < keys.n; ++i) order[i] = sorted[i].place;
-}
-
 NumberSums sum_numbers(const double* values, std::size_t n) {
   constexpr std::size_t kExponents = 2048;
+  constexpr std::size_t kLanes = 4;
   constexpr unsigned kMantissaBits = 52;
   constexpr unsigned kHalfBits = 26;
   constexpr std::uint64_t kMantissa = (std::uint64_t{1} << kMantissaBits) - 1;
-  std::array<std::int64_t, kExponents> high{};
-  std::array<std::int64_t, kExponents> low{};
+  // Neighbours often share an exponent: in lanes of their own no sum waits for the one before it.
+  struct Cell {
+    std::int64_t high[kLanes];
+    std::int64_t low[kLanes];
+  };
+  std::vector<Cell> cells(kExponents);
   NumberSums sums;
-  sums.minimum = std::numeric_limits<double>::infinity();
-  sums.maximum = -sums.minimum;
-  for (std::size_t i = 0; i < n; ++i) {
+  double minimum[kLanes], maximum[kLanes];
+  std::fill_n(minimum, kLanes, std::numeric_limits<double>::infinity());
+  std::fill_n(maximum, kLanes, -std::numeric_limits<double>::infinity());
+  const auto add = [&](std::size_t i, std::size_t lane) {
     const double value = values[i] + 0.0;  // -0 becomes +0
-    if (value != value) continue;
-    ++sums.count;
-    sums.minimum = std::min(sums.minimum, value);
-    sums.maximum = std::max(sums.maximum, value);
+    sums.count += value == value;
+    minimum[lane] = value < minimum[lane] ? value : minimum[lane];
+    maximum[lane] = value > maximum[lane] ? value : maximum[lane];
     const auto bits = std::bit_cast<std::uint64_t>(value);
     const std::size_t exponent = bits >> kMantissaBits & (kExponents - 1);
     const std::uint64_t hidden = std::uint64_t{exponent != 0} << kMantissaBits;
     const auto mantissa = static_cast<std::int64_t>((bits & kMantissa) | hidden);
-    const std::int64_t sign = static_cast<std::int64_t>(bits) >> 63 | 1;
-    high[exponent] += sign * (mantissa >> kHalfBits);
-    low[exponent] += sign * (mantissa & ((std::int64_t{1} << kHalfBits) - 1));
+    const std::int64_t sign = static_cast<std::int64_t>(bits) >> 63;
+    // NaN have an exponent of their own, which is left out below.
+    cells[exponent].high[lane] += ((mantissa >> kHalfBits) ^ sign) - sign;
+    cells[exponent].low[lane] += ((mantissa & ((std::int64_t{1} << kHalfBits) - 1)) ^ sign) - sign;
+  };
+  std::size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
   }
+  for (; i < n; ++i) add(i, 0);
+  sums.minimum = *std::min_element(minimum, minimum + kLanes);
+  sums.maximum = *std::max_element(maximum, maximum + kLanes);
   constexpr double kLargest = std::numeric_limits<double>::max();
   sums.is_finite = sums.count == 0 || (sums.minimum >= -kLargest && sums.maximum <= kLargest);
-  for (std::size_t exponent = 0; exponent < kExponents; ++exponent) {
-    if (high[exponent] == 0 && low[exponent] == 0) continue;
+  for (std::size_t exponent = 0; exponent + 1 < kExponents; ++exponent) {
+    const auto total = [](const std::int64_t* lanes) {
+      return std::accumulate(lanes, lanes + kLanes, std::int64_t{0});
+    };
+    const std::int64_t high = total(cells[exponent].high), low = total(cells[exponent].low);
+    if (high == 0 && low == 0) continue;
     // Subnormal numbers have the exponent of the smallest normal ones.
     const auto power = static_cast<std::int64_t>(std::max<std::size_t>(exponent, 1)) - 1075;
-    sums.cells.push_back({power, high[exponent], low[exponent]});
+    sums.cells.push_back({power, high, low});
   }
   return sums;
 }

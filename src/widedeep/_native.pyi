@@ -922,6 +922,9 @@ def make_program(
 def read_numbers(array: tuple[object, object]) -> NDArray[np.float64]:
     """Return the numbers of an Arrow array that is not nested (its capsules), NaN for nulls."""
 
+def entry_counts(array: tuple[object, object], counts: _Ints | None = None) -> _Ints:
+    """Return how often each entry of an Arrow dictionary occurs; an index counts ``counts[i]``."""
+
 def read_times(array: tuple[object, object], unit: int) -> tuple[NDArray[np.int64], int]:
     """Return microseconds since 1970 of times as text, and the first value that is none, or -1.
 
@@ -941,9 +944,6 @@ def sorted_numbers(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def sorted_words(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return words in ascending order."""
-
-def order_by_count(data: _Bytes, offsets: _Ints, counts: _Ints) -> NDArray[np.uint32]:
-    """Return the places of different keys by count, the largest first, then by their bytes."""
 
 class ExampleLayout:
     """What the bytes of packed examples are: widths of ids by slot, and what stands behind them."""
@@ -1039,6 +1039,14 @@ class CountTable:
         """
     def take(self, order: NDArray[np.uint32]) -> tuple[_Bytes, _Ints, _Ints]:
         """Return bytes, offsets and counts of the keys at these references."""
+    def ranked(
+        self, min_count: int, max_size: int | None, tail_size: int, tail_bytes: int | None = None
+    ) -> tuple[_Bytes, _Ints, _Ints]:
+        """Return bytes, offsets and counts of keys, the largest count first, then by their bytes.
+
+        They are ``max_size`` of those counted at least ``min_count`` times, and behind them the
+        next ``tail_size`` keys, as far as their bytes come to ``tail_bytes`` (None: any number).
+        """
     def clear(self) -> None: ...
     def __len__(self) -> int: ...
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -29,14 +30,60 @@ def test_many_numbers_are_sorted(dtype: type) -> None:
     assert (kernels.sorted_numbers(values) == np.sort(values)).all()
 
 
-@given(st.dictionaries(KEYS, st.integers(0, 1 << 62) | st.integers(0, 3), max_size=40))
-def test_keys_are_ordered_by_count_then_bytes(counts: dict[bytes, int]) -> None:
-    keys = list(counts)
-    offsets = np.cumsum([0, *map(len, keys)]).astype(np.int64)
-    data = np.frombuffer(b"".join(keys), np.uint8)
-    order = kernels.order_by_count(data, offsets, np.array(list(counts.values()), np.int64))
-    expected = sorted(keys, key=lambda key: (-counts[key], key))
-    assert [keys[place] for place in order] == expected
+LIMITS = st.integers(0, 30)
+
+
+@given(
+    st.dictionaries(KEYS, st.integers(1, 1 << 62) | st.integers(1, 3), max_size=40),
+    st.integers(0, 4),
+    st.none() | LIMITS,
+    LIMITS,
+    st.none() | st.integers(0, 200),
+)
+def test_keys_are_ranked_by_count_then_bytes(
+    counts: dict[bytes, int],
+    min_count: int,
+    max_size: int | None,
+    tail_size: int,
+    tail_bytes: int | None,
+) -> None:
+    offsets = np.cumsum([0, *map(len, counts)]).astype(np.int64)
+    table = kernels.CountTable(1 << 20)
+    content = np.frombuffer(b"".join(counts), np.uint8)
+    table.add(content, offsets, np.array(list(counts.values()), np.int64))
+    keys = sorted(counts, key=lambda key: (-counts[key], key))
+    n_leaders = len([key for key in keys if counts[key] >= min_count][:max_size])
+    tail = keys[n_leaders : n_leaders + tail_size]
+    sizes = np.cumsum([len(key) for key in tail])
+    n_tail = len(tail) if tail_bytes is None else int((sizes <= tail_bytes).sum())
+    data, starts, ranked = table.ranked(min_count, max_size, tail_size, tail_bytes)
+    found = [data[a:b].tobytes() for a, b in itertools.pairwise(starts.tolist())]
+    assert found == keys[:n_leaders] + tail[:n_tail]
+    assert ranked.tolist() == [counts[key] for key in found]
+
+
+INDICES = st.none() | st.integers(0, 4)
+
+
+@given(
+    st.lists(INDICES, max_size=60),
+    st.sampled_from([pa.int8(), pa.int32(), pa.uint64()]),
+    st.integers(0, 3),
+    st.sampled_from([0, 2000]),
+)
+def test_entries_of_dictionaries_are_counted(
+    indices: list[int | None], kind: pa.DataType, start: int, unused: int
+) -> None:
+    words = pa.array([f"word {i}" for i in range(5 + unused)])
+    array = pa.DictionaryArray.from_arrays(pa.array(indices, kind), words)[start:]
+    weights = np.arange(len(array)) + 1
+    expected = np.zeros((2, len(words)), np.int64)
+    for weight, index in zip(weights.tolist(), indices[start:], strict=True):
+        if index is not None:
+            expected[:, index] += 1, weight
+    capsules = array.__arrow_c_array__()
+    np.testing.assert_array_equal(kernels.entry_counts(capsules), expected[0])
+    np.testing.assert_array_equal(kernels.entry_counts(capsules, weights), expected[1])
 
 
 @given(
@@ -65,4 +112,11 @@ def test_what_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="infinite"):
         kernels.sum_numbers(np.array([1.0, math.inf]))
     with pytest.raises(ValueError, match="not ascending"):
-        kernels.order_by_count(np.zeros(1, np.uint8), np.array([0, 2]), np.array([1]))
+        kernels.CountTable(1 << 20).add(np.zeros(1, np.uint8), np.array([0, 2]), np.array([1]))
+    with pytest.raises(ValueError, match="tail_size: got -1"):
+        kernels.CountTable(1 << 20).ranked(1, None, -1)
+    with pytest.raises(ValueError, match="expected a dictionary"):
+        kernels.entry_counts(pa.array(["1"]).__arrow_c_array__())
+    outside = pa.DictionaryArray.from_arrays(pa.array([1]), pa.array(["a"]), safe=False)
+    with pytest.raises(ValueError, match="outside its dictionary"):
+        kernels.entry_counts(outside.__arrow_c_array__())

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep import kernels
-from widedeep.data.fragments import Fragment, Source, column_stream, origin_of
+from widedeep.data.fragments import Fragment, Source, fragment_tables, origin_of
 from widedeep.errors import FeatureError
 from widedeep.features.learned import ColumnType, LogicalKind
 
@@ -46,9 +46,9 @@ def column_chunks(
     on_rows: Callable[[int], None] | None = None,
     fragments: Sequence[Fragment] | None = None,
 ) -> Iterator[Chunk]:
-    """Yield a column of all or some fragments in order, reading one fragment ahead."""
+    """Yield a column of all or some fragments in order."""
     row = 0
-    for table in column_stream(source, [column], fragments):
+    for table in fragment_tables(source, [column], fragments):
         origin, origin_row = origin_of(table) or ("the data", row)
         for array in table.column(0).chunks:
             if len(array):

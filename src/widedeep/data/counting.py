@@ -10,7 +10,6 @@ from typing import IO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep import kernels
@@ -28,6 +27,8 @@ TAKEN_KEYS = 65_536
 MAX_VALUE_BYTES = 1 << 19
 # Counts that went to disk are exchanged in so many rounds, so that a round fits into memory.
 _EXCHANGE_ROUNDS = 16
+# Leaders of keys on disk are cut to size when they have grown by so much.
+_RANKED_BYTES = 16 << 20
 _SIGN = np.uint64(1 << 63)
 
 
@@ -37,6 +38,15 @@ class _Keys(NamedTuple):
     data: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64] | None
+
+
+class _Limits(NamedTuple):
+    """Which keys lead, as :meth:`kernels.CountTable.ranked` takes it."""
+
+    min_count: int
+    max_size: int | None
+    tail_size: int
+    tail_bytes: int | None
 
 
 class ValueCounter:
@@ -100,26 +110,25 @@ class ValueCounter:
         return self.split(min_count, max_size, 0)[0]
 
     def split(
-        self, min_count: int, max_size: int | None, tail_size: int, tail_bytes: int = 0
+        self, min_count: int, max_size: int | None, tail_size: int, tail_bytes: int | None = None
     ) -> tuple[Counted, Counted]:
         """Return what :meth:`result` does, and the most frequent values that it leaves out."""
-        leaders = _Leaders(min_count, max_size, tail_size, tail_bytes)
-        rare = _Leaders(1, 0, tail_size, tail_bytes, below=min_count)
-        distinct = 0
-        for keys in self._table.merged():
-            distinct += len(keys.offsets) - 1
-            leaders.add(keys)
-            if tail_size and min_count > 1:
-                rare.add(keys)
+        keys, distinct = self._table.ranked(_Limits(min_count, max_size, tail_size, tail_bytes))
         self._distinct = self._ranks_sum(distinct)
-        values, counts = leaders.merged(self._ranks).ordered()
-        rare_values, rare_counts = rare.merged(self._ranks).ordered()
-        n_leaders = len(counts) if max_size is None else min(max_size, len(counts))
-        tail = pa.concat_arrays([values[n_leaders:], rare_values])[:tail_size]
-        tail_counts = np.concatenate([counts[n_leaders:], rare_counts])[:tail_size]
+        if self._ranks.size > 1:
+            table = kernels.CountTable(sys.maxsize)
+            for buffer in self._ranks.gather(_packed([keys])):
+                for owned in _unpacked(buffer):
+                    table.add(*owned)
+            keys = _Keys(*table.ranked(min_count, max_size, tail_size, tail_bytes))
+        assert keys.counts is not None
+        n_leaders = int(np.count_nonzero(keys.counts >= min_count))
+        n_leaders = n_leaders if max_size is None else min(max_size, n_leaders)
+        buffers = [None, pa.py_buffer(keys.offsets), pa.py_buffer(keys.data)]
+        values = pa.Array.from_buffers(pa.large_binary(), len(keys.counts), buffers)
         return (
-            (self._typed(values[:n_leaders]), counts[:n_leaders]),
-            (self._typed(tail), tail_counts),
+            (self._typed(values[:n_leaders]), keys.counts[:n_leaders]),
+            (self._typed(values[n_leaders:]), keys.counts[n_leaders:]),
         )
 
     def _typed(self, values: pa.LargeBinaryArray) -> pa.LargeBinaryArray | NDArray[np.int64]:
@@ -163,7 +172,8 @@ class ValueCounter:
 
     def _arrow_keys(self, values: pa.Array, counts: NDArray[np.int64] | None) -> _Keys:
         if pa.types.is_dictionary(values.type):
-            values, counts = _per_entry(values, counts)
+            counts = kernels.entry_counts(values.__arrow_c_array__(), counts)
+            values = values.dictionary
         if values.null_count:
             valid = np.asarray(values.is_valid()).astype(np.int64)
             counts = valid if counts is None else valid * counts
@@ -193,24 +203,14 @@ class ValueCounter:
         return _Keys(*_bytes_of_numbers(array.astype(np.int64, copy=False), n_parts), counts)
 
     def _check_lengths(self, keys: _Keys) -> None:
+        if keys.offsets[-1] - keys.offsets[0] <= MAX_VALUE_BYTES:
+            return
         longest = int(np.diff(keys.offsets).max())
         if longest > MAX_VALUE_BYTES:
             raise DataError(
                 f"values: one has {longest} bytes, expected at most {MAX_VALUE_BYTES}; "
                 "is this column a category?"
             )
-
-
-def _per_entry(
-    values: pa.DictionaryArray, counts: NDArray[np.int64] | None
-) -> tuple[pa.Array, NDArray[np.int64]]:
-    """Return a dictionary's entries and how often each occurs."""
-    valid = values.indices.is_valid()
-    weights = None if counts is None else counts[np.asarray(valid)].astype(np.float64)
-    indices = np.asarray(values.indices.filter(valid).cast(pa.int64()))
-    # float64 sums of counts are exact below 2**53, and a chunk holds far fewer values.
-    entry_counts = np.bincount(indices, weights, minlength=len(values.dictionary))
-    return values.dictionary, entry_counts.astype(np.int64)
 
 
 def _bytes_of(values: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -257,6 +257,20 @@ class _SpillingTable:
         first, n_keys = 0, len(keys.offsets) - 1
         while (first := self._table.add(keys.data, keys.offsets, keys.counts, first)) < n_keys:
             self._spill()
+
+    def ranked(self, limits: _Limits) -> tuple[_Keys, int]:
+        """Return the keys that lead, as :class:`CountTable` ranks them, and how many there are."""
+        if not self._runs:
+            return _Keys(*self._table.ranked(*limits)), len(self._table)
+        leaders, kept_bytes, distinct = kernels.CountTable(sys.maxsize), 0, 0
+        for keys in self.merged():
+            distinct += leaders.add(*keys)
+            if leaders.nbytes > 2 * kept_bytes + _RANKED_BYTES:
+                leading = leaders.ranked(*limits)
+                leaders.clear()
+                leaders.add(*leading)
+                kept_bytes = leaders.nbytes
+        return _Keys(*leaders.ranked(*limits)), distinct
 
     def merged(self) -> Iterator[_Keys]:
         """Yield every key once, with all its counts."""
@@ -380,103 +394,3 @@ class _Block(NamedTuple):
     offset: int
     n_keys: int
     n_bytes: int
-
-
-class _Leaders:
-    """The most frequent keys so far; holds up to about twice ``max_size``."""
-
-    def __init__(
-        self,
-        min_count: int,
-        max_size: int | None,
-        tail_size: int,
-        tail_bytes: int,
-        *,
-        below: int | None = None,
-    ) -> None:
-        self._options = (min_count, max_size, tail_size, tail_bytes), below
-        self._floor = min_count
-        self._below = below
-        self._last: pa.Scalar | None = None
-        self._first = max_size or 0
-        self._max_size = None if max_size is None else max_size + tail_size
-        self._tail_bytes = tail_bytes
-        self._bytes_after_prune = self._n_bytes = 0
-        self._values: list[pa.Array] = [pa.array([], pa.large_binary())]
-        self._counts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        self._n_keys = 0
-
-    def add(self, keys: _Keys) -> None:
-        assert keys.counts is not None
-        buffers = [None, pa.py_buffer(keys.offsets), pa.py_buffer(keys.data)]
-        values = pa.Array.from_buffers(pa.large_binary(), len(keys.counts), buffers)
-        frequent = keys.counts >= self._floor
-        if self._below is not None:
-            frequent &= keys.counts < self._below
-        if self._last is not None:  # of equal counts the smaller value leads
-            leads = np.asarray(pc.less(values, self._last))
-            frequent &= (keys.counts > self._floor) | leads
-        self._values.append(values.filter(pa.array(frequent)))
-        self._counts.append(keys.counts[frequent])
-        self._n_keys += len(self._counts[-1])
-        if self._max_size is None:
-            return
-        self._n_bytes += _n_bytes(self._values[-1])
-        if self._n_keys > 2 * self._max_size + TAKEN_KEYS:
-            self._prune(self._max_size)
-        elif self._tail_bytes and self._n_bytes > self._bytes_after_prune + self._tail_bytes:
-            self._prune(self._size_within_bytes())
-
-    def _size_within_bytes(self) -> int:
-        """Return how many leading keys fit into ``tail_bytes`` behind the first ``max_size``."""
-        values, _ = self._sorted()
-        sizes = np.cumsum(np.asarray(pc.binary_length(values[self._first :]), np.int64))
-        fitting = int(np.searchsorted(sizes, self._tail_bytes, side="right"))
-        assert self._max_size is not None
-        return min(self._first + fitting, self._max_size)
-
-    def merged(self, ranks: Peers) -> _Leaders:
-        """Return the leaders of all ranks, where each holds those of its own keys."""
-        if ranks.size == 1:
-            return self
-        values, counts = self.ordered()
-        data, offsets = _bytes_of(values)
-        limits, below = self._options
-        leaders = _Leaders(*limits, below=below)
-        for buffer in ranks.gather(_packed([_Keys(data, offsets, counts)])):
-            for keys in _unpacked(buffer):
-                leaders.add(keys)
-        return leaders
-
-    def ordered(self) -> tuple[pa.LargeBinaryArray, NDArray[np.int64]]:
-        if self._max_size is not None:
-            self._prune(self._max_size)
-        return self._sorted()
-
-    def _sorted(self) -> tuple[pa.LargeBinaryArray, NDArray[np.int64]]:
-        values, counts = pa.concat_arrays(self._values), self._joined_counts()
-        order = kernels.order_by_count(*_bytes_of(values), counts)
-        return values.take(pa.array(order)), counts[order]
-
-    def _joined_counts(self) -> NDArray[np.int64]:
-        return np.concatenate(self._counts)
-
-    def _prune(self, size: int) -> None:
-        values, counts = pa.concat_arrays(self._values), self._joined_counts()
-        if len(counts) > size:
-            last = counts.size - size
-            self._floor = int(np.partition(counts, last)[last]) if size else self._floor
-            # Indices of keys above the floor, then of those at it, the smaller values first.
-            leaders = np.flatnonzero(counts > self._floor)[:size]
-            ties = np.flatnonzero(counts == self._floor)
-            by_value = np.asarray(pc.sort_indices(values.take(pa.array(ties))))
-            ties = ties[by_value[: size - len(leaders)]]
-            self._last = values[int(ties[-1])] if len(ties) else None
-            leaders = np.concatenate([leaders, ties])
-            values, counts = values.take(pa.array(leaders)), counts[leaders]
-        self._values, self._counts, self._n_keys = [values], [counts], len(counts)
-        self._bytes_after_prune = self._n_bytes = _n_bytes(values)
-
-
-def _n_bytes(values: pa.LargeBinaryArray) -> int:
-    return int(pc.sum(pc.binary_length(values)).as_py() or 0)

@@ -202,7 +202,7 @@ def _scan_mean(
             if not nullable:
                 raise _missing_label(chunk, name, int(missing.argmax()))
             nulls += int(missing.sum())
-        sample.add(pa.table({"label": values}), ~missing)
+        sample.add(values, ~missing)
         values = values[~missing]
         beyond = np.abs(values) > LARGEST_LABEL
         if beyond.any():
@@ -228,8 +228,8 @@ def _scan_mean(
     if summary.minimum < 0 or summary.maximum > 1:
         sample.exchange(ranks)
         levels = (np.arange(_LABEL_QUANTILES) + 0.5) / _LABEL_QUANTILES
-        labels = sample.table()["label"].to_numpy()
-        fit.label_quantiles[head] = [float(value) for value in np.quantile(labels, levels)]
+        quantiles = np.quantile(sample.values(), levels)
+        fit.label_quantiles[head] = [float(value) for value in quantiles]
     return fit
 
 
@@ -306,7 +306,7 @@ def _check_classes(chunk: Chunk, texts: pa.Array, classes: pa.Array, name: str) 
 
 DEFAULT_MEMORY = 1 << 30
 LEAST_MEMORY = 16 << 20
-# A scan holds two fragments of one column beside its counts.
+# A scan holds a fragment of one column beside its counts.
 _MEMORY_PER_SCAN = 256 << 20
 
 _Scan = Callable[[ScanContext], FitResult]

@@ -363,24 +363,23 @@ def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnTyp
     column, size = inputs[0].column, inputs[0].size
     moments = [scale for numbers in inputs for scale in numbers.moments]
     summaries = [NumberSummary(moments) for _ in range(size)]
-    sample = _sample_for(scan, inputs)
+    samples = _samples_for(scan, inputs, size)
     nulls = nans = 0
     for chunk in scan.chunks(column):
         components = _components(chunk, reader, inputs[0], type)
         for summary, values in zip(summaries, components, strict=True):
             n_missing = len(values) - summary.add(values)
-        if sample is not None:
-            sample.add(pa.table({str(i): values for i, values in enumerate(components)}))
+        for sample, values in zip(samples, components, strict=False):
+            sample.add(values)
         nulls += null_count(chunk) if type.nested else n_missing
         if type.nested or n_missing != chunk.array.null_count:
             nans += nan_count(chunk, type.nested)
     ranks = scan.ranks()
     merge_summaries(ranks, summaries)
     nulls, nans = sums(ranks, nulls, nans)
-    if sample is not None:
+    for summary, sample in zip(summaries, samples, strict=False):
         sample.exchange(ranks)
-        for summary, values in zip(summaries, sample.table().columns, strict=True):
-            summary.keep_sample(values.to_numpy())
+        summary.keep_sample(sample.values())
     fit = FitResult(nulls={column: nulls}, notes=_number_notes(column, summaries, nans))
     for feature in features:
         if feature.learns_numbers:
@@ -390,11 +389,14 @@ def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnTyp
     return fit
 
 
-def _sample_for(scan: ScanContext, inputs: Sequence[NumberInput]) -> RowSample | None:
+def _samples_for(scan: ScanContext, inputs: Sequence[NumberInput], size: int) -> list[RowSample]:
+    """Return a sample for each component, none where nothing is learned from one."""
     if not any(numbers.sample for numbers in inputs):
-        return None
+        return []
     # Of lists of events every element takes part, and nobody knows how many there are.
-    return scan.sample(scan.sample_rows) if inputs[0].events else scan.sample_of_all()
+    if inputs[0].events:
+        return [scan.sample(scan.sample_rows)]
+    return [scan.sample_of_all() for _ in range(size)]
 
 
 def merge_summaries(ranks: Peers, summaries: Sequence[NumberSummary]) -> None:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -672,27 +672,35 @@ def origin_of(table: pa.Table | pa.RecordBatch) -> tuple[str, int] | None:
     return metadata[ORIGIN_KEY].decode(), int(metadata[FIRST_ROW_KEY])
 
 
+def fragment_tables(
+    source: Source,
+    columns: Sequence[str] | None = None,
+    fragments: Sequence[Fragment] | None = None,
+) -> Iterator[pa.Table]:
+    """Yield a source's fragments, all or some, in order, decoded by the caller's thread.
+
+    Two more of them are being fetched, where they are far away.
+    """
+    fragments = source.fragments if fragments is None else fragments
+    for number, fragment in enumerate(fragments):
+        for following in fragments[number : number + 3]:
+            source.start(following, columns)
+        yield source.read(fragment, columns)
+
+
 def column_stream(
     source: Source,
     columns: Sequence[str] | None = None,
     fragments: Sequence[Fragment] | None = None,
 ) -> Iterator[pa.Table]:
-    """Yield a source's fragments, all or some, in order, decoding one ahead of the caller.
-
-    Two more of them are being fetched, where they are far away.
-    """
-    fragments = source.fragments if fragments is None else fragments
+    """Yield what :func:`fragment_tables` does, decoding one fragment ahead of the caller."""
+    tables = fragment_tables(source, columns, fragments)
     with ThreadPoolExecutor(1, thread_name_prefix="widedeep-read") as worker:
-        waiting: Future[pa.Table] | None = None
-        for number, fragment in enumerate(fragments):
-            for following in fragments[number + 1 : number + 3]:
-                source.start(following, columns)
-            ready, waiting = waiting, worker.submit(source.read, fragment, columns)
-            if ready is not None:
-                yield ready.result()
-                del ready
-        if waiting is not None:
-            yield waiting.result()
+        waiting = worker.submit(next, tables, None)
+        while (table := waiting.result()) is not None:
+            waiting = worker.submit(next, tables, None)
+            yield table
+            del table
 
 
 def selected_columns(

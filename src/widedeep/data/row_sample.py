@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.data.peers import Peers
@@ -30,9 +29,9 @@ def sampled_rows(rows: int, size: int, seed: int) -> NDArray[np.int64]:
 
 
 class RowSample:
-    """Keeps the rows whose numbers hash lowest: a uniform sample without replacement.
+    """Keeps the numbers of rows whose own numbers hash lowest: uniform, without replacement.
 
-    Where all rows take part and their number is known, :func:`sampled_rows` tells them beforehand.
+    Where all rows take part and how many there are is known, :func:`sampled_rows` tells which.
     """
 
     def __init__(
@@ -50,66 +49,49 @@ class RowSample:
         self._next_row = first_row
         self._row_S = row_S
         self._seed = seed
-        self._hashes: list[NDArray[np.uint64]] = []
-        self._tables: list[pa.Table] = []
+        self._hashes: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+        self._values: list[NDArray[np.float64]] = [np.empty(0)]
         self._bound = np.uint64((1 << 64) - 1)
 
-    def add(self, table: pa.Table, valid: NDArray[np.bool_] | None = None) -> None:
+    def add(self, value_B: NDArray[np.float64], valid_B: NDArray[np.bool_] | None = None) -> None:
         """Let the next rows take part, or those that are valid."""
+        first, stop = self._next_row, self._next_row + len(value_B)
+        self._next_row = stop
         if self._row_S is not None:
-            low, high = np.searchsorted(
-                self._row_S, [self._next_row, self._next_row + table.num_rows]
-            )
+            low, high = np.searchsorted(self._row_S, [first, stop])
+            # In place of hashes, of which none has to be left out any more.
             row_S = self._row_S[low:high]
-            self._hashes.append(row_S.astype(np.uint64))  # Of none has to be left out any more.
-            whole = len(row_S) == table.num_rows
-            self._tables.append(table if whole else table.take(pa.array(row_S - self._next_row)))
-            self._next_row += table.num_rows
+            self._hashes.append(row_S.view(np.uint64))
+            self._values.append(value_B[row_S - first])
             return
-        hashes = _row_hashes(self._seed, self._next_row, table.num_rows)
-        self._next_row += table.num_rows
+        hashes = _row_hashes(self._seed, first, len(value_B))
         takes_part = hashes <= self._bound
-        low = np.flatnonzero(takes_part if valid is None else takes_part & valid)
-        self._hashes.append(hashes[low])
-        self._tables.append(table.take(pa.array(low)))
+        lowest = np.flatnonzero(takes_part if valid_B is None else takes_part & valid_B)
+        self._hashes.append(hashes[lowest])
+        self._values.append(value_B[lowest])
         if sum(map(len, self._hashes)) > 2 * self.size:
             self._prune()
 
     def exchange(self, ranks: Peers) -> None:
         """Keep the lowest of all ranks' rows, in rank order."""
-        if ranks.size == 1:
-            return
-        payload = b""
-        if self._tables:
+        if ranks.size > 1:
             self._prune()
-            rows = self._tables[0].append_column("", pa.array(self._hashes[0]))
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, rows.schema) as writer:
-                writer.write_table(rows)
-            payload = sink.getvalue()
-        self._hashes, self._tables = [], []
-        for buffer in ranks.gather(np.frombuffer(payload, np.uint8)):
-            if len(buffer):
-                rows = pa.ipc.open_stream(pa.py_buffer(buffer)).read_all()
-                self._hashes.append(rows.column(rows.num_columns - 1).to_numpy())
-                self._tables.append(rows.remove_column(rows.num_columns - 1))
+            self._hashes, self._values = (
+                ranks.gather(np.concatenate(arrays)) for arrays in (self._hashes, self._values)
+            )
 
-    def table(self) -> pa.Table:
-        """Return the sampled rows in the order in which they came."""
-        if not self._tables:
-            raise ConfigError("the sample saw no table; add at least one")
+    def values(self) -> NDArray[np.float64]:
+        """Return the numbers of the sampled rows in the order in which they came."""
         self._prune()
-        return self._tables[0]
+        return self._values[0]
 
     def _prune(self) -> None:
-        hashes = np.concatenate(self._hashes)
-        table = pa.concat_tables(self._tables, promote_options="permissive")
+        hashes, values = np.concatenate(self._hashes), np.concatenate(self._values)
         if len(hashes) > self.size:
             self._bound = np.partition(hashes, self.size - 1)[self.size - 1]
-            low = np.flatnonzero(hashes <= self._bound)
-            hashes, table = hashes[low], table.take(pa.array(low))
-        # One chunk, so that nothing keeps the tables alive that the rows were taken from.
-        self._hashes, self._tables = [hashes], [table.combine_chunks()]
+            lowest = np.flatnonzero(hashes <= self._bound)
+            hashes, values = hashes[lowest], values[lowest]
+        self._hashes, self._values = [hashes], [values]
 
 
 def _row_hashes(seed: int, first: int, n: int) -> NDArray[np.uint64]:

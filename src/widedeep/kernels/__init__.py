@@ -46,6 +46,7 @@ from widedeep._native import bilinear_products_grad as bilinear_products_grad
 from widedeep._native import csv_end as csv_end
 from widedeep._native import dice as dice
 from widedeep._native import dice_grad as dice_grad
+from widedeep._native import entry_counts as entry_counts
 from widedeep._native import exp_norm as exp_norm
 from widedeep._native import exp_norm_grad as exp_norm_grad
 from widedeep._native import field_attention as field_attention
@@ -65,7 +66,6 @@ from widedeep._native import keep_freed_memory as keep_freed_memory
 from widedeep._native import learn_rates as learn_rates
 from widedeep._native import logistic_loss as logistic_loss
 from widedeep._native import momentum_rows as momentum_rows
-from widedeep._native import order_by_count as order_by_count
 from widedeep._native import pack_examples as pack_examples
 from widedeep._native import pack_rows as pack_rows
 from widedeep._native import pair_products as pair_products
