@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -34,16 +35,17 @@ struct BoundUpdate {
 
   BoundUpdate(const std::string& kernel, Output own_weights, std::vector<Output> own_state,
               double lr, double eps, double l1, double l2, double beta, double lr_power,
-              double shrinkage)
+              double shrinkage, double beta1, double beta2, double weight_decay)
       : weights(std::move(own_weights)), state(std::move(own_state)) {
     constexpr std::tuple<const char*, RowUpdate::Rule, std::size_t> kRules[] = {
         {"sgd_rows", RowUpdate::Rule::sgd, 0},
         {"adagrad_rows", RowUpdate::Rule::adagrad, 1},
+        {"adam_rows", RowUpdate::Rule::adam, 2},
         {"ftrl_rows", RowUpdate::Rule::ftrl, 2}};
     const auto* const rule = std::find_if(std::begin(kRules), std::end(kRules),
                                           [&](const auto& r) { return kernel == std::get<0>(r); });
     if (rule == std::end(kRules)) {
-      refuse("kernel: got " + kernel + ", expected sgd_rows, adagrad_rows or ftrl_rows");
+      refuse("kernel: got " + kernel + ", expected sgd_rows, adagrad_rows, adam_rows or ftrl_rows");
     }
     if (state.size() != std::get<2>(*rule)) {
       refuse("state: got " + std::to_string(state.size()) + " arrays, expected " +
@@ -65,6 +67,9 @@ struct BoundUpdate {
     update.beta = beta;
     update.lr_power = lr_power;
     update.shrinkage = shrinkage;
+    update.beta1 = beta1;
+    update.beta2 = beta2;
+    update.weight_decay = weight_decay;
   }
 };
 
@@ -128,10 +133,11 @@ class BoundProgram {
         kept_{bias, bias_grad} {
     StepPlan plan{};
     plan.n_features = n_features;
+    plan.n_logits = n_logits_ = length(bias);
     if (wide_) {
       check_slots(wide_->slots, n_features);
       wide_table_ = wide_->table();
-      if (wide_table_.weights.width != 1) refuse("wide: expected weights of one column");
+      if (wide_table_.weights.width != n_logits_) refuse("wide: expected a column a logit");
       plan.wide = &wide_table_;
     }
     if (!tower_.is_none()) {
@@ -140,7 +146,9 @@ class BoundProgram {
       plan.tower = &batch;
       plan.input = matrix_rows("input_BX", *input_, batch.rows, batch.in.width);
       if (plan.input.data != batch.in.data) refuse("input_BX: expected what the tower reads");
-      if (batch.layers[batch.n_layers - 1].outputs != 1) refuse("tower: expected one output");
+      if (batch.layers[batch.n_layers - 1].outputs != n_logits_) {
+        refuse("tower: expected an output a logit");
+      }
       const auto n_dense = static_cast<std::int64_t>(dense_columns.size());
       if (first_dense < 0 || first_dense + n_dense > plan.input.width) {
         refuse("dense_columns: the numbers must fit into the input");
@@ -167,8 +175,8 @@ class BoundProgram {
       if (column < 0) refuse("dense_columns: expected numbers of at least 0");
       n_dense_ = std::max(n_dense_, column + 1);
     }
-    plan.bias = vector_data<float>("bias", bias, 1);
-    plan.bias_grad = vector_data<float>("bias_grad", bias_grad, 1);
+    plan.bias = vector_data<float>("bias", bias);
+    plan.bias_grad = vector_data<float>("bias_grad", bias_grad, n_logits_);
     for (const auto& [update, grads, factor] : dense_) {
       const Rows rows =
           matrix_rows("grads", grads, length(update.weights), update.update.weights.width);
@@ -191,40 +199,60 @@ class BoundProgram {
     program_.emplace(std::move(plan));
   }
 
-  nb::tuple run(const BoundBatch& batch, const Input& dense_BK, const Input& labels_B,
-                const std::optional<Input>& weight_B, std::int64_t batch_rows,
+  nb::tuple run(const BoundBatch* batch, const Input& dense_BK,
+                const std::optional<Input>& labels_B, const nb::object& losses,
+                const std::optional<Input>& weight_B, std::int64_t batch_rows, std::int64_t step,
                 const Input& factors_S3, const std::optional<Input>& keys_S, bool frozen_rates,
-                const Output& logits_B, const Output& losses_B, const Output& grads_B,
+                const Output& logits_BC, const Output& losses_B, const Output& grads_BC,
                 const Output& totals_S, const Output& weights_S, double most_seconds, int threads) {
-    const std::int64_t n = batch.csr.n_examples;
+    const std::int64_t n = length(dense_BK);
+    constexpr std::int64_t kNoOffsets[] = {0};
+    const CsrBatch ids =
+        batch != nullptr ? batch->csr : CsrBatch{nullptr, kNoOffsets, nullptr, 0, n, 0, true};
+    if (ids.n_examples != n || (batch == nullptr && (wide_ || !tables_.empty()))) {
+      refuse("batch: expected the ids of each example, or none where no table reads them");
+    }
     if (batch_rows < 1 || (rows_ > 0 && batch_rows > rows_)) {
       refuse("batch_rows: got " + std::to_string(batch_rows) + ", expected 1 to " +
              std::to_string(rows_));
     }
-    if (wide_) wide_->slots.check_batch(batch);
-    for (const BoundTable& table : tables_) table.slots.check_batch(batch);
+    if (wide_) wide_->slots.check_batch(*batch);
+    for (const BoundTable& table : tables_) table.slots.check_batch(*batch);
     const std::int64_t steps = (n + batch_rows - 1) / batch_rows;
     const ConstRows dense = matrix_rows("dense_BK", dense_BK, n);
     if (dense.width < n_dense_) refuse("dense_BK: got too few columns");
-    if (labels_B.ndim() != 1 || labels_B.dtype() != nb::dtype<float>() || length(labels_B) != n) {
-      refuse("labels_B: got " + described(labels_B) + ", expected float32 of each example");
+    if (labels_B.has_value() == !losses.is_none() || (labels_B && n_logits_ != 1)) {
+      refuse("labels_B and losses: expected labels for the log loss of one logit, or losses");
+    }
+    if (labels_B && (labels_B->ndim() != 1 || labels_B->dtype() != nb::dtype<float>() ||
+                     length(*labels_B) != n)) {
+      refuse("labels_B: got " + described(*labels_B) + ", expected float32 of each example");
+    }
+    std::function<bool(std::int64_t, std::int64_t)> fill{};
+    if (!losses.is_none()) {
+      fill = [&losses](std::int64_t first, std::int64_t rows) {
+        const nb::gil_scoped_acquire acquire;
+        return nb::cast<bool>(losses(first, first + rows));
+      };
     }
     if (factors_S3.ndim() != 1 || length(factors_S3) != 3 * steps) {
       refuse("factors_S3: expected three numbers a step");
     }
-    const StepRows rows{batch.csr,
+    const StepRows rows{ids,
                         dense,
-                        static_cast<const float*>(labels_B.data()),
-                        labels_B.stride(0),
+                        std::move(fill),
+                        labels_B ? static_cast<const float*>(labels_B->data()) : nullptr,
+                        labels_B ? labels_B->stride(0) : 0,
                         vector_data<float>("weight_B", weight_B, n),
                         batch_rows,
+                        step,
                         vector_data<double>("factors_S3", factors_S3),
                         vector_data<std::uint64_t>("keys_S", keys_S, steps),
                         frozen_rates,
                         most_seconds};
     StepResults results{
-        vector_data<float>("logits_B", logits_B, n), vector_data<float>("losses_B", losses_B, n),
-        vector_data<float>("grads_B", grads_B, n), vector_data<float>("totals_S", totals_S, steps),
+        matrix_data("logits_BC", logits_BC, n), vector_data<float>("losses_B", losses_B, n),
+        matrix_data("grads_BC", grads_BC, n), vector_data<float>("totals_S", totals_S, steps),
         vector_data<float>("weights_S", weights_S, steps)};
     std::int64_t done = 0;
     {
@@ -235,6 +263,14 @@ class BoundProgram {
   }
 
  private:
+  // Of (n, n_logits) numbers without gaps.
+  float* matrix_data(const char* name, const Output& array, std::int64_t n) const {
+    const Rows rows = matrix_rows(name, array, n, n_logits_);
+    if (n > 1 && rows.stride != n_logits_)
+      refuse(std::string(name) + ": expected rows side by side");
+    return rows.data;
+  }
+
   static void check_slots(const BoundSlots& slots, std::int64_t n_features) {
     if (slots.n_features != n_features) refuse("slots: expected those of one number of features");
   }
@@ -246,6 +282,7 @@ class BoundProgram {
   DenseUpdates dense_;
   std::vector<Output> kept_;
   StepTable wide_table_{};
+  std::int64_t n_logits_ = 1;
   std::int64_t rows_ = 0;
   std::int64_t n_dense_ = 0;
   std::optional<StepProgram> program_{};
@@ -297,9 +334,10 @@ void bind_step(nb::module_& m) {
   m.def("fill_rates", &bind_fill_rates, "log_rates"_a, "starts_T"_a, "rates_U"_a);
   nb::class_<BoundUpdate>(m, "RowUpdate")
       .def(nb::init<const std::string&, Output, std::vector<Output>, double, double, double, double,
-                    double, double, double>(),
+                    double, double, double, double, double, double>(),
            "kernel"_a, "weights"_a, "state"_a, nb::kw_only(), "lr"_a, "eps"_a = 0.0, "l1"_a = 0.0,
-           "l2"_a = 0.0, "beta"_a = 0.0, "lr_power"_a = 0.0, "shrinkage"_a = 0.0);
+           "l2"_a = 0.0, "beta"_a = 0.0, "lr_power"_a = 0.0, "shrinkage"_a = 0.0, "beta1"_a = 0.0,
+           "beta2"_a = 0.0, "weight_decay"_a = 0.0);
   nb::class_<BoundTable>(m, "StepTable")
       .def(nb::init<BoundSlots, Output, std::optional<BoundUpdate>, std::vector<std::int64_t>,
                     std::vector<std::int64_t>>(),
@@ -314,10 +352,10 @@ void bind_step(nb::module_& m) {
            "input_BX"_a.none(), "first_dense"_a, "dense_columns"_a, "bias"_a, "bias_grad"_a,
            "dense"_a, "log_rates"_a.none(), "evidence"_a.none(), "rate_step"_a, "lowest_rate"_a,
            "highest_rate"_a, "row_scale"_a, "mean_loss"_a)
-      .def("run", &BoundProgram::run, "batch"_a, nb::kw_only(), "dense_BK"_a, "labels_B"_a,
-           "weight_B"_a.none(), "batch_rows"_a, "factors_S3"_a, "keys_S"_a.none(), "frozen_rates"_a,
-           "logits_B"_a, "losses_B"_a, "grads_B"_a, "totals_S"_a, "weights_S"_a, "most_seconds"_a,
-           "threads"_a);
+      .def("run", &BoundProgram::run, "batch"_a.none(), nb::kw_only(), "dense_BK"_a,
+           "labels_B"_a.none(), "losses"_a.none(), "weight_B"_a.none(), "batch_rows"_a, "step"_a,
+           "factors_S3"_a, "keys_S"_a.none(), "frozen_rates"_a, "logits_BC"_a, "losses_B"_a,
+           "grads_BC"_a, "totals_S"_a, "weights_S"_a, "most_seconds"_a, "threads"_a);
 }
 
 }  // namespace widedeep

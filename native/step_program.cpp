@@ -48,7 +48,8 @@ struct TouchedRows {
 }  // namespace
 
 int64_t RowUpdate::move(const int64_t* rows, int64_t n, const ConstRows& grads, double factor,
-                        double scale, int threads, const float* rates, float* products) const {
+                        double scale, int64_t step, int threads, const float* rates,
+                        float* products) const {
   const bool scales = rule == Rule::ftrl;  // the gradients, not the rate
   const RowGradients gradients{rows, n, grads, static_cast<float>(scales ? scale * factor : scale)};
   const auto rate = static_cast<float>(lr * factor);
@@ -61,6 +62,17 @@ int64_t RowUpdate::move(const int64_t* rows, int64_t n, const ConstRows& grads, 
           {gradients, weights, first, rate, static_cast<float>(eps), static_cast<float>(l2)},
           threads);
       return 0;
+    case Rule::adam: {
+      const auto t = static_cast<double>(step);
+      const double corrected =
+          lr * factor * std::sqrt(1.0 - std::pow(beta2, t)) / (1.0 - std::pow(beta1, t));
+      adam_rows({gradients, weights, first, second, static_cast<float>(corrected),
+                 static_cast<float>(beta1), static_cast<float>(1.0 - beta1),
+                 static_cast<float>(beta2), static_cast<float>(1.0 - beta2),
+                 static_cast<float>(eps), static_cast<float>(1.0 - lr * factor * weight_decay)},
+                threads);
+      return 0;
+    }
     case Rule::ftrl:
       return ftrl_rows(
           {gradients, weights, first, second, static_cast<float>(1.0 / lr), static_cast<float>(l1),
@@ -121,7 +133,7 @@ class FewRows {
     }
     tower_bias_gradients(tower);
     for (const DenseSpan& span : rest_) {
-      span.update.move(nullptr, 1, span.grads, factor * span.factor, scale, 1);
+      span.update.move(nullptr, 1, span.grads, factor * span.factor, scale, 1, 1);
     }
   }
 
@@ -216,8 +228,9 @@ class StepProgram::Buffers {
   bool learn(int64_t step, int64_t first, int64_t n, StepResults& results, int threads) {
     const CsrBatch batch = part(first, n);
     const int used = batch.n_ids < kFewIds ? 1 : threads;
-    float* const logits = results.logits + first;
-    float* const grads = results.grads + first;
+    const int64_t width = plan_.n_logits;
+    float* const logits = results.logits + first * width;
+    const ConstRows grads{results.grads + first * width, width, width};
     if (batch.n_ids < 0 || !group(batch, used) ||
         !forward(batch, step, first, logits, used, threads))
       return false;
@@ -230,20 +243,23 @@ class StepProgram::Buffers {
     const bool few = few_.takes(n);
     if (plan_.tower != nullptr) {
       const Rows& grad = tower_.layers[tower_.n_layers - 1].grad;
-      for (int64_t i = 0; i < n; ++i) grad.data[i * grad.stride] = grads[i];
+      for (int64_t i = 0; i < n; ++i) {
+        std::copy_n(grads.data + i * width, width, grad.data + i * grad.stride);
+      }
       if (few) {
         few_.move(tower_, factors[2], scale, threads);
       } else {
         running.emplace(tower_, threads);
       }
     }
-    sum(batch, {grads, 1, 1}, used);
-    move_rows(factors, row_scale, results, used);
+    sum(batch, grads, used);
+    const int64_t number = rows_.first_step + step;
+    move_rows(factors, row_scale, number, results, used);
     if (few) return true;
     if (running) running->wait();
     for (const DenseSpan& span : plan_.dense) {
       const int64_t numbers = span.rows * span.update.weights.width;
-      span.update.move(nullptr, span.rows, span.grads, factors[2] * span.factor, scale,
+      span.update.move(nullptr, span.rows, span.grads, factors[2] * span.factor, scale, number,
                        numbers < kFewNumbers ? 1 : threads);
     }
     return true;
@@ -331,12 +347,13 @@ class StepProgram::Buffers {
   bool forward(const CsrBatch& batch, int64_t step, int64_t first, float* logits, int used,
                int threads) {
     const int64_t n = batch.n_examples;
-    std::fill(logits, logits + n, 0.0f + plan_.bias[0]);
+    const int64_t width = plan_.n_logits;
+    for (int64_t i = 0; i < n * width; ++i) logits[i] = 0.0f + plan_.bias[i % width];
     for (const Table& table : tables_) {
       const StepTable& plan = table.plan;
       const ConstRows weights{plan.weights.data, plan.weights.stride, plan.weights.width};
       const bool wide = &plan == plan_.wide;
-      const Rows out = wide ? Rows{logits, 1, 1} : plan_.input;
+      const Rows out = wide ? Rows{logits, width, width} : plan_.input;
       const GatherRequest request{batch, plan.slots, weights, out};
       const int64_t fault = wide ? wide_forward(request, used) : gather_pool(request, used);
       if (fault != kNoFault) return false;
@@ -351,12 +368,27 @@ class StepProgram::Buffers {
     tower_.rows = n;
     tower_forward(tower_, rows_.keys == nullptr ? 0 : rows_.keys[step], threads);
     const Rows& out = tower_.layers[tower_.n_layers - 1].out;
-    for (int64_t i = 0; i < n; ++i) logits[i] += out.data[i * out.stride];
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t c = 0; c < width; ++c) logits[i * width + c] += out.data[i * out.stride + c];
+    }
     return true;
   }
 
   // Fills losses and gradients; false where one, or a label, is none.
   bool lose(int64_t step, int64_t first, int64_t n, StepResults& results) {
+    if (!(rows_.losses ? rows_.losses(first, n) : log_loss(first, n, results))) return false;
+    const float* const losses = results.losses + first;
+    results.totals[step] = float_sum(losses, n);
+    if (rows_.weights == nullptr) return true;
+    const float* const weights = rows_.weights + first;
+    float* const weighted = at_least(labels_, n);
+    for (int64_t i = 0; i < n; ++i) weighted[i] = losses[i] * weights[i];
+    results.totals[step] = float_sum(weighted, n);
+    results.weight_sums[step] = float_sum(weights, n);
+    return true;
+  }
+
+  bool log_loss(int64_t first, int64_t n, StepResults& results) {
     float* labels = at_least(labels_, n);
     for (int64_t i = 0; i < n; ++i) {
       labels[i] = rows_.labels[(first + i) * rows_.label_stride];
@@ -365,22 +397,16 @@ class StepProgram::Buffers {
     float* const losses = results.losses + first;
     float* const grads = results.grads + first;
     logistic_loss(results.logits + first, labels, n, losses, grads);
-    float total = float_sum(losses, n);
-    const float unweighted = total;
+    const float total = float_sum(losses, n);
     if (rows_.weights != nullptr) {
       const float* weights = rows_.weights + first;
-      float* weighted = labels;
       for (int64_t i = 0; i < n; ++i) {
         grads[i] = 0.0f + grads[i] * weights[i];
         losses[i] += 0.0f;
-        weighted[i] = losses[i] * weights[i];
       }
-      total = float_sum(weighted, n);
-      results.weight_sums[step] = float_sum(weights, n);
     }
     plan_.bias_grad[0] = float_sum(grads, n);
-    results.totals[step] = total;
-    return std::isfinite(unweighted + plan_.bias_grad[0]);
+    return std::isfinite(total + plan_.bias_grad[0]);
   }
 
   // Sums the examples' gradients by row.
@@ -423,7 +449,8 @@ class StepProgram::Buffers {
     }
   }
 
-  void move_rows(const double* factors, double scale, StepResults& results, int threads) {
+  void move_rows(const double* factors, double scale, int64_t step, StepResults& results,
+                 int threads) {
     for (Table& table : tables_) {
       const StepTable& plan = table.plan;
       if (plan.frozen) continue;
@@ -432,8 +459,8 @@ class StepProgram::Buffers {
       const ConstRows sums{table.sums.data(), width, width};
       const bool wide = &plan == plan_.wide;
       if (!wide || plan_.rates.n_features == 0) {
-        const int64_t change =
-            plan.update.move(touched.rows, touched.n, sums, factors[wide ? 0 : 1], scale, threads);
+        const int64_t change = plan.update.move(touched.rows, touched.n, sums,
+                                                factors[wide ? 0 : 1], scale, step, threads);
         if (wide) results.nonzero += change;
         continue;
       }
@@ -443,8 +470,8 @@ class StepProgram::Buffers {
       for (int64_t t = 0; t < plan_.rates.n_features; ++t) {
         std::fill(rates + starts[t], rates + starts[t + 1], factors_[static_cast<std::size_t>(t)]);
       }
-      results.nonzero += plan.update.move(touched.rows, touched.n, sums, factors[0], scale, threads,
-                                          rates, products);
+      results.nonzero += plan.update.move(touched.rows, touched.n, sums, factors[0], scale, step,
+                                          threads, rates, products);
       if (!rows_.frozen_rates) learn_rates(plan_.rates, products, starts, factors_.data());
     }
   }

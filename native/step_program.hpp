@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -15,11 +16,11 @@ namespace widedeep {
 
 // How rows move: the equations of one optimizer, and its numbers.
 struct RowUpdate {
-  enum class Rule : uint8_t { sgd, adagrad, ftrl };
+  enum class Rule : uint8_t { sgd, adagrad, adam, ftrl };
   Rule rule = Rule::sgd;
   Rows weights{};
-  Rows first{};   // state: the accumulator, or z
-  Rows second{};  // state: n
+  Rows first{};   // state: the accumulator, the mean, or z
+  Rows second{};  // state: the mean square, or n
   double lr = 0;
   double eps = 0;
   double l1 = 0;
@@ -27,11 +28,15 @@ struct RowUpdate {
   double beta = 0;
   double lr_power = 0;
   double shrinkage = 0;
+  double beta1 = 0;
+  double beta2 = 0;
+  double weight_decay = 0;
 
-  // `factor` is the schedule's, `scale` that of the gradients. Returns the change of the number of
-  // non-zero weights where the rule is FTRL.
+  // `factor` is the schedule's, `scale` that of the gradients, `step` the update's number from 1.
+  // Returns the change of the number of non-zero weights where the rule is FTRL.
   int64_t move(const int64_t* rows, int64_t n, const ConstRows& grads, double factor, double scale,
-               int threads, const float* rates = nullptr, float* products = nullptr) const;
+               int64_t step, int threads, const float* rates = nullptr,
+               float* products = nullptr) const;
 };
 
 // A table of embeddings, or the wide weights.
@@ -58,13 +63,14 @@ struct DenseSpan {
 
 struct StepPlan {
   int64_t n_features;
+  int64_t n_logits;
   const StepTable* wide;  // or null
   std::vector<StepTable> tables{};
   const TowerBatch* tower;  // for batches of up to its rows; or null
   Rows input;               // what the tower reads, where there is one
   int64_t first_dense = 0;  // column of the numbers
   std::vector<int64_t> dense_columns{};
-  const float* bias;
+  const float* bias;  // of each logit
   float* bias_grad;
   std::vector<DenseSpan> dense{};
   FeatureRates rates{};  // n_features is 0 where the wide optimizer adapts none
@@ -76,10 +82,14 @@ struct StepPlan {
 struct StepRows {
   CsrBatch batch;
   ConstRows dense;
-  const float* labels;
+  // Fills losses, gradients and the bias's gradient of the examples [first, first + n) from their
+  // logits; false where nothing can be learned of them. Empty: the log loss of one logit.
+  std::function<bool(int64_t first, int64_t n)> losses;
+  const float* labels;  // for the log loss
   int64_t label_stride;
   const float* weights;  // or null
   int64_t batch_rows;
+  int64_t first_step;     // its number, from 1
   const double* factors;  // of the rates of wide, tables and dense, three a step
   const uint64_t* keys;   // of what is dropped in each step; or null
   bool frozen_rates;
@@ -87,9 +97,9 @@ struct StepRows {
 };
 
 struct StepResults {
-  float* logits;  // of each example, before it was learned
+  float* logits;  // n_logits of each example, before it was learned
   float* losses;
-  float* grads;
+  float* grads;         // n_logits of each example
   float* totals;        // of each step: the sum of its weighted losses
   float* weight_sums;   // of each step, where examples have weights
   int64_t nonzero = 0;  // change of the number of non-zero wide weights

@@ -96,6 +96,7 @@ struct Model {
     };
     StepPlan made{};
     made.n_features = kFeatures;
+    made.n_logits = 1;
     made.wide = &wide_table;
     made.tables.push_back({slots(true),
                            groups(),
@@ -164,10 +165,12 @@ struct Batches {
         {own_ids.data(), own.data(), nullptr,
          n == kExamples ? static_cast<int64_t>(own_ids.size()) : own.back(), n, kFeatures},
         {dense.data() + 2 * first, 2, 2},
+        {},
         labels.data() + first,
         1,
         nullptr,
         batch_rows,
+        1,
         factors.data(),
         nullptr,
         false,

@@ -707,6 +707,9 @@ class RowUpdate:
         beta: float = 0.0,
         lr_power: float = 0.0,
         shrinkage: float = 0.0,
+        beta1: float = 0.0,
+        beta2: float = 0.0,
+        weight_decay: float = 0.0,
     ) -> None: ...
 
 class StepTable:
@@ -726,7 +729,11 @@ class StepTable:
     ) -> None: ...
 
 class StepProgram:
-    """Training steps of a model with one log loss, over arrays that are checked once."""
+    """Training steps of a model, over arrays that are checked once.
+
+    Of one log loss, or of losses that a function fills in: it is called with the first example of a
+    batch and the one behind the last, and returns whether they can be learned.
+    """
 
     def __init__(
         self,
@@ -751,18 +758,20 @@ class StepProgram:
     ) -> None: ...
     def run(
         self,
-        batch: CsrBatch,
+        batch: CsrBatch | None,
         *,
         dense_BK: _Floats,
-        labels_B: _Floats,
+        labels_B: _Floats | None,
+        losses: Callable[[int, int], bool] | None,
         weight_B: _Floats | None,
         batch_rows: int,
+        step: int,
         factors_S3: _Doubles,
         keys_S: NDArray[np.uint64] | None,
         frozen_rates: bool,
-        logits_B: _Floats,
+        logits_BC: _Floats,
         losses_B: _Floats,
-        grads_B: _Floats,
+        grads_BC: _Floats,
         totals_S: _Floats,
         weights_S: _Floats,
         most_seconds: float,

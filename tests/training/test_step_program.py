@@ -15,6 +15,8 @@ from widedeep import kernels
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
+from widedeep.models import heads
+from widedeep.optim import RMSProp
 from widedeep.training.config import TrainConfig
 from widedeep.training.schedules import Rates
 from widedeep.training.step import TrainStep
@@ -122,6 +124,18 @@ MODELS: dict[str, Callable[..., TrainStep]] = {
     "frozen": lambda **k: make_step(config={"freeze": ["table/a"]}, **k),
     "part rates": lambda **k: make_step(config={"rates": {"towers.*": 0.5}}, **k),
     "sgd": lambda **k: make_step(optimizers={"deep": wd.SGD(), "dense": wd.SGD()}, **k),
+    "adam": lambda **k: make_step(
+        optimizers={"deep": wd.Adam(), "dense": wd.Adam(lr=0.003, weight_decay=3.0)}, **k
+    ),
+    "focal": lambda **k: make_step(head=heads.Binary(loss="focal"), weight="w", **k),
+    "classes": lambda **k: make_step(head=heads.Multiclass(classes=3), **k),
+    "weighed classes": lambda **k: make_step(
+        SINGLE, deep=[], weight="w", head=heads.Multiclass(classes=2), **k
+    ),
+    "regression": lambda **k: make_step(head=heads.Regression(), **k),
+    "numbers": lambda **k: make_step(
+        wd.numeric("x", "b"), optimizers={"dense": wd.Adam()}, head=heads.Regression(), **k
+    ),
 }
 
 
@@ -158,12 +172,11 @@ def test_numbers_are_added_as_torch_adds_them(count: int) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"optimizers": {"dense": wd.Adam()}},
+        {"optimizers": {"dense": RMSProp()}},
         {"config": {"clip_norm": 1.0}},
         {"optimizers": {"wide": wd.Adagrad()}},
-        {"head": wd.models.heads.Binary(loss="focal")},
     ],
-    ids=["adam", "clipping", "counts", "focal"],
+    ids=["rmsprop", "clipping", "counts"],
 )
 def test_other_models_are_learned_step_by_step(change: dict[str, Any]) -> None:
     first, second = (make_step(**change) for _ in range(2))
@@ -177,8 +190,9 @@ def test_other_models_are_learned_step_by_step(change: dict[str, Any]) -> None:
     assert state_of(first).keys() == state_of(second).keys()
 
 
-def test_a_run_stops_before_a_label_that_is_none() -> None:
-    step, other = make_step(), make_step()
+@pytest.mark.parametrize("head", [heads.Binary(), heads.Multiclass()], ids=["log", "classes"])
+def test_a_run_stops_before_a_label_that_is_none(head: heads.Head) -> None:
+    step, other = make_step(head=head), make_step(head=head)
     rows = encoded(step, 40)
     assert rows.labels_BL is not None
     rows.labels_BL[19, 0] = np.nan
@@ -191,8 +205,9 @@ def test_a_run_stops_before_a_label_that_is_none() -> None:
     assert state_of(step) == before
 
 
-def test_a_run_stops_before_a_loss_that_is_no_number() -> None:
-    step = make_step()
+@pytest.mark.parametrize("head", [heads.Binary(), heads.Regression()], ids=["log", "squared"])
+def test_a_run_stops_before_a_loss_that_is_no_number(head: heads.Head) -> None:
+    step = make_step(head=head)
     rows = encoded(step, 24)
     rows.dense_BK[17] = np.inf
     assert step.run(rows, 8, rates_S3=rates_of(3)).steps == 2
@@ -291,6 +306,30 @@ def test_embeddings_and_layers_learn_online_as_float64_does() -> None:
         np.testing.assert_allclose(parameter.detach(), dense[name].detach(), rtol=1e-3, atol=1e-4)
 
 
+def test_adam_moves_layers_as_float64_does() -> None:
+    adam = wd.Adam(lr=0.01, weight_decay=0.5)
+    head = heads.Multiclass(classes=3)
+    step = make_step(wd.numeric("x", "b"), hidden_units=[4], optimizers={"dense": adam}, head=head)
+    rows = encoded(step, 60)
+    assert rows.labels_BL is not None
+    rows.labels_BL[::7] = 2.0
+    x = torch.from_numpy(rows.dense_BK).double()
+    labels = torch.from_numpy(rows.labels_BL[:, 0]).long()
+    dense = {n: p.detach().double().requires_grad_() for n, p in step.model.named_parameters()}
+    reference = torch.optim.AdamW(dense.values(), lr=0.01, weight_decay=0.5, eps=1e-12)
+    for rates, batch in zip(rates_of(12), torch.arange(60).split(5), strict=True):
+        hidden = dense["towers.mlp.layers.0.weight"] @ x[batch].T
+        hidden = torch.relu(hidden.T + dense["towers.mlp.layers.0.bias"])
+        logits = hidden @ dense["outputs.mlp.weight"].T + dense["bias"]
+        reference.zero_grad()
+        torch.nn.functional.cross_entropy(logits, labels[batch]).backward()
+        reference.param_groups[0]["lr"] = 0.01 * rates[2]
+        reference.step()
+    assert step.run(rows, 5, rates_S3=rates_of(12)).steps == 12
+    for name, parameter in step.model.named_parameters():
+        np.testing.assert_allclose(parameter.detach(), dense[name].detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_training_in_runs_is_training_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, found = make_rows(500), []
     for at_once, seconds in ((4096, np.inf), (4096, 0.0), (1, np.inf)):
@@ -321,7 +360,7 @@ def test_numbers_alone_are_learned() -> None:
     schema = wd.fit_schema(wd.FeatureSpec(label="y", features=wd.numeric("x")), rows)
     trainer = wd.Trainer(wd.WideDeep(schema, hidden_units=[4]), batch_size=8, progress=False)
     trainer.fit(rows)
-    assert not trainer.step.program.fits and trainer.position.step == 25
+    assert trainer.step.program.fits and trainer.position.step == 25
 
 
 def test_the_row_that_cannot_be_learned_is_named(tmp_path: Any) -> None:

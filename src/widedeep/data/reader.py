@@ -6,7 +6,7 @@ import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -137,6 +137,8 @@ class EpochPlan:
         """Let each fragment deal its rows, a hand at a time, over its stretch of the epoch."""
         sizes = np.array([fragment.num_rows for fragment in fragments], np.int64)
         largest = int(sizes.max())
+        if len(fragments) == 1 and POOLS * largest <= 2 * pool_rows:  # all hands in one pool
+            return [[Segment(fragments[0], 0, largest)]]
         # Half of the rows of a stretch are dealt already: memory holds the other half.
         # All lanes together have as many fragments open as one has by itself.
         fewest, most = (max(2, -(-n // self._of)) for n in (FEWEST_OPEN, MOST_OPEN))
@@ -350,6 +352,9 @@ class BatchReader:
 
     Of a plan with several lanes it reads ``lanes`` alone: a batch holds their rows, lane after
     lane, and may have none at the end of an epoch.
+
+    A few rows are read and encoded by the thread that asks for them. ``fragments`` holds what was
+    encoded of each fragment, by its number, and is filled: see :func:`is_small`.
     """
 
     def __init__(
@@ -365,6 +370,7 @@ class BatchReader:
         lanes: range | None = None,
         batches_at_once: int = 1,
         sizes: Sequence[int] | None = None,
+        fragments: dict[int, Any] | None = None,
     ) -> None:
         numbers = {"prefetch": prefetch, "threads": threads, "batches_at_once": batches_at_once}
         for name, number in numbers.items():
@@ -374,13 +380,16 @@ class BatchReader:
         lanes = range(plan.lanes) if lanes is None else lanes
         self._read_batches = _BatchCutter(
             source, encode, encoded, plan, start_batch, threads, lanes, plan.num_batches,
-            batches_at_once, sizes,
+            batches_at_once, sizes, fragments,
         )  # fmt: skip
         self._prefetch = prefetch
         self._open: list[tuple[_Channel, threading.Thread]] = []
 
     def __iter__(self) -> Iterator[Batch]:
         channel = _Channel(self._prefetch)
+        if is_small(self._read_batches.source, self._read_batches.plan.lanes):
+            yield from self._read_batches._batches(_CallingThread(), channel)
+            return
         thread = threading.Thread(
             target=self._read_batches.run, args=(channel,), name="widedeep-batches", daemon=True
         )
@@ -406,6 +415,20 @@ class BatchReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def is_small(source: Source | RequestSource, lanes: int) -> bool:
+    """Tell whether a source holds a few rows alone, for which threads cost more than they save."""
+    return isinstance(source, Source) and source.num_rows <= BLOCK_ROWS and lanes == 1
+
+
+class _CallingThread(Executor):
+    """Does at once what is asked for."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **options))
+        return future
 
 
 class _Channel:
@@ -469,6 +492,7 @@ class _BatchCutter:
     num_batches: int  # Those of the whole epoch, also where ``plan`` is of one lane
     at_once: int
     sizes: Sequence[int] | None  # Ids of each slot are below these; None: nobody knows
+    fragments: dict[int, Any] | None  # Whole fragments that were encoded before, or None
 
     def run(self, channel: _Channel) -> None:
         error: BaseException | None = None
@@ -483,7 +507,7 @@ class _BatchCutter:
             workers.shutdown(wait=True, cancel_futures=True)
             channel.finish(error)
 
-    def _rows(self, workers: ThreadPoolExecutor, channel: _Channel) -> Iterator[Any]:
+    def _rows(self, workers: Executor, channel: _Channel) -> Iterator[Any]:
         """Yield the epoch's rows from the first batch on, in order, in blocks of any size."""
         first = self.plan._position(self.plan.batch_rows(self.start_batch)[0])
         pools = self.plan.pools[first.pool :]
@@ -527,19 +551,18 @@ class _BatchCutter:
         self, fragment: Fragment, segments: Sequence[Segment], channel: _Channel
     ) -> deque[Any]:
         """Read a fragment and cut it in segments of its own random order."""
-        batch = self._encoded(fragment, channel)
+        batch = None if self.fragments is None else self.fragments.get(fragment.index)
+        if batch is None:
+            batch = self._encoded(fragment, channel)
+            if self.plan.shuffle and isinstance(batch, Batch):
+                batch = self._packed(batch, fragment)
+            if self.fragments is not None:
+                self.fragments[fragment.index] = batch
         if not self.plan.shuffle:
             return deque([batch])
         order = self.plan.fragment_order(fragment)
         if not isinstance(batch, RequestBatch):
-            packed = batch
-            if isinstance(batch, Batch):
-                try:
-                    packed = PackedExamples.pack(batch, self.sizes)
-                except RowError as error:
-                    where = f"row {fragment.first_row + error.row:,} of {fragment.origin}"
-                    raise error.at(where) from None
-            rows = packed.take(order)
+            rows = batch.take(order)
             return deque(rows.slice(segment.start, segment.stop) for segment in segments)
         parts: deque[Any] = deque()
         for copied in _copied_at_once(segments):
@@ -548,7 +571,14 @@ class _BatchCutter:
             parts += [rows.slice(segment.start - first, segment.stop - first) for segment in copied]
         return parts
 
-    def _batches(self, workers: ThreadPoolExecutor, channel: _Channel) -> Iterator[Any]:
+    def _packed(self, batch: Batch, fragment: Fragment) -> PackedExamples:
+        try:
+            return PackedExamples.pack(batch, self.sizes)
+        except RowError as error:
+            where = f"row {fragment.first_row + error.row:,} of {fragment.origin}"
+            raise error.at(where) from None
+
+    def _batches(self, workers: Executor, channel: _Channel) -> Iterator[Any]:
         """Cut at the plan's boundaries."""
         if self.plan.lanes > 1:
             yield from self._lane_batches(workers, channel)
@@ -561,7 +591,7 @@ class _BatchCutter:
         for piece in _cut(self._rows(workers, channel), sizes):
             yield piece.unpack() if isinstance(piece, PackedExamples) else piece
 
-    def _lane_batches(self, workers: ThreadPoolExecutor, channel: _Channel) -> Iterator[Batch]:
+    def _lane_batches(self, workers: Executor, channel: _Channel) -> Iterator[Batch]:
         """Put the batches of the lanes one behind the other."""
         cutters = [replace(self, plan=self.plan.lane(lane)) for lane in self.lanes]
         none: Batch | None = None

@@ -247,7 +247,9 @@ class TrainingRun:
         )
         if self.ranks.is_first:
             state.warmup.select(plan)
-        if self.encoded is not None or not plan.pools:  # the first lane reads nothing
+        fragments = None if self.encoded else self.evaluator.fragments_of(self.source)
+        # The first lane may read nothing.
+        if self.encoded is not None or fragments or not plan.pools:
             state.warmup.read(self.source)
         if state.step.feature_rates is not None:
             state.step.feature_rates.frozen = position.epoch > 0
@@ -264,6 +266,7 @@ class TrainingRun:
             lanes=self.ranks.lanes_of(),
             batches_at_once=self._at_once,
             sizes=[slot.size for slot in state.model.schema.slots],
+            fragments=fragments,
         )
         with reader:
             for batches in reader:

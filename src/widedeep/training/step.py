@@ -415,12 +415,12 @@ class TrainStep:
         logits_BC = self.model.wide_logits(batch, threads=self.threads)  # with the bias
         inputs = gathered.inputs
         if inputs is None:
-            losses_B, grad_BC = self._losses(logits_BC, batch)
+            losses_B, grad_BC = self.losses(logits_BC, batch)
             return DenseResult(logits_BC, losses_B, grad_BC)
         key = ("step", self.config.seed, step, *((lane,) if self.ranks.lanes > 1 else ()))
         if self.fused is not None and self.fused.takes(len(batch)):
             logits_BC += self.fused.forward(inputs.concat_BX, key)  # (B, X) -> (B, C)
-            losses_B, grad_BC = self._losses(logits_BC, batch)
+            losses_B, grad_BC = self.losses(logits_BC, batch)
             unread = {name: torch.zeros_like(s.values_ND) for name, s in inputs.sequences.items()}
             if self.exchange is not None and self._sums_rows:
                 assert isinstance(self.fused, NativeMLP)
@@ -471,7 +471,7 @@ class TrainStep:
             logits_BC, grad_BC = logits_BMC.mean(dim=1), grad.sum(dim=1)
         else:
             logits_BC += deep.detach()
-            losses_B, grad = self._losses(logits_BC, batch)
+            losses_B, grad = self.losses(logits_BC, batch)
             grad_BC = grad
         roots, grads = [deep], [grad]
         for own_B in leaf.own_losses or ():
@@ -494,7 +494,7 @@ class TrainStep:
         trained = [p for p in self.dense.parameters.values() if p.requires_grad]
         return [inputs.concat_BX, *unpooled, *trained]
 
-    def _losses(self, logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(self, logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each example's loss, and the gradient of the weighted sum by the logits."""
         model = self.model
         losses_B, grad_BC = model.losses(
@@ -529,7 +529,7 @@ class TrainStep:
 
     def _member_losses(self, logits_BMC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean of the members' losses, (B,), and its gradient by their logits."""
-        members = [self._losses(one_BC.contiguous(), batch) for one_BC in logits_BMC.unbind(1)]
+        members = [self.losses(one_BC.contiguous(), batch) for one_BC in logits_BMC.unbind(1)]
         losses_B = torch.stack([losses for losses, _ in members]).mean(dim=0)
         grad_BMC = torch.stack([grad for _, grad in members], dim=1) / len(members)
         assert self.model.bias.grad is not None
@@ -718,9 +718,9 @@ def _first_steps(steps: int, results: Mapping[str, Tensor], batch_rows: int) -> 
     """Return what a run did, without the examples of batches that it stopped before."""
     rows = slice(0, steps * batch_rows)
     return DenseResult(
-        results["logits_B"][rows, None],
+        results["logits_BC"][rows],
         results["losses_B"][rows],
-        results["grads_B"][rows, None],
+        results["grads_BC"][rows],
         totals_S=results["totals_S"][:steps],
         weights_S=results["weights_S"][:steps],
     )

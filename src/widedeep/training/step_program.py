@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from widedeep.data.batch import Batch
 from widedeep.errors import DataError
 from widedeep.kernels.torch_device import seed_of
 from widedeep.models.wide_deep import WideDeep
-from widedeep.optim import FTRL, SGD, Adagrad, Optimizer
+from widedeep.optim import FTRL, SGD, Adagrad, Adam, Optimizer
 from widedeep.optim.base import Step
 from widedeep.tables.embedding_table import EmbeddingTable
 from widedeep.tables.storage import Groups, csr_batch
@@ -29,7 +29,7 @@ from widedeep.training.rollback_log import RollbackLog
 MOST_SECONDS = 0.1
 """A run ends after so long, however many steps are left: signals and clocks wait for it."""
 
-_KERNELS = {FTRL: "ftrl_rows", Adagrad: "adagrad_rows", SGD: "sgd_rows"}
+_KERNELS = {FTRL: "ftrl_rows", Adagrad: "adagrad_rows", Adam: "adam_rows", SGD: "sgd_rows"}
 
 
 class StepParts(Protocol):
@@ -54,13 +54,17 @@ class StepParts(Protocol):
     def concat_buffer(self, rows: int) -> Tensor:
         """Return the buffer of the deep input for this many rows."""
 
+    def losses(self, logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return losses and their gradient; fill the bias's gradient."""
+
 
 class StepProgram:
     """Learns consecutive batches in one call, with the bits of one step after the other.
 
-    For a wide part, the standard tower over pooled embeddings and numbers, or both; one binary head
-    with the log loss; FTRL, Adagrad and SGD. Whatever else a model has makes :meth:`run` return
-    None, as does a change of it that a program cannot follow.
+    For a wide part, the standard tower over pooled embeddings and numbers, or both; FTRL, Adagrad,
+    Adam and SGD. One log loss is computed natively; other heads are asked for theirs, step by step.
+    Whatever else a model has makes :meth:`run` return None, as does a change of it that a program
+    cannot follow.
     """
 
     def __init__(self, step: StepParts) -> None:
@@ -83,11 +87,8 @@ class StepProgram:
             tables += [(table, step.deep) for table in model.deep_tables.values()]
         return (
             model.device.type == "cpu"
-            and bool(model.schema.slots)
             and step.exchange is None
             and step.wide_bias is None
-            and model.n_logits == 1
-            and model.losses.is_log_loss
             and isinstance(dense, Optimizer)
             and step.dense.moves_flat
             and _is_known(dense)
@@ -113,8 +114,8 @@ class StepProgram:
             step: Number of the first step, from 1.
 
         Returns:
-            The steps done, and ``logits_B`` (before each example was learned), ``losses_B`` and
-            ``grads_B`` of all examples; of each step ``totals_S``, the sum of its losses times
+            The steps done, and ``logits_BC`` (before each example was learned), ``losses_B`` and
+            ``grads_BC`` of all examples; of each step ``totals_S``, the sum of its losses times
             their weights, and ``weights_S``, where examples have weights. None: no step was done.
         """
         owner, n, steps = self._step, len(batch), len(rates_S3)
@@ -128,15 +129,18 @@ class StepProgram:
         if isinstance(fused, NativeMLP) and fused.drops:
             seeds = [seed_of("step", owner.config.seed, step + i) for i in range(steps)]
             keys = np.array(seeds, np.uint64)
-        results = {name: torch.empty(n) for name in ("logits_B", "losses_B", "grads_B")}
+        results = {name: torch.empty(n, model.n_logits) for name in ("logits_BC", "grads_BC")}
+        results |= {"losses_B": torch.empty(n)}
         results |= {name: torch.empty(steps) for name in ("totals_S", "weights_S")}
-        assert batch.labels_BL is not None
+        slots, is_log_loss = len(model.schema.slots), model.losses.is_log_loss
         done, change = native.run(
-            csr_batch(batch, len(model.schema.slots)),
+            csr_batch(batch, slots) if slots else None,
             dense_BK=batch.dense_BK,
-            labels_B=model.losses.labels(batch, 0),
+            labels_B=model.losses.labels(batch, 0) if is_log_loss else None,
+            losses=None if is_log_loss else self._losses_of(batch, results),
             weight_B=batch.weight_B,
             batch_rows=batch_rows,
+            step=step,
             factors_S3=rates_S3.reshape(-1),
             keys_S=keys,
             frozen_rates=owner.feature_rates is None or owner.feature_rates.frozen,
@@ -149,6 +153,22 @@ class StepProgram:
         if isinstance(fused, NativeMLP):
             fused.count_batches(done)
         return (done, results) if done else None
+
+    def _losses_of(self, batch: Batch, results: Mapping[str, Tensor]) -> Callable[[int, int], bool]:
+        """Return the function that fills in the losses of some examples from their logits."""
+        logits_BC, grads_BC, losses_B = (
+            results[name] for name in ("logits_BC", "grads_BC", "losses_B")
+        )
+
+        def fill(first: int, last: int) -> bool:
+            try:
+                losses, grads = self._step.losses(logits_BC[first:last], batch.slice(first, last))
+            except Exception:  # the step by itself says what is wrong
+                return False
+            losses_B[first:last], grads_BC[first:last] = losses, grads
+            return True
+
+        return fill
 
     def _keep_old_rows(self, batch: Batch) -> bool:
         """Keep what all steps of a run change, for the best model; False for ids out of range."""
@@ -253,8 +273,12 @@ def _moves(table: EmbeddingTable, optimizer: Optimizer) -> bool:
 
 
 def _update(optimizer: Optimizer, weight: Tensor, state: dict[str, Tensor]) -> kernels.RowUpdate:
-    numbers = Step(lr=optimizer.lr, grad_scale=1.0, number=1, threads=1)
-    options = {k: v for k, v in optimizer.kernel_options(numbers).items() if v is not None}
+    if isinstance(optimizer, Adam):  # whose rate is another one in each step
+        options = {name: getattr(optimizer, name) for name in ("lr", "eps", "weight_decay")}
+        options["beta1"], options["beta2"] = optimizer.betas
+    else:
+        numbers = Step(lr=optimizer.lr, grad_scale=1.0, number=1, threads=1)
+        options = {k: v for k, v in optimizer.kernel_options(numbers).items() if v is not None}
     arrays = [state[name].numpy() for name in optimizer.state_names]
     assert optimizer.kernel is not None
     return kernels.RowUpdate(optimizer.kernel, weight.numpy(), arrays, **options)
