@@ -201,17 +201,26 @@ def test_leaving_early_ends_the_threads_promptly(source: Source) -> None:
     assert encoded < N_ROWS / 2
 
 
-def test_close_ends_an_iteration_that_is_held(source: Source) -> None:
+@pytest.mark.parametrize("few", [N_ROWS, N_ROWS - 1])
+def test_close_ends_an_iteration_that_is_held(
+    source: Source, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("widedeep.data.reader.BLOCK_ROWS", few)
     reader = BatchReader(source, encode, plan_for(source, batch_size=1))
     batches = iter(reader)
     next(batches)
-    assert any(thread.name == "widedeep-batches" for thread in threading.enumerate())
+    in_background = any(thread.name == "widedeep-batches" for thread in threading.enumerate())
+    assert in_background == (few < N_ROWS)
     reader.close()
     assert all(thread.name != "widedeep-batches" for thread in threading.enumerate())
     assert list(batches) == []
 
 
-def test_an_error_behind_arrives_after_the_batches_before_it(source: Source) -> None:
+@pytest.mark.parametrize("few", [N_ROWS, N_ROWS - 1])
+def test_an_error_behind_arrives_after_the_batches_before_it(
+    source: Source, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("widedeep.data.reader.BLOCK_ROWS", few)
     plan = plan_for(source, shuffle=False, batch_size=10)
 
     def failing(table: pa.Table) -> Batch:
@@ -225,6 +234,24 @@ def test_an_error_behind_arrives_after_the_batches_before_it(source: Source) -> 
             for batch in BatchReader(source, failing, plan, threads=threads):
                 seen.extend(rows_in(batch))
         assert seen == list(range(40))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_fragments_that_were_encoded_give_the_same_batches(source: Source, shuffle: bool) -> None:
+    n_encoded = 0
+
+    def counting(table: pa.Table) -> Batch:
+        nonlocal n_encoded
+        n_encoded += table.num_rows
+        return encode(table)
+
+    fragments: dict[int, Any] = {}
+    for epoch in range(3):
+        plan = plan_for(source, shuffle=shuffle, batch_size=7, epoch=epoch)
+        wanted = [rows_in(batch) for batch in BatchReader(source, encode, plan)]
+        found = BatchReader(source, counting, plan, fragments=fragments)
+        assert [rows_in(batch) for batch in found] == wanted
+    assert n_encoded == N_ROWS
 
 
 def test_a_file_that_vanishes_is_told(tmp_path: Path) -> None:

@@ -384,11 +384,15 @@ class BatchReader:
         )  # fmt: skip
         self._prefetch = prefetch
         self._open: list[tuple[_Channel, threading.Thread]] = []
+        self._is_closed = False
 
     def __iter__(self) -> Iterator[Batch]:
         channel = _Channel(self._prefetch)
         if is_small(self._read_batches.source, self._read_batches.plan.lanes):
-            yield from self._read_batches._batches(_CallingThread(), channel)
+            for rows in self._read_batches._batches(_CallingThread(), channel):
+                if self._is_closed:
+                    return
+                yield rows
             return
         thread = threading.Thread(
             target=self._read_batches.run, args=(channel,), name="widedeep-batches", daemon=True
@@ -406,6 +410,7 @@ class BatchReader:
 
     def close(self) -> None:
         """End the background threads of iterations that were not run to their end."""
+        self._is_closed = True
         for channel, thread in self._open:
             channel.close()
             thread.join()
@@ -427,7 +432,10 @@ class _CallingThread(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_result(fn(*args, **options))
+        try:
+            future.set_result(fn(*args, **options))
+        except Exception as error:  # raised after the batches before it
+            future.set_exception(error)
         return future
 
 

@@ -21,7 +21,7 @@ from widedeep.bundle.graph import TowerForward
 from widedeep.bundle.layout import LINKS
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Source, origin_of
-from widedeep.data.reader import BatchReader, EpochPlan, is_small
+from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.requests import RequestSource, request_encoder
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
@@ -393,7 +393,6 @@ class Evaluator:
         self.threads = threads
         self.transform = Transform(model.schema)
         self._requests: list[tuple[Source, RequestSource]] = []  # of training, and of validation
-        self._fragments: list[tuple[Source, Transform, dict[int, Any]]] = []
         self._observe = observe  # Called with each table before it is encoded
 
     @property
@@ -435,7 +434,12 @@ class Evaluator:
         return encode
 
     def batches(
-        self, source: Source, *, targets: bool, batch_size: int = EVALUATION_ROWS
+        self,
+        source: Source,
+        *,
+        targets: bool,
+        batch_size: int = EVALUATION_ROWS,
+        fragments: dict[int, Any] | None = None,
     ) -> Iterator[Batch]:
         """Encode an open source in its own order, batch by batch; with lanes, in that of each."""
         encode = self.encoder(targets=targets)
@@ -454,7 +458,6 @@ class Evaluator:
                 shuffle=False,
                 lanes=ranks.lanes,
             )
-            fragments = self.fragments_of(source) if targets else None
             reader = BatchReader(source, encode, plan, lanes=ranks.lanes_of(), fragments=fragments)
         with reader:
             yield from reader
@@ -470,19 +473,6 @@ class Evaluator:
         requests = RequestSource(source, group)
         self._requests = [*self._requests[-1:], (source, requests)]
         return requests
-
-    def fragments_of(self, source: Source) -> dict[int, Any] | None:
-        """Return where what is encoded of a source's few rows is kept for the next pass, or None.
-
-        Of the two sources that were asked for last: those of training and of validation.
-        """
-        if not is_small(source, self.ranks.lanes):
-            return None
-        for opened, transform, fragments in self._fragments:
-            if opened is source and transform is self.transform:
-                return fragments
-        self._fragments = [*self._fragments[-1:], (source, self.transform, {})]
-        return self._fragments[-1][2]
 
     def logits(self, data: object, *, by_modules: bool = False) -> NDArray[np.float32]:
         """Return the logits of every row, (rows, C), in the data's order."""
@@ -513,11 +503,16 @@ class Evaluator:
             logits_B, labels_B, weight_B = self._columns(batches, columns)
         return logits_B, labels_B, weight_B if self.ranks.any(weighs) else None
 
-    def evaluate(self, source: Source) -> Metrics:
-        """Return metrics on an open source, which stays open; the same on every rank."""
+    def evaluate(self, source: Source, fragments: dict[int, Any] | None = None) -> Metrics:
+        """Return metrics on an open source, which stays open; the same on every rank.
+
+        Args:
+            source: What to score.
+            fragments: What was encoded of it before, by fragment; filled. None: nothing is kept.
+        """
         ranks = self.ranks
         with self._evaluating() as logits:
-            batches = self.batches(source, targets=True)
+            batches = self.batches(source, targets=True, fragments=fragments)
             if ranks.size == 1:
                 return evaluate_batches(self.model, logits, batches)
             scored = _Scored(_gathered(ranks, logits, batches))

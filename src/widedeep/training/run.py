@@ -21,7 +21,7 @@ from widedeep.callbacks.base import Callbacks
 from widedeep.data.batch import Batch
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fragments import Source
-from widedeep.data.reader import BLOCK_ROWS, BatchReader, EpochPlan, large_fragments
+from widedeep.data.reader import BLOCK_ROWS, BatchReader, EpochPlan, is_small, large_fragments
 from widedeep.data.requests import RequestSource, request_encoder
 from widedeep.errors import DataError, RowError
 from widedeep.metrics.registry import loss_metric
@@ -95,6 +95,12 @@ class TrainingRun:
         between = between if eval_seconds is None else 0
         self.evaluates_again = self.total_steps > between
         self.ranks = state.ranks
+        # What is encoded of few rows is kept for the next pass, by fragment.
+        lanes = self.ranks.lanes
+        self._fragments: dict[int, Any] | None = {} if is_small(source, lanes) else None
+        self._valid_fragments: dict[int, Any] | None = (
+            None if valid is None or not is_small(valid, lanes) else {}
+        )
         self.progress = self._new_progress()
         self.interrupt = DeferredInterrupt(announce=show_progress, terminates=self.ranks.size > 1)
         self._stop = False  # Whether a callback ends the run, as rank 0 says
@@ -247,9 +253,7 @@ class TrainingRun:
         )
         if self.ranks.is_first:
             state.warmup.select(plan)
-        fragments = None if self.encoded else self.evaluator.fragments_of(self.source)
-        # The first lane may read nothing.
-        if self.encoded is not None or fragments or not plan.pools:
+        if self.encoded is not None or not plan.pools:  # the first lane reads nothing
             state.warmup.read(self.source)
         if state.step.feature_rates is not None:
             state.step.feature_rates.frozen = position.epoch > 0
@@ -266,7 +270,7 @@ class TrainingRun:
             lanes=self.ranks.lanes_of(),
             batches_at_once=self._at_once,
             sizes=[slot.size for slot in state.model.schema.slots],
-            fragments=fragments,
+            fragments=self._fragments,
         )
         with reader:
             for batches in reader:
@@ -494,7 +498,7 @@ class TrainingRun:
         self._rows = 0.0
         improved, notes = False, []
         if self.valid is not None:
-            metrics = self.evaluator.evaluate(self.valid)
+            metrics = self.evaluator.evaluate(self.valid, self._valid_fragments)
             state.valid_metrics = dict(metrics)
             row.update({f"valid/{name}": value for name, value in metrics.items()})
             # First: what the schedules know belongs to the model that is marked as the best.
