@@ -378,7 +378,9 @@ class StepProgram::Buffers {
   bool lose(int64_t step, int64_t first, int64_t n, StepResults& results) {
     if (!(rows_.losses ? rows_.losses(first, n) : log_loss(first, n, results))) return false;
     const float* const losses = results.losses + first;
-    results.totals[step] = float_sum(losses, n);
+    const float total = float_sum(losses, n);
+    if (!std::isfinite(total + float_sum(plan_.bias_grad, plan_.n_logits))) return false;
+    results.totals[step] = total;
     if (rows_.weights == nullptr) return true;
     const float* const weights = rows_.weights + first;
     float* const weighted = at_least(labels_, n);
@@ -397,7 +399,6 @@ class StepProgram::Buffers {
     float* const losses = results.losses + first;
     float* const grads = results.grads + first;
     logistic_loss(results.logits + first, labels, n, losses, grads);
-    const float total = float_sum(losses, n);
     if (rows_.weights != nullptr) {
       const float* weights = rows_.weights + first;
       for (int64_t i = 0; i < n; ++i) {
@@ -406,7 +407,7 @@ class StepProgram::Buffers {
       }
     }
     plan_.bias_grad[0] = float_sum(grads, n);
-    return std::isfinite(total + plan_.bias_grad[0]);
+    return true;
   }
 
   // Sums the examples' gradients by row.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -112,14 +113,36 @@ class HeadLosses:
             self._add(index, rows_O, batch, labels_BL, weight_B, logits_BC, losses_B, grad_BC)
         return losses_B, grad_BC
 
+    def of_rows(
+        self, batch: Batch, tensor_of: BatchTensor
+    ) -> Callable[[Tensor, int, int], tuple[Tensor, Tensor]]:
+        """Return what :meth:`__call__` does of rows ``first`` to ``last``, given their logits.
+
+        What can be checked of all rows at once is checked here.
+        """
+        if self._plain and batch.weight_B is None:
+            with contextlib.suppress(RowError):  # raised again where that row is learned
+                self._observed(batch, 0)
+                head, labels_B = self.heads[0], tensor_of("labels_BL")[:, 0].contiguous()
+                return lambda logits_BC, first, last: head.losses_and_gradient(
+                    logits_BC, labels_B[first:last]
+                )
+
+        def learn(logits_BC: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+            rows = batch.slice(first, last)
+            return self(logits_BC, rows, lambda name: torch.from_numpy(getattr(rows, name)))
+
+        return learn
+
     def _observed(self, batch: Batch, index: int) -> NDArray[np.int64] | None:
         """Check a head's labels; return the rows that have one, or None for all rows."""
         head, labels = self.heads[index], np.ascontiguousarray(self.labels(batch, index))
-        missing_B = np.isnan(labels[:, 0] if labels.ndim == 2 else labels)
         rows_O = None
-        if missing_B.any() and len(self.heads) > 1:
-            rows_O = np.flatnonzero(~missing_B)
-            labels = labels[rows_O]
+        if len(self.heads) > 1 or self._weights[index] is not None:
+            missing_B = np.isnan(labels[:, 0] if labels.ndim == 2 else labels)
+            if missing_B.any() and len(self.heads) > 1:
+                rows_O = np.flatnonzero(~missing_B)
+                labels = labels[rows_O]
         try:
             # On the host: reading the device's copy would wait for it.
             head.check_labels(torch.from_numpy(labels), self._columns[index])

@@ -227,6 +227,8 @@ class Multiclass(Head):
 
     def check_labels(self, labels_B: Tensor, column: str = "label") -> None:
         """Raise a :class:`DataError` for a label that is no class index."""
+        if within(labels_B, 0, self.classes - 1) and torch.equal(labels_B, labels_B.round()):
+            return
         is_class = (labels_B >= 0) & (labels_B < self.classes) & (labels_B == labels_B.round())
         check_all(is_class, labels_B, column, f"a class 0 to {self.classes - 1}")
 
@@ -241,8 +243,8 @@ class Multiclass(Head):
         if not self._is_plain:
             return self._general(logits_BC, labels_B)[1]
         gradient = torch.softmax(logits_BC, dim=1)
-        gradient[torch.arange(len(gradient), device=gradient.device), labels_B.long()] -= 1.0
-        return gradient
+        minus_one_B1 = gradient.new_full((len(gradient), 1), -1.0)
+        return gradient.scatter_add_(1, labels_B.long()[:, None], minus_one_B1)
 
     def _general(self, logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(self.class_weights, tuple)

@@ -36,7 +36,7 @@ from widedeep.training.lane_gradients import LaneGradients
 from widedeep.training.parts import Parts, model_parts
 from widedeep.training.rollback_log import RollbackLog
 from widedeep.training.schedules import FULL_RATES, Rates
-from widedeep.training.step_program import StepProgram
+from widedeep.training.step_program import StepProgram, sum_examples
 
 
 @dataclass(slots=True)
@@ -322,7 +322,7 @@ class TrainStep:
             if isinstance(self.fused, NativeMLP):
                 self.fused.sum_rows(start, stop)
             assert self.model.bias.grad is not None
-            self._sum_examples(result.grad_BC[start:stop], self.model.bias.grad)
+            sum_examples(result.grad_BC[start:stop], self.model.bias.grad)
             self._computed_lane = lane
         return result
 
@@ -415,12 +415,12 @@ class TrainStep:
         logits_BC = self.model.wide_logits(batch, threads=self.threads)  # with the bias
         inputs = gathered.inputs
         if inputs is None:
-            losses_B, grad_BC = self.losses(logits_BC, batch)
+            losses_B, grad_BC = self._losses(logits_BC, batch)
             return DenseResult(logits_BC, losses_B, grad_BC)
         key = ("step", self.config.seed, step, *((lane,) if self.ranks.lanes > 1 else ()))
         if self.fused is not None and self.fused.takes(len(batch)):
             logits_BC += self.fused.forward(inputs.concat_BX, key)  # (B, X) -> (B, C)
-            losses_B, grad_BC = self.losses(logits_BC, batch)
+            losses_B, grad_BC = self._losses(logits_BC, batch)
             unread = {name: torch.zeros_like(s.values_ND) for name, s in inputs.sequences.items()}
             if self.exchange is not None and self._sums_rows:
                 assert isinstance(self.fused, NativeMLP)
@@ -471,7 +471,7 @@ class TrainStep:
             logits_BC, grad_BC = logits_BMC.mean(dim=1), grad.sum(dim=1)
         else:
             logits_BC += deep.detach()
-            losses_B, grad = self.losses(logits_BC, batch)
+            losses_B, grad = self._losses(logits_BC, batch)
             grad_BC = grad
         roots, grads = [deep], [grad]
         for own_B in leaf.own_losses or ():
@@ -494,7 +494,7 @@ class TrainStep:
         trained = [p for p in self.dense.parameters.values() if p.requires_grad]
         return [inputs.concat_BX, *unpooled, *trained]
 
-    def losses(self, logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _losses(self, logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each example's loss, and the gradient of the weighted sum by the logits."""
         model = self.model
         losses_B, grad_BC = model.losses(
@@ -502,18 +502,10 @@ class TrainStep:
         )
         if model.bias.grad is None:
             model.bias.grad = torch.empty_like(model.bias)
-        self._sum_examples(grad_BC, model.bias.grad)
+        sum_examples(grad_BC, model.bias.grad)
         if logits_BC.device.type == "cpu":  # a device would be waited for: the run asks it later
             self._check_finite(losses_B, grad_BC, model.bias.grad)
         return losses_B, grad_BC
-
-    @staticmethod
-    def _sum_examples(grad_BC: Tensor, grad_C: Tensor) -> None:
-        """Fill the sum over examples; of one logit on a processor as runs of steps add it."""
-        if grad_BC.shape[1] == 1 and grad_BC.device.type == "cpu" and grad_BC.is_contiguous():
-            grad_C.fill_(kernels.float_sum(grad_BC.numpy()[:, 0]))
-        else:
-            torch.sum(grad_BC, dim=0, out=grad_C)
 
     def _own_loss_grad(self, own_B: Tensor, batch: Batch) -> Tensor:
         """Return the gradient of the weighted sum of a tower's own losses by these."""
@@ -529,7 +521,7 @@ class TrainStep:
 
     def _member_losses(self, logits_BMC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean of the members' losses, (B,), and its gradient by their logits."""
-        members = [self.losses(one_BC.contiguous(), batch) for one_BC in logits_BMC.unbind(1)]
+        members = [self._losses(one_BC.contiguous(), batch) for one_BC in logits_BMC.unbind(1)]
         losses_B = torch.stack([losses for losses, _ in members]).mean(dim=0)
         grad_BMC = torch.stack([grad for _, grad in members], dim=1) / len(members)
         assert self.model.bias.grad is not None

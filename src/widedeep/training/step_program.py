@@ -54,9 +54,6 @@ class StepParts(Protocol):
     def concat_buffer(self, rows: int) -> Tensor:
         """Return the buffer of the deep input for this many rows."""
 
-    def losses(self, logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return losses and their gradient; fill the bias's gradient."""
-
 
 class StepProgram:
     """Learns consecutive batches in one call, with the bits of one step after the other.
@@ -156,16 +153,21 @@ class StepProgram:
 
     def _losses_of(self, batch: Batch, results: Mapping[str, Tensor]) -> Callable[[int, int], bool]:
         """Return the function that fills in the losses of some examples from their logits."""
+        model = self._step.model
+        learn = model.losses.of_rows(batch, lambda name: model.batch_tensor(batch, name))
         logits_BC, grads_BC, losses_B = (
             results[name] for name in ("logits_BC", "grads_BC", "losses_B")
         )
+        assert model.bias.grad is not None
+        grad_C = model.bias.grad
 
         def fill(first: int, last: int) -> bool:
             try:
-                losses, grads = self._step.losses(logits_BC[first:last], batch.slice(first, last))
+                losses, grads = learn(logits_BC[first:last], first, last)
             except Exception:  # the step by itself says what is wrong
                 return False
             losses_B[first:last], grads_BC[first:last] = losses, grads
+            sum_examples(grads, grad_C)
             return True
 
         return fill
@@ -258,6 +260,14 @@ class StepProgram:
             row_scale=0.0 if config.grad_scale == "mean" else config.grad_scale,
             mean_loss=config.loss_reduction == "mean",
         )
+
+
+def sum_examples(grad_BC: Tensor, grad_C: Tensor) -> None:
+    """Fill the sum over examples; of one logit on a processor as runs of steps add it."""
+    if grad_BC.shape[1] == 1 and grad_BC.device.type == "cpu" and grad_BC.is_contiguous():
+        grad_C.fill_(kernels.float_sum(grad_BC.numpy()[:, 0]))
+    else:
+        torch.sum(grad_BC, dim=0, out=grad_C)
 
 
 def _is_known(optimizer: Optimizer) -> bool:
