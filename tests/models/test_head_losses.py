@@ -107,13 +107,14 @@ def test_a_loss_that_is_no_number_stops_before_anything_moves(
         model.bias.data[:] = 1.0
         before: dict[str, Tensor] = {}
         trainer.callbacks = []
-        step = trainer.state.step.apply
+        run = trainer.step.program.run
 
-        def count(*arguments: Any, **options: Any) -> None:
-            step(*arguments, **options)
+        def watched(*arguments: Any, **options: Any) -> object:
+            done = run(*arguments, **options)
             before.update({k: v.clone() for k, v in model.state_dict().items()})
+            return done
 
-        trainer.state.step.apply = count  # type: ignore[method-assign]
+        trainer.step.program.run = watched  # type: ignore[method-assign, assignment]
         with pytest.raises(DataError, match=r"row 41 of .*rows.parquet, in batch \d of epoch \d"):
             trainer.fit(tmp_path / "rows.parquet", epochs=1)
         after = model.state_dict()
