@@ -317,6 +317,21 @@ void bind_learn_rates(const Output& log_rates, const Output& evidence, const Inp
   learn_rates(rates, products, starts, nullptr);
 }
 
+nb::ndarray<nb::numpy, double> bind_sum_rates(const Input& products_U, const Input& starts_T) {
+  const std::int64_t n = length(starts_T) - 1;
+  const auto* const starts = vector_data<std::int64_t>("starts_T", starts_T);
+  if (n < 0 || starts[0] < 0 || !std::is_sorted(starts, starts + n + 1)) {
+    refuse("starts_T: expected ascending numbers of at least 0");
+  }
+  const auto* const products = vector_data<float>("products_U", products_U, starts[n]);
+  std::unique_ptr<double[]> sums(new double[static_cast<std::size_t>(2 * kRateGrids * n)]);
+  {
+    const nb::gil_scoped_release release;
+    sum_rates_on_grids(products, starts, n, sums.get());
+  }
+  return new_array(std::move(sums), 2 * kRateGrids, n);
+}
+
 void bind_fill_rates(const Output& log_rates, const Input& starts_T, const Output& rates_U) {
   const FeatureRates rates = rates_of(log_rates, log_rates, starts_T, 0, 0, 0);
   const auto* const starts = vector_data<std::int64_t>("starts_T", starts_T);
@@ -331,6 +346,7 @@ void bind_step(nb::module_& m) {
   m.def("float_sum", &bind_float_sum, "numbers_B"_a);
   m.def("learn_rates", &bind_learn_rates, "log_rates"_a, "evidence"_a, "starts_T"_a, "products_U"_a,
         nb::kw_only(), "step"_a, "lowest"_a, "highest"_a);
+  m.def("sum_rates", &bind_sum_rates, "products_U"_a, "starts_T"_a);
   m.def("fill_rates", &bind_fill_rates, "log_rates"_a, "starts_T"_a, "rates_U"_a);
   nb::class_<BoundUpdate>(m, "RowUpdate")
       .def(nb::init<const std::string&, Output, std::vector<Output>, double, double, double, double,

@@ -42,6 +42,22 @@ double segment_of(int64_t begin, int64_t end, Term term) {
   return end - begin > 1 ? first + pairwise_sum(begin + 1, end, term) : first;
 }
 
+// Nearest whole number, ties to even.
+double whole(double value) {
+  constexpr double kLarge = 0x1.8p52;  // numbers beside it are whole
+  return std::fabs(value) < 0x1p51 ? (value + kLarge) - kLarge : std::nearbyint(value);
+}
+
+void add_on_grids(double left, double* sums) {
+  constexpr double kGrids[kRateGrids] = {0x1p36, 1.0, 0x1p-36, 0x1p-72};
+  for (int64_t i = 0; i < kRateGrids; ++i) {
+    if (std::fabs(left) <= kGrids[i] / 2) continue;  // nothing of it, on the coarse ones mostly
+    const double on_grid = whole(left * (1.0 / kGrids[i])) * kGrids[i];
+    left -= on_grid;
+    sums[i] += on_grid;
+  }
+}
+
 }  // namespace
 
 void learn_rates(const FeatureRates& rates, const float* products, const int64_t* starts,
@@ -62,6 +78,23 @@ void learn_rates(const FeatureRates& rates, const float* products, const int64_t
     const double moved = rates.log_rates[t] - rates.step * sum / root;
     rates.log_rates[t] = std::clamp(moved, rates.lowest, rates.highest);
     if (factors != nullptr) factors[t] = rate_factor(rates, t);
+  }
+}
+
+void sum_rates_on_grids(const float* products, const int64_t* starts, int64_t n_features,
+                        double* sums) {
+  for (int64_t t = 0; t < n_features; ++t) {
+    double of_products[kRateGrids] = {}, of_squares[kRateGrids] = {};
+    for (int64_t i = starts[t]; i < starts[t + 1]; ++i) {
+      const double product = products[i];
+      if (product == 0.0) continue;  // of a weight that is 0 yet
+      add_on_grids(product, of_products);
+      add_on_grids(product * product, of_squares);
+    }
+    for (int64_t grid = 0; grid < kRateGrids; ++grid) {
+      sums[grid * n_features + t] = of_products[grid];
+      sums[(kRateGrids + grid) * n_features + t] = of_squares[grid];
+    }
   }
 }
 

@@ -20,6 +20,14 @@ struct FeatureRates {
 void learn_rates(const FeatureRates& rates, const float* products, const int64_t* starts,
                  float* factors);
 
+// What rows add to the figures of a learn_rates() over several ranks, whose rows come in any order:
+// their products, and the squares of these, cut to grids on each of which float64 sums are exact.
+// The grids are `2^36` apart, the coarsest one has that number, and so do large products, as
+// regressions have them. `sums` (2 * kRateGrids, n_features) start from 0.
+constexpr int64_t kRateGrids = 4;
+void sum_rates_on_grids(const float* products, const int64_t* starts, int64_t n_features,
+                        double* sums);
+
 // The factor of one feature.
 float rate_factor(const FeatureRates& rates, int64_t feature);
 

@@ -38,61 +38,202 @@ void round_all(float* row, int64_t width) {
   for (int64_t d = 0; d < width; ++d) row[d] = from_bfloat16(to_bfloat16(row[d]));
 }
 
-// Appends the first occurrence of each of a row's lanes, and the lane; `end_cells` are the lanes'.
-void add_segments(const SegmentRequest& request, const LaneSums& lanes,
-                  const std::vector<int64_t>& end_cells, int64_t row, std::vector<int32_t>& starts,
-                  std::vector<int32_t>& lane) {
-  const auto n_features = static_cast<uint32_t>(request.n_features);
-  int64_t end_cell = -1;
-  for (int32_t i = request.starts[row]; i < request.starts[row + 1]; ++i) {
-    if (request.cells[i] < end_cell) continue;
-    const uint32_t example = static_cast<uint32_t>(request.cells[i]) / n_features;
-    const int32_t now = lanes.lane_of_example[example];
-    starts.push_back(i);
-    lane.push_back(now);
-    end_cell = end_cells[static_cast<size_t>(now)];
-  }
-}
+// Occurrences of some rows side by side, cut where another row or another lane begins.
+struct LaneSegments {
+  std::vector<int32_t> starts{};  // first occurrence of each, and the end
+  std::vector<int32_t> lanes{};   // of each
+  std::vector<int32_t> firsts{};  // of each row, its first segment, and their number
+  int64_t n = 0;
+};
 
-// Sums of one row's lanes, which follow each other in `sums`, into the first of them.
-class LaneTree {
+// Finds the lanes of rows' occurrences.
+class LaneFinder {
  public:
-  explicit LaneTree(const LaneSums& lanes) : lanes_(lanes) {}
+  LaneFinder(const SegmentRequest& request, const LaneSums& lanes)
+      : request_(request),
+        lanes_(lanes),
+        inverse_(request.n_features > 1 ? UINT64_MAX / static_cast<uint64_t>(request.n_features) + 1
+                                        : 0) {}
 
-  void add_up(float* sums, const int32_t* lane, int64_t n, int64_t width) {
-    if (lanes_.bfloat16) round_all(sums, n * width);
-    if (n < 2) return;
-    open_.clear();
-    float* last = sums;
-    for (int64_t i = 1; i < n; ++i) {
-      const int depth = depth_between(lane[i - 1], lane[i], lanes_.lanes);
-      last = close(last, depth, width);
-      open_.push_back({last, depth});
-      last = sums + i * width;
+  // Cuts rows [begin, end) up. Without branches: rows are short and of any length, and whether an
+  // occurrence is of another lane is a coin toss.
+  void cut(int64_t begin, int64_t end, LaneSegments& segments) const {
+    const int32_t first = request_.starts[begin], last = request_.starts[end];
+    const auto most = static_cast<size_t>(last - first) + 1;
+    if (segments.lanes.size() < most) {
+      segments.starts.resize(most), segments.lanes.resize(most), segments.firsts.resize(most + 1);
     }
-    close(last, -1, width);
+    int32_t* const starts = segments.starts.data();
+    int32_t* const lanes = segments.lanes.data();
+    int32_t* const firsts = segments.firsts.data();
+    int64_t row = begin;
+    int32_t n = 0, before = -1;
+    for (int32_t i = first; i < last; ++i) {
+      const bool is_row = i == request_.starts[row];
+      const int32_t lane = lane_of(static_cast<uint32_t>(request_.cells[i]));
+      firsts[row - begin] = n;  // for good where the row begins
+      starts[n] = i;
+      lanes[n] = lane;
+      row += is_row ? 1 : 0;
+      n += is_row || lane != before ? 1 : 0;
+      before = lane;
+    }
+    firsts[end - begin] = n;
+    starts[n] = last;
+    segments.n = n;
   }
 
  private:
+  int32_t lane_of(uint32_t cell) const {  // divided as Lemire, Kaser & Kurz 2019 do
+    const uint32_t example =
+        inverse_ == 0
+            ? cell
+            : static_cast<uint32_t>((static_cast<unsigned __int128>(inverse_) * cell) >> 64);
+    return lanes_.lane_of_example[example];
+  }
+
+  const SegmentRequest& request_;
+  const LaneSums& lanes_;
+  uint64_t inverse_;
+};
+
+// Sums of one row's lanes, which follow each other in `sums`, into the first of them. Rows have
+// kWidth numbers, or any number where that is 0.
+template <int kWidth>
+class LaneTree {
+ public:
+  LaneTree(const LaneSums& lanes, int64_t width)
+      : lanes_(lanes),
+        width_(kWidth > 0 ? kWidth : width),
+        first_(lanes.lane_of_example[0]),
+        last_(lanes.lane_of_example[lanes.n_examples - 1] + 1) {
+    if (last_ - first_ > kFewLanes) return;
+    plan(0, lanes.lanes);
+    every_.resize(static_cast<size_t>((last_ - first_) * width_));
+  }
+
+  // Adds rows' segments up: row after row, in `out`.
+  void add_up(const LaneSegments& segments, float* sums, int64_t rows, const Rows& out) {
+    if (lanes_.bfloat16) round_all(sums, segments.n * width_);
+    const int32_t* const firsts = segments.firsts.data();
+    if (static_cast<int64_t>(several_.size()) < rows) several_.resize(static_cast<size_t>(rows));
+    size_t n_several = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      copy(out.data + i * out.stride, sums + firsts[i] * width_);
+      several_[n_several] = static_cast<int32_t>(i);
+      n_several += firsts[i + 1] - firsts[i] > 1 ? 1 : 0;
+    }
+    for (size_t k = 0; k < n_several; ++k) {
+      const int64_t i = several_[k], first = firsts[i], n = firsts[i + 1] - first;
+      float* const row = out.data + i * out.stride;
+      if (n == 2) {
+        add(row, sums + (first + 1) * width_);
+      } else {
+        const int32_t* const lane = segments.lanes.data() + first;
+        float* const of_row = sums + first * width_;
+        copy(row, every_.empty() ? add_open(of_row, lane, n) : add_every(of_row, lane, n));
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kFewLanes = 64;  // all of which are added sooner than some are found
+
+  struct Sum {
+    int64_t into, from;  // of the lanes, from the first one
+  };
   struct Open {
     float* sum;
     int depth;  // where the lanes that follow part from it
   };
 
-  float* close(float* last, int depth, int64_t width) {
+  // Notes the sums that the lanes [begin, end) take; returns the first of them that there is.
+  int64_t plan(int64_t begin, int64_t end) {
+    if (end <= first_ || begin >= last_) return -1;
+    if (end - begin == 1) return begin - first_;
+    const int64_t middle = (begin + end + 1) / 2;
+    const int64_t into = plan(begin, middle), from = plan(middle, end);
+    if (into < 0 || from < 0) return std::max(into, from);
+    sums_.push_back({into, from});
+    return into;
+  }
+
+  // A lane that adds nothing has the number that changes none: -0.
+  float* add_every(const float* sums, const int32_t* lane, int64_t n) {
+    std::fill(every_.begin(), every_.end(), -0.0f);
+    float* const every = every_.data();
+    for (int64_t i = 0; i < n; ++i) copy(every + (lane[i] - first_) * width_, sums + i * width_);
+    for (const Sum& sum : sums_) add(every + sum.into * width_, every + sum.from * width_);
+    return every;
+  }
+
+  float* add_open(float* sums, const int32_t* lane, int64_t n) {
+    open_.clear();
+    float* last = sums;
+    for (int64_t i = 1; i < n; ++i) {
+      const int depth = depth_between(lane[i - 1], lane[i], lanes_.lanes);
+      last = close(last, depth);
+      open_.push_back({last, depth});
+      last = sums + i * width_;
+    }
+    return close(last, -1);
+  }
+
+  float* close(float* last, int depth) {
     while (!open_.empty() && open_.back().depth > depth) {
       float* const sum = open_.back().sum;
-      for (int64_t d = 0; d < width; ++d) sum[d] += last[d];
-      if (lanes_.bfloat16) round_all(sum, width);
+      add(sum, last);
       last = sum;
       open_.pop_back();
     }
     return last;
   }
 
+  void add(float* __restrict sum, const float* __restrict other) const {
+    const int64_t width = kWidth > 0 ? kWidth : width_;
+    for (int64_t d = 0; d < width; ++d) sum[d] += other[d];
+    if (lanes_.bfloat16) round_all(sum, width);
+  }
+
+  void copy(float* out, const float* row) const {
+    memcpy(out, row, static_cast<size_t>(kWidth > 0 ? kWidth : width_) * sizeof(float));
+  }
+
   const LaneSums& lanes_;
-  std::vector<Open> open_;
+  int64_t width_;
+  int64_t first_, last_;            // lanes that there are
+  std::vector<Sum> sums_{};         // of all of them, where they are few
+  std::vector<int32_t> several_{};  // rows of several segments
+  std::vector<float> every_{};      // lane's sum
+  std::vector<Open> open_{};
 };
+
+// Sums rows [row, last_row), some occurrences at a time.
+template <int kWidth>
+void sum_lanes(const SegmentRequest& request, const LaneSums& lanes, const LaneFinder& finder,
+               int64_t row, int64_t last_row) {
+  const auto range = WIDEDEEP_DISPATCH(segment_sum_range);
+  const int32_t* const row_starts = request.starts;
+  const int64_t width = request.out.width;
+  LaneTree<kWidth> tree(lanes, width);
+  LaneSegments segments;
+  std::vector<float> sums;
+  while (row < last_row) {
+    const int64_t first_row = row++;  // which may have more than a block by itself
+    while (row < last_row && row_starts[row + 1] - row_starts[first_row] <= kLaneBlock) ++row;
+    finder.cut(first_row, row, segments);
+    const auto floats = static_cast<size_t>(segments.n * width);
+    if (sums.size() < floats) sums.resize(floats);
+    SegmentRequest by_lane = request;
+    by_lane.starts = segments.starts.data();
+    by_lane.n_rows = segments.n;
+    by_lane.out = {sums.data(), width, width};
+    range(by_lane, 0, segments.n);
+    const Rows out = request.out;
+    tree.add_up(segments, sums.data(), row - first_row,
+                {out.data + first_row * out.stride, out.stride, width});
+  }
+}
 
 }  // namespace
 
@@ -111,51 +252,30 @@ void segment_sum(const SegmentRequest& request, int threads) {
 }
 
 void segment_sum_by_lanes(const SegmentRequest& request, const LaneSums& lanes, int threads) {
-  const auto range = WIDEDEEP_DISPATCH(segment_sum_range);
   const int64_t n_rows = request.n_rows, width = request.out.width;
-  const int32_t* const row_starts = request.starts;
-  const int64_t first = row_starts[0];
-  std::vector<int64_t> end_cells(static_cast<size_t>(lanes.lanes));
-  for (int64_t b = 0; b < lanes.n_examples; ++b) {
-    end_cells[static_cast<size_t>(lanes.lane_of_example[b])] = (b + 1) * request.n_features;
+  const int32_t* const lane = lanes.lane_of_example;
+  if (lanes.n_examples == 0 || lane[0] == lane[lanes.n_examples - 1]) {
+    segment_sum(request, threads);
+    if (!lanes.bfloat16) return;
+    parallel_for(n_rows, threads, [&](int64_t begin, int64_t end, int) {
+      for (; begin < end; ++begin) {
+        round_all(request.out.data + begin * request.out.stride, width);
+      }
+    });
+    return;
   }
+  const int32_t* const starts = request.starts;
+  const int64_t first = starts[0];
+  const LaneFinder finder(request, lanes);
   const auto row_at = [&](int64_t occurrence) {
-    return std::lower_bound(row_starts, row_starts + n_rows + 1, first + occurrence) - row_starts;
+    return std::lower_bound(starts, starts + n_rows + 1, first + occurrence) - starts;
   };
-  parallel_for(row_starts[n_rows] - first, threads, [&](int64_t begin, int64_t end, int) {
-    LaneTree tree(lanes);
-    std::vector<int32_t> starts, lane;  // of each row's lanes
-    std::vector<int64_t> firsts;        // of each row in them
-    std::vector<float> sums;
-    const int64_t last_row = row_at(end);
-    for (int64_t row = row_at(begin); row < last_row;) {
-      const int64_t first_row = row;
-      starts.clear(), lane.clear(), firsts.clear();
-      for (; row < last_row && row_starts[row + 1] - row_starts[first_row] <= kLaneBlock; ++row) {
-        firsts.push_back(static_cast<int64_t>(lane.size()));
-        add_segments(request, lanes, end_cells, row, starts, lane);
-      }
-      if (row == first_row) {  // more than a block by itself
-        firsts.push_back(0);
-        add_segments(request, lanes, end_cells, row++, starts, lane);
-      }
-      firsts.push_back(static_cast<int64_t>(lane.size()));
-      starts.push_back(row_starts[row]);
-      sums.resize(lane.size() * static_cast<size_t>(width));
-      SegmentRequest segments = request;
-      segments.starts = starts.data();
-      segments.n_rows = static_cast<int64_t>(lane.size());
-      segments.out = {sums.data(), width, width};
-      range(segments, 0, segments.n_rows);
-      for (int64_t i = 0; i < row - first_row; ++i) {
-        const int64_t segment = firsts[static_cast<size_t>(i)];
-        float* const sum = sums.data() + segment * width;
-        tree.add_up(sum, lane.data() + segment, firsts[static_cast<size_t>(i) + 1] - segment,
-                    width);
-        memcpy(request.out.data + (first_row + i) * request.out.stride, sum,
-               static_cast<size_t>(width) * sizeof(float));
-      }
-    }
+  const auto sum = width == 1    ? &sum_lanes<1>
+                   : width == 16 ? &sum_lanes<16>
+                   : width == 32 ? &sum_lanes<32>
+                                 : &sum_lanes<0>;
+  parallel_for(starts[n_rows] - first, threads, [&](int64_t begin, int64_t end, int) {
+    sum(request, lanes, finder, row_at(begin), row_at(end));
   });
 }
 

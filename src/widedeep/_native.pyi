@@ -373,6 +373,13 @@ def learn_rates(
 ) -> None:
     """Move each touched feature's logarithm by Adagrad along the sum of its rows' products."""
 
+def sum_rates(products_U: _Floats, starts_T: _Ints) -> _Doubles:
+    """Return each feature's sums of products, and of their squares, on four grids each, (8, T).
+
+    Of :func:`learn_rates` over several ranks: the grids are 2^36 apart, the coarsest first, and on
+    each of them sums are exact, in whatever order they are added.
+    """
+
 def pair_products(fields: _Floats, out_BD: _Floats, threads: int = 1) -> None:
     """Fill the sums over all pairs of fields of their elementwise products.
 

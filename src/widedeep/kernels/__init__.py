@@ -79,6 +79,7 @@ from widedeep._native import sgd_rows as sgd_rows
 from widedeep._native import sorted_numbers as sorted_numbers
 from widedeep._native import sorted_words as sorted_words
 from widedeep._native import sum_numbers as sum_numbers
+from widedeep._native import sum_rates as sum_rates
 from widedeep._native import take_rows as take_rows
 from widedeep._native import unpack_examples as unpack_examples
 from widedeep._native import unpack_rows as unpack_rows

@@ -59,6 +59,17 @@ class LaneTree(Generic[Sum]):
         self.lanes, self._add = lanes, add
         self._open: list[tuple[int, Sum]] = []  # First lane of each, and its sum
 
+    def adds_at_once(self, lane: int) -> bool:
+        """Return whether the next lane is added to the last one, whatever comes after it."""
+        if not self._open:
+            return False
+        return lane + 1 == self.lanes or self._depth(lane) > self._depth(lane + 1, lane)
+
+    def add_to_last(self, value: Sum) -> None:
+        """Add a lane of which :meth:`adds_at_once` says so, without keeping it."""
+        lane, before = self._open.pop()
+        self._open.append((lane, self._add(before, value)))
+
     def push(self, lane: int, value: Sum) -> None:
         """Take the sum of the next lane, or of a node that begins with it."""
         if self._open:

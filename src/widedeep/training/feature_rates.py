@@ -18,7 +18,6 @@ from widedeep.ranks.ranks import Ranks
 LOWEST = 0.01
 HIGHEST = 5.0
 RANGE = (math.log(LOWEST), math.log(HIGHEST))  # of the factors' logarithms
-_GRIDS = (2.0**36, 1.0, 2.0**-36, 2.0**-72)  # of sums whose order is not known
 
 
 class FeatureRates:
@@ -98,18 +97,8 @@ class FeatureRates:
         """
         if self.frozen:
             return
-        products = products_U.numpy().astype(np.float64)
-        touched_T = np.diff(starts_T) > 0
-        own = np.zeros((2 * len(_GRIDS) + 1, len(touched_T)))  # of products, of squares, rows
-        own[-1] = touched_T
-        if touched_T.any():
-            starts = starts_T[:-1][touched_T]
-            for column, values in enumerate((products, products * products)):
-                for number, grid in enumerate(_GRIDS):
-                    on_grid = np.rint(values / grid) * grid
-                    values = values - on_grid
-                    sums = np.add.reduceat(on_grid, starts)
-                    own[column * len(_GRIDS) + number, touched_T] = sums
+        sums = kernels.sum_rates(products_U.numpy(), starts_T)
+        own = np.concatenate([sums, np.diff(starts_T)[None] > 0])
         totals = np.sum(ranks.gather(own[None]), axis=0)[0]
         touched_T = totals[-1] > 0
         of_products, of_squares = np.split(totals[:-1, touched_T], 2)

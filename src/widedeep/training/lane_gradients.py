@@ -42,6 +42,7 @@ class LaneGradients:
         step = -(-first[-1] // (ranks.size * _LINE)) * _LINE
         self._edges = [step * r for r in range(ranks.size + 1)]
         self._sums = torch.zeros(step * ranks.size)
+        self._addresses = [self._sums[span].data_ptr() for span in self._spans]
         self._free: list[Tensor] = []  # Buffers of lanes that were added
         self._tree = LaneTree(ranks.lanes, self._add)
         self._lasts = {node.stop - 1 for node in ranks.spans_of()}  # lane of each of its nodes
@@ -59,7 +60,30 @@ class LaneGradients:
             lane: Its number on all ranks.
             empty: Whether it has no examples, so that nothing was computed.
         """
-        buffer = self._free.pop() if self._free else torch.zeros_like(self._sums)
+        if not empty and self._in_place():
+            grads = self._rounded(self._sums)
+            if self._tree.adds_at_once(lane):
+                self._tree.add_to_last(grads)
+            else:
+                self._tree.push(lane, self._buffer().copy_(grads))
+        else:
+            self._tree.push(lane, self._rounded(self._collected(empty)))
+        if lane in self._lasts:
+            self._totals.append(self._tree.total())
+
+    def _in_place(self) -> bool:
+        """Return whether all gradients lie where the last step left their sums."""
+        return all(
+            parameter.grad is not None and parameter.grad.data_ptr() == address
+            for parameter, address in zip(self.parameters, self._addresses, strict=True)
+        )
+
+    def _buffer(self) -> Tensor:
+        return self._free.pop() if self._free else torch.zeros_like(self._sums)
+
+    def _collected(self, empty: bool) -> Tensor:
+        """Copy the gradients from wherever they lie."""
+        buffer = self._buffer()
         targets, grads = [], []
         for parameter, span in zip(self.parameters, self._spans, strict=True):
             if empty or parameter.grad is None:
@@ -69,13 +93,11 @@ class LaneGradients:
                 grads.append(parameter.grad.reshape(-1))
         if targets:
             torch._foreach_copy_(targets, grads)
-        self._tree.push(lane, self._rounded(buffer))
-        if lane in self._lasts:
-            self._totals.append(self._tree.total())
+        return buffer
 
     def _add(self, first: Tensor, second: Tensor) -> Tensor:
         first += second
-        if len(second) == len(self._sums):
+        if len(second) == len(self._sums) and second is not self._sums:
             self._free.append(second)
         return self._rounded(first)
 
@@ -89,7 +111,7 @@ class LaneGradients:
         if size == 1:
             self._sums.copy_(totals[0])
         else:
-            own = torch.stack(totals)
+            own = totals[0][None] if len(totals) == 1 else torch.stack(totals)
             own = own.bfloat16() if self.wire == "bf16" else own  # exactly
             parts = [own[:, a:b] for a, b in itertools.pairwise(self._edges)]
             nodes = [self.ranks.spans_of(rank) for rank in range(size)]

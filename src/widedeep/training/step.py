@@ -118,7 +118,9 @@ class TrainStep:
         if self.ranks.lanes > 1:
             model.set_shard(self.ranks.rank, self.ranks.size)
             self.exchange = Exchange(model, self.ranks, wire=wire, threads=threads)
-            reduced = [*self.dense.parameters.values(), model.bias]
+            reduced = list(self.dense.parameters.values())
+            if not any(parameter is model.bias for parameter in reduced):
+                reduced.append(model.bias)
             self._lane_gradients = LaneGradients(reduced, self.ranks, wire=wire)
         self._frozen_norms = _frozen_norms(model, self.parts)
         self.dropout = EmbeddingDropout(model, self.config.seed)
