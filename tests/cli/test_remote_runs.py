@@ -13,11 +13,13 @@ import pytest
 
 from tests.command_line import Run
 from tests.object_store import bucket, s3_endpoint  # noqa: F401
+from tests.ranks.threads import run_threads
 from widedeep import remote
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.cli import remote_runs
-from widedeep.cli.remote_runs import RemoteRun
+from widedeep.cli.remote_runs import RemoteRun, run_folder
 from widedeep.errors import ConfigError, DataError
+from widedeep.ranks.ranks import Ranks
 
 
 def contents(folder: Path, *but: str) -> dict[str, bytes]:
@@ -126,12 +128,32 @@ def test_a_verdict_lies_beside_the_bundle_where_any_machine_finds_it(
     assert not json.loads(file.read_text())["passed"]
 
 
-def test_several_ranks_need_a_folder_that_they_share(run: Run, ads_run: Path) -> None:
-    url = "memory://ranks/run"
-    refused = run("train", ads_run / "ads.toml", "--out", url, "--ranks", 2)
-    assert refused.code == 2
-    assert "got a URL on 2 ranks, expected a folder that all of them share" in refused.err
-    assert refused.err.rstrip().endswith(f"then: widedeep export RUN -o {url}")
+def test_ranks_copy_a_run_once_from_a_folder_that_they_share(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    another_machine(monkeypatch, tmp_path)
+    url = f"memory://{tmp_path.name}/ranks"
+
+    def train(ranks: Ranks) -> str:
+        with run_folder(url, ranks, resume=False, force=False) as folder:
+            assert folder is not None
+            if ranks.is_first:
+                (Path(folder) / "config.toml").write_text("x = 1")
+            ranks.barrier()
+            return folder
+
+    folders = run_threads(3, train)
+    assert len(set(folders)) == 1
+    assert RemoteRun(url).listing().keys() == {"config.toml"}
+
+    monkeypatch.setattr(remote_runs, "_reads", lambda file, text: False)
+    refused = run_threads(2, lambda ranks: train(ranks))
+    assert all("holds a run; --resume" in str(error) for error in refused)
+    url = f"memory://{tmp_path.name}/elsewhere"
+    first, second = run_threads(2, train)
+    assert isinstance(first, ConfigError) and "rank 0 of 2" not in str(first)
+    for part in ("another folder here, or none; set XDG_CACHE_HOME", f"export DIR -o {url}"):
+        assert part in str(first) and part in str(second)
 
 
 class Store:

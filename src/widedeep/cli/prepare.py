@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from widedeep.cli.output import print_json, print_next, print_text, say
@@ -15,14 +16,14 @@ from widedeep.data.counts import CountsFolder
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.fragments import InputRecord
-from widedeep.data.peers import LONE, Peers
 from widedeep.data.reuse import reuse_inputs
 from widedeep.data.sources import Data, RowShare, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError
 from widedeep.ranks.config import DistributedConfig
 from widedeep.ranks.launch import launch, launched_size
-from widedeep.ranks.ranks import ranks_of
+from widedeep.ranks.ranks import Ranks, ranks_of
+from widedeep.ranks.shared import on_first, shared_failures
 from widedeep.schema import Schema
 from widedeep.training.config import RunConfig
 
@@ -65,11 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     if arguments.ranks is not None and arguments.ranks > 1:
         return launch(arguments.ranks, without_option(arguments.words, "--ranks"))
-    config = pin_tables(config)
-    directory = RunDirectory.of_config(arguments.config, arguments.out)
-    directory.check_free()
     # The lanes of training do not matter here, and a rank may read for hours before it answers.
     ranks = ranks_of(DistributedConfig(lanes=launched_size(), timeout=_TIMEOUT))
+    config = pin_tables(config, ranks)
+    directory = RunDirectory.of_config(arguments.config, arguments.out)
+    on_first(ranks, directory.check_free)
     counts = arguments.counts
     schema = prepare_schema(config, directory, counts=counts, progress=True, ranks=ranks)
     if not ranks.is_first:
@@ -108,12 +109,12 @@ def prepare_schema(
     *,
     counts: str | None = None,
     progress: bool = False,
-    ranks: Peers = LONE,
+    ranks: Ranks | None = None,
 ) -> Schema:
     """Fit the schema of a run, over all ranks, and keep it in its folder."""
+    ranks = ranks or Ranks()
     schema, inputs = fit_run_schema(config, progress, counts=counts, ranks=ranks)
-    if ranks.rank == 0:
-        directory.save_schema(schema, inputs)
+    on_first(ranks, partial(directory.save_schema, schema, inputs))
     return schema
 
 
@@ -132,16 +133,17 @@ def fit_run_schema(
     config: RunConfig,
     progress: bool,
     grow: Schema | None = None,
-    ranks: Peers = LONE,
+    ranks: Ranks | None = None,
     *,
     counts: str | None = None,
 ) -> tuple[Schema, list[InputRecord]]:
     """Fit the schema of a run over all ranks and return it with a record of its inputs."""
     if not config.spec.labels:  # said before the long way through the data
         raise ConfigError('got no label to learn; write label = "COLUMN" under [data]')
-    inputs = _inputs(config)
+    ranks = ranks or Ranks()
+    inputs = on_first(ranks, partial(_inputs, config), "the inputs")
     train, _ = training_data(config)
-    show_bar = progress and sys.stderr.isatty() and ranks.rank == 0
+    show_bar = progress and sys.stderr.isatty() and ranks.is_first
     if counts is None:
         return fit_schema(config.spec, train, progress=show_bar, grow=grow, ranks=ranks), inputs
     _check_counted(train, counts, sum(record["rows"] for record in inputs))
@@ -172,11 +174,17 @@ def _inputs(config: RunConfig) -> list[InputRecord]:
         return source.describe()
 
 
-def prepared_schema(config: RunConfig, directory: RunDirectory) -> Schema | None:
-    """The schema in the folder, if it was fitted for these features on these inputs."""
-    if directory.fitted_inputs() != _inputs(config):
+def prepared_schema(config: RunConfig, directory: RunDirectory, ranks: Ranks) -> Schema | None:
+    """The schema in the folder, if it was fitted for these features on these inputs; collective."""
+
+    def is_fitted() -> bool:
+        fitted = directory.fitted_inputs()
+        return fitted is not None and fitted == _inputs(config)
+
+    if not on_first(ranks, is_fitted, "the prepared schema"):
         return None
-    schema = Schema.load(directory.schema)
+    with shared_failures(ranks):
+        schema = Schema.load(directory.schema)
     return schema if schema.spec == config.spec else None
 
 

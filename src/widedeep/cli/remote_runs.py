@@ -19,11 +19,14 @@ from widedeep.bundle.manifest import MANIFEST
 from widedeep.cli.output import say
 from widedeep.errors import ConfigError, DataError
 from widedeep.files import locked, try_locked, write_text_whole
+from widedeep.ranks.ranks import Ranks
+from widedeep.ranks.shared import on_first, shared_failures
 from widedeep.remote import RemoteFile, RemoteFolder, RemoteUnavailable, is_url
 from widedeep.serving.loading import default_cache
 
 _ENTRIES = ".remote.json"  # What each file was, here and there, when they were the same
 _WRITER = ".writer"  # Behind the URL: who wrote there last; here: the same, if that was this folder
+_MARK = ".ranks"  # By which the other ranks know the first one's folder
 _LAST = ("state.json", MANIFEST)  # Without it a checkpoint's or a bundle's folder is not whole
 _OF_RUN = re.compile(
     r"(checkpoints|stream|bundle|candidate)/.+|candidate\.[^/]+|config\.toml|schema\.safetensors|"
@@ -340,16 +343,42 @@ def _is_whole(name: str, files: Container[str]) -> bool:
 
 
 @contextlib.contextmanager
-def run_folder(out: str | None, *, resume: bool, force: bool) -> Iterator[str | None]:
-    """Give the folder that a run is trained in: ``out``, or one here that is copied to that URL."""
+def run_folder(out: str | None, ranks: Ranks, *, resume: bool, force: bool) -> Iterator[str | None]:
+    """Give the folder that a run is trained in: ``out``, or one here that is copied to that URL.
+
+    Of several ranks the first one copies, from a folder that all of them see; collective.
+    """
     if out is None or not is_url(out):
         yield out
         return
-    remote = RemoteRun(out, writes=True)
-    with remote.alone():
-        remote.begin(resume=resume, force=force)
-        with remote.followed() as folder:
-            yield str(folder)
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> list[str]:
+            remote, mark = RemoteRun(out, writes=True), uuid.uuid4().hex
+            stack.enter_context(remote.alone())
+            remote.begin(resume=resume, force=force)
+            write_text_whole(remote.folder / _MARK, mark)
+            return [str(stack.enter_context(remote.followed())), mark]
+
+        folder, mark = on_first(ranks, begin, "the run's folder")
+        with shared_failures(ranks):
+            if not _reads(Path(folder) / _MARK, mark):
+                raise ConfigError(
+                    f"--out {out}: {folder}, from which the first rank copies the run, is "
+                    "another folder here, or none; set XDG_CACHE_HOME to a folder that all "
+                    "machines share, or train into one (--out DIR), then: widedeep export DIR -o "
+                    f"{out}"
+                )
+        yield folder
+        with shared_failures(ranks):
+            stack.close()
+
+
+def _reads(file: Path, text: str) -> bool:
+    try:
+        return file.read_text() == text
+    except OSError:
+        return False
 
 
 def fetched_run(path: str, *, checkpoints: bool = False) -> Path | None:

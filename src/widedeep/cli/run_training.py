@@ -111,7 +111,7 @@ def train_run(
     ranks = ranks_of(config.distributed)
     progress = progress and ranks.is_first
     if resume:
-        directory.check_same_config(config)
+        on_first(ranks, partial(directory.check_same_config, config))
     elif not force:
         on_first(ranks, directory.check_free)
     schema, inputs = _run_schema(
@@ -187,7 +187,7 @@ def _run_schema(
         schema, inputs, origin = Schema.load(latest / "schema.safetensors"), None, "of the run"
     else:
         grow = None if warm is None else previous_schema(warm.path)
-        prepared = prepared_schema(config, directory) if grow is None else None
+        prepared = prepared_schema(config, directory, ranks) if grow is None else None
         if prepared is not None:
             schema, inputs, origin = prepared, None, "as prepared"
         else:

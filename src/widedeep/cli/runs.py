@@ -31,6 +31,8 @@ from widedeep.gate.verdict import verdict_path
 from widedeep.options import as_table
 from widedeep.publish.storage import LocalStore
 from widedeep.ranks.config import DistributedConfig
+from widedeep.ranks.ranks import Ranks
+from widedeep.ranks.shared import on_first
 from widedeep.remote import RemoteFile, check_local, is_url, local_path, open_filesystem
 from widedeep.schema import Schema
 from widedeep.serving.loading import whole_bundle
@@ -89,7 +91,7 @@ class RunDirectory:
         cls, config: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
     ) -> RunDirectory:
         """Return the folder of a configuration file's run: ``runs/<its name>``, or ``out``."""
-        advice = "widedeep train --out URL trains a run behind it, in one process"
+        advice = "widedeep train --out URL trains a run behind it"
         check_local(out or "", "--out", advice)
         return cls(out or Path("runs") / Path(config).stem)
 
@@ -212,10 +214,13 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
-def pin_tables(config: RunConfig) -> RunConfig:
+def pin_tables(config: RunConfig, ranks: Ranks) -> RunConfig:
     """Name the newest version of each table of Delta Lake or Iceberg, so that a run reads one."""
-    paths = {name: pinned(getattr(config.data, name)) for name in DATA_PATHS}
-    return replace(config, data=replace(config.data, **paths))
+
+    def paths() -> dict[str, Any]:
+        return {name: pinned(getattr(config.data, name)) for name in DATA_PATHS}
+
+    return replace(config, data=replace(config.data, **on_first(ranks, paths, "the data's names")))
 
 
 def _absolute(paths: str | list[str] | None) -> str | list[str] | None:

@@ -36,7 +36,7 @@ from widedeep.data.topics import SCHEME
 from widedeep.errors import ConfigError
 from widedeep.gate.config import load_gate_config
 from widedeep.ranks.launch import launch, launched_rank, launched_size
-from widedeep.ranks.ranks import Ranks
+from widedeep.ranks.ranks import Ranks, ranks_of
 from widedeep.remote import is_url
 from widedeep.training.config import FollowConfig, Quality, RunConfig, WarmStartConfig
 
@@ -117,19 +117,20 @@ def _add_following(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    if _launches(arguments):
+    if arguments.ranks is not None and arguments.ranks > 1:
         config = _load_config(arguments)  # whose mistakes each rank would tell
         Ranks(size=arguments.ranks, lanes=config.distributed.lanes)
         return launch(arguments.ranks, without_option(arguments.words, "--ranks"))
+    ranks = ranks_of(_load_config(arguments).distributed)
     resume, force = arguments.resume, arguments.force
-    with run_folder(arguments.out, resume=resume, force=force) as folder:
-        return _train(arguments, RunDirectory.of_config(arguments.config, folder))
+    with run_folder(arguments.out, ranks, resume=resume, force=force) as folder:
+        return _train(arguments, ranks, RunDirectory.of_config(arguments.config, folder))
 
 
-def _train(arguments: argparse.Namespace, directory: RunDirectory) -> int:
+def _train(arguments: argparse.Namespace, ranks: Ranks, directory: RunDirectory) -> int:
     from widedeep.cli.run_training import train_run
 
-    config = pin_tables(_load_config(arguments))
+    config = pin_tables(_load_config(arguments), ranks)
     warm = _warm_from(arguments)
     follow = _follow_config(arguments)
     run, followed = None, None
@@ -170,17 +171,6 @@ def _train(arguments: argparse.Namespace, directory: RunDirectory) -> int:
 def _load_config(arguments: argparse.Namespace) -> RunConfig:
     of_quality = [f'train.quality="{arguments.quality}"'] if arguments.quality else []
     return load_config(arguments.config, [*arguments.set, *of_quality])
-
-
-def _launches(arguments: argparse.Namespace) -> bool:
-    """Tell whether this process is to start others that do the work."""
-    ranks = arguments.ranks or launched_size()
-    if ranks > 1 and arguments.out is not None and is_url(arguments.out):
-        raise ConfigError(
-            f"--out: got a URL on {ranks} ranks, expected a folder that all of them share; train "
-            f"in one process, or into a folder and then: widedeep export RUN -o {arguments.out}"
-        )
-    return arguments.ranks is not None and ranks > 1
 
 
 def _follow(

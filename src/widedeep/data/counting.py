@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from widedeep import kernels
 from widedeep.data.arrow_types import logical_type
-from widedeep.data.peers import LONE, Peers
 from widedeep.errors import ConfigError, DataError
+from widedeep.ranks.ranks import Ranks
 
 Values: TypeAlias = pa.Array | pa.ChunkedArray | NDArray[np.int64]
 Counted: TypeAlias = tuple[pa.LargeBinaryArray | NDArray[np.int64], NDArray[np.int64]]
@@ -66,7 +66,7 @@ class ValueCounter:
         self._kind = kind
         self._limits = memory_limit_bytes, spill_dir
         self._table = _SpillingTable(*self._limits, level=0)
-        self._ranks: Peers = LONE
+        self._ranks = Ranks()
         self._n_parts = 1
         self._distinct: int | None = 0
         self.total = 0
@@ -81,7 +81,7 @@ class ValueCounter:
                 n_values = len(keys.offsets) - 1
                 self.total += n_values if keys.counts is None else int(keys.counts.sum())
 
-    def exchange(self, ranks: Peers) -> None:
+    def exchange(self, ranks: Ranks) -> None:
         """Add up the counts of all ranks: each comes to own the values whose hashes are its part.
 
         Afterwards the results, ``total`` and ``distinct`` are those of all ranks' values, on every

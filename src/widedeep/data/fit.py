@@ -39,12 +39,13 @@ from widedeep.data.fit_scans import (
 )
 from widedeep.data.fragments import Source
 from widedeep.data.paths import input_paths
-from widedeep.data.peers import LONE, Peers, Turns, gather_json, sums
-from widedeep.data.sources import Data, RowShare, open_source
+from widedeep.data.sources import Data, RowShare, open_on_ranks
+from widedeep.data.turns import Turns
 from widedeep.errors import ConfigError, DataError, FeatureError
 from widedeep.features import Feature, FeatureSpec
 from widedeep.features.learned import ColumnType, ColumnTypes
 from widedeep.features.numbers import NumberSummary
+from widedeep.ranks.ranks import Ranks
 from widedeep.remote import InputPath
 from widedeep.schema import Schema
 
@@ -141,8 +142,8 @@ def _scan_lists(
         if len(counts) > MOST_CLASSES:
             raise _too_many_classes(name)
     ranks = scan.ranks()
-    rows, nulls = sums(ranks, rows, nulls)
-    for rank, others in enumerate(gather_json(ranks, counts)):
+    rows, nulls = ranks.sums(rows, nulls)
+    for rank, others in enumerate(ranks.gather_json(counts)):
         if rank != ranks.rank:
             counts.update(others)
     if len(counts) > MOST_CLASSES:
@@ -216,7 +217,7 @@ def _scan_mean(
         summary.add(values)
     ranks = scan.ranks()
     merge_summaries(ranks, [summary])
-    (nulls,) = sums(ranks, nulls)
+    (nulls,) = ranks.sums(nulls)
     if not summary.count:
         raise FeatureError(
             f"{name}: got null in every row; give some rows a label, or leave it out"
@@ -263,7 +264,7 @@ def _scan_classes(
                 _check_classes(chunk, texts, allowed, name)
             counter.add(texts)
         ranks = scan.ranks()
-        (nulls,) = sums(ranks, nulls)
+        (nulls,) = ranks.sums(nulls)
         counter.exchange(ranks)
         values, _ = counter.result()
     seen = sorted(value.as_py() for value in values)
@@ -323,7 +324,7 @@ def fit_schema(
     threads: int | None = None,
     progress: bool = False,
     grow: Schema | None = None,
-    ranks: Peers = LONE,
+    ranks: Ranks | None = None,
 ) -> Schema:
     """Learn vocabularies, quantiles and column types from data of any size.
 
@@ -378,20 +379,17 @@ def fit_schema(
         >>> schema.rows, schema.id_count("education"), schema.describe_id("education", 2)
         (4000, 18, 'HS-grad')
     """
-    limit = DEFAULT_MEMORY if memory_limit is None else memory_limit
+    limit, ranks = DEFAULT_MEMORY if memory_limit is None else memory_limit, ranks or Ranks()
     _check_options(spec, limit, sample_rows, threads, grow)
     workers = min(threads or _processors(), max(1, limit // _MEMORY_PER_SCAN))
     columns = _columns(spec)
-    with _open(spec, data, counts, columns) as source:
-        if not source.num_rows:
-            raise DataError("data: got no rows, expected at least one; check the path or the query")
+    with _open(spec, data, counts, columns, ranks) as source:
         plan = plan_fit(spec, source.arrow_schema)
         if counts is None:
             history = history_columns(data, columns)
         else:
             _check_counts(CountsFolder.open(counts), spec, plan, sample_rows, seed)
             history = _history([Path(counts).absolute().parent / "manifest.json"], columns)
-        check_same_rows(source, ranks)
         scans = _first_scans(spec, plan, grow)
         crosses = [f for f in spec.all_features if f.part_names and not f.is_hashed]
         shared = sum(len(columns) - 1 for columns in plan.learned)
@@ -433,14 +431,25 @@ def fit_schema(
 
 
 def _open(
-    spec: FeatureSpec, data: Data | None, counts: str | os.PathLike[str] | None, columns: list[str]
+    spec: FeatureSpec,
+    data: Data | None,
+    counts: str | os.PathLike[str] | None,
+    columns: list[str],
+    ranks: Ranks,
 ) -> Source:
     if (data is None) == (counts is None):
         got = "neither data nor" if data is None else "both data and"
         raise ConfigError(f"got {got} counts, expected one of them")
     if counts is not None:
         return open_counts(counts, columns)
-    return open_source(data, columns=columns, column_types=declared_types(spec))
+    return open_on_ranks(
+        data,
+        ranks,
+        "data",
+        columns=columns,
+        column_types=declared_types(spec),
+        empty="data: got no rows, expected at least one; check the path or the query",
+    )
 
 
 def _check_counts(
@@ -646,18 +655,6 @@ def _run_one(one: _Scan, scan: ScanContext) -> FitResult:
         raise
     scan.turns.end(scan.number, failed=False)
     return result
-
-
-def check_same_rows(source: Source, ranks: Peers) -> None:
-    """Refuse ranks that see other rows."""
-    every = np.concatenate(ranks.gather(np.array([[source.num_rows, len(source.fragments)]])))
-    other = np.flatnonzero((every != every[0]).any(axis=1))
-    if len(other):
-        rank = int(other[0])
-        raise DataError(
-            f"data: rank {rank} of {ranks.size} sees {every[rank][0]:,} rows in {every[rank][1]:,} "
-            f"pieces, rank 0 {every[0][0]:,} in {every[0][1]:,}; give all ranks the same files"
-        )
 
 
 @contextmanager

@@ -30,13 +30,14 @@ from widedeep.data.column_values import (
 from widedeep.data.counting import CounterKind, ValueCounter
 from widedeep.data.extend_schema import counted_vocabulary, earlier_cross, earlier_vocabulary
 from widedeep.data.fragments import Fragment, Source, column_stream, origin_of
-from widedeep.data.peers import Peers, Turns, TurnsStopped, gather_json, sums
 from widedeep.data.row_sample import RowSample, sampled_rows
 from widedeep.data.transform import PartIds, Transform
+from widedeep.data.turns import Turns, TurnsStopped
 from widedeep.errors import DataError, FeatureError, LimitError
 from widedeep.features import CrossEncoding, Feature, FeatureSpec, NumberInput, ValueInput
 from widedeep.features.learned import ColumnType, LogicalKind, NumericFit, Vocabulary
 from widedeep.features.numbers import NumberSummary
+from widedeep.ranks.ranks import Ranks
 from widedeep.schema import Schema
 
 
@@ -305,7 +306,7 @@ class ScanContext:
         """Yield this rank's rows of a column in order."""
         return column_chunks(self.source, column, self.advance, self.fragments)
 
-    def ranks(self) -> Peers:
+    def ranks(self) -> Ranks:
         """Wait until every rank has read its rows, and return the ranks: then all must merge."""
         self.turns.agree(self.number)
         return self.turns.ranks
@@ -348,11 +349,11 @@ class FitResult:
                 getattr(self, entry.name).update(getattr(other, entry.name))
         self.notes.extend(note for note in other.notes if note not in self.notes)
 
-    def exchange_counts(self, ranks: Peers) -> None:
+    def exchange_counts(self, ranks: Ranks) -> None:
         """Add up nulls and cut lists over all ranks."""
         for counts in (self.nulls, self.cut_lists):
             totals = Counter[str]()
-            for others in gather_json(ranks, counts):
+            for others in ranks.gather_json(counts):
                 totals.update(others)
             counts.update(totals)
 
@@ -376,7 +377,7 @@ def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnTyp
             nans += nan_count(chunk, type.nested)
     ranks = scan.ranks()
     merge_summaries(ranks, summaries)
-    nulls, nans = sums(ranks, nulls, nans)
+    nulls, nans = ranks.sums(nulls, nans)
     for summary, sample in zip(summaries, samples, strict=False):
         sample.exchange(ranks)
         summary.keep_sample(sample.values())
@@ -399,9 +400,9 @@ def _samples_for(scan: ScanContext, inputs: Sequence[NumberInput], size: int) ->
     return [scan.sample_of_all() for _ in range(size)]
 
 
-def merge_summaries(ranks: Peers, summaries: Sequence[NumberSummary]) -> None:
+def merge_summaries(ranks: Ranks, summaries: Sequence[NumberSummary]) -> None:
     """Add the rows of all other ranks to the summaries of a column."""
-    every = gather_json(ranks, [summary.to_json() for summary in summaries])
+    every = ranks.gather_json([summary.to_json() for summary in summaries])
     for others in (one for rank, one in enumerate(every) if rank != ranks.rank):
         for summary, other in zip(summaries, others, strict=True):
             summary.include(other)
@@ -451,7 +452,7 @@ def scan_vocabulary(
             totals.append(counter.total)
         ranks = scan.ranks()
         fit.exchange_counts(ranks)
-        for column, n_values in zip(columns, np.diff(sums(ranks, *totals)), strict=True):
+        for column, n_values in zip(columns, np.diff(ranks.sums(*totals)), strict=True):
             fit.notes += _cut_notes(fit, column)
             if not n_values:
                 fit.notes.append(
@@ -540,7 +541,7 @@ def scan_values(scan: ScanContext, column: ValueColumn) -> FitResult:
             outside += int(np.count_nonzero((values < 0) | (values >= column.values.num_buckets)))
     ranks = scan.ranks()
     fit.exchange_counts(ranks)
-    (outside,) = sums(ranks, outside)
+    (outside,) = ranks.sums(outside)
     fit.notes += _cut_notes(fit, column)
     if outside:
         fit.notes.append(
@@ -553,7 +554,7 @@ def scan_values(scan: ScanContext, column: ValueColumn) -> FitResult:
 def scan_plain(scan: ScanContext, column: str) -> FitResult:
     """Count the nulls of a column."""
     nulls = sum(null_count(chunk) for chunk in scan.chunks(column))
-    return FitResult(nulls={column: sums(scan.ranks(), nulls)[0]})
+    return FitResult(nulls={column: scan.ranks().sums(nulls)[0]})
 
 
 def scan_weight(
@@ -578,7 +579,7 @@ def scan_weight(
                 "1e15; correct it or drop the row"
             )
         total += float(weights.astype(np.float32).sum(dtype=np.float64))
-    (has_weight,) = sums(scan.ranks(), int(total > 0))
+    (has_weight,) = scan.ranks().sums(int(total > 0))
     notes = [] if has_weight else [f"{name}: 0 in every row, so nothing is learned"]
     return FitResult(nulls={column: 0}, notes=notes)
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from widedeep.data.formats import find_format
-from widedeep.data.lake_tables import find_table
+from widedeep.data.lake_tables import find_table, pinned
 from widedeep.data.parquet_input import PARQUET, parquet_metadata
 from widedeep.errors import DataError, WideDeepError
 from widedeep.remote import (
@@ -66,6 +66,26 @@ def file_from_json(told: Mapping[str, Any]) -> InputPath | InputFile:
     return InputFile(path, tuple((column, value) for column, value in told["partitions"]))
 
 
+_PATHS = (str, os.PathLike, InputFile)
+
+
+def names_files(data: object) -> bool:
+    """Tell whether data is a path, a glob, a folder, a table's folder or a list of such."""
+    first = data[0] if isinstance(data, Sequence) and data else None
+    return isinstance(data, _PATHS) or isinstance(first, _PATHS)
+
+
+def rows_to_json(data: Any) -> Any:
+    """Return what other processes need to open the files, or the table, that data names now."""
+    files = input_files(data)
+    return pinned(data) if files is None else [file_to_json(file) for file in files]
+
+
+def rows_from_json(told: Any) -> Any:
+    """Return the data that :func:`rows_to_json` told of."""
+    return [file_from_json(file) for file in told] if isinstance(told, list) else told
+
+
 def is_gone(data: object) -> bool:
     """Tell whether data is one local file that no longer exists."""
     path = data.path if isinstance(data, InputFile) else data
@@ -99,18 +119,17 @@ def input_files(data: Any) -> list[InputFile] | None:
     A folder ``NAME=VALUE`` below a folder that is named, or from the first wildcard of a pattern
     on, is a partition: its rows have the column ``NAME``.
     """
-    kinds = (str, os.PathLike, InputFile)
-    if isinstance(data, kinds):
+    if not names_files(data):
+        return None
+    if isinstance(data, _PATHS):
         return None if find_table(data) is not None else _expanded(data)
-    if isinstance(data, Sequence) and data and isinstance(data[0], kinds):
-        for number, item in enumerate(data):
-            if not isinstance(item, kinds):
-                raise DataError(
-                    f"data[{number}]: got a {type(item).__name__} in a list of paths; expected "
-                    "paths alone"
-                )
-        return [file for item in data for file in _expanded(item)]
-    return None
+    for number, item in enumerate(data):
+        if not isinstance(item, _PATHS):
+            raise DataError(
+                f"data[{number}]: got a {type(item).__name__} in a list of paths; expected "
+                "paths alone"
+            )
+    return [file for item in data for file in _expanded(item)]
 
 
 def local_files(data: Any) -> set[Path]:

@@ -7,8 +7,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.data.peers import Peers
 from widedeep.errors import ConfigError
+from widedeep.ranks.ranks import Ranks
 
 _NUMBERED_ROWS = 1 << 22
 
@@ -72,7 +72,7 @@ class RowSample:
         if sum(map(len, self._hashes)) > 2 * self.size:
             self._prune()
 
-    def exchange(self, ranks: Peers) -> None:
+    def exchange(self, ranks: Ranks) -> None:
         """Keep the lowest of all ranks' rows, in rank order."""
         if ranks.size > 1:
             self._prune()

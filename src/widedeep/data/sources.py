@@ -38,12 +38,14 @@ from widedeep.data.lake_tables import (
 )
 from widedeep.data.parquet_input import spooled_input
 from widedeep.data.partitions import partition_columns, with_partitions
-from widedeep.data.paths import input_files
+from widedeep.data.paths import input_files, names_files, rows_from_json, rows_to_json
 from widedeep.data.reuse import open_files
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.features.learned import ColumnKind, ColumnTypes
 from widedeep.kernels.transform import fingerprint64
 from widedeep.options import is_unicode
+from widedeep.ranks.ranks import Ranks
+from widedeep.ranks.shared import on_first, shared_failures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +273,48 @@ def open_source(
     except BaseException:
         spool.close()
         raise
+
+
+def open_on_ranks(
+    data: Data,
+    ranks: Ranks,
+    role: str,
+    *,
+    columns: Sequence[str],
+    column_types: Mapping[str, ColumnKind] | None,
+    empty: str,
+) -> Source:
+    """Open the same rows on all ranks, each of which reads its part of them; collective.
+
+    Args:
+        data: As of :func:`open_source`.
+        ranks: The first of them lists the files, or finds the newest version of a table, for all:
+            each by itself could see what comes meanwhile.
+        role: What the data is, in errors.
+        columns: As of :func:`open_source`.
+        column_types: As of :func:`open_source`.
+        empty: The error where there is no row.
+
+    Raises:
+        ConfigError: If the files are others on some rank.
+        DataError: If the data cannot be opened on some rank, or has no rows.
+    """
+    rows, listing = data.data if isinstance(data, RowShare) else data, None
+    if ranks.size > 1 and names_files(rows):
+        listing = on_first(ranks, partial(rows_to_json, rows), role)
+    with shared_failures(ranks):
+        if listing is not None:
+            rows = rows_from_json(listing)
+            data = replace(data, data=rows) if isinstance(data, RowShare) else rows
+        source = open_source(data, columns=columns, column_types=column_types)
+        if not source.num_rows:
+            source.close()
+            raise DataError(empty)
+        digest = source.fingerprint() if ranks.size > 1 else ""
+    fact = f"of {source.num_rows:,} rows in {len(source.fragments):,} parts (digest {digest})"
+    remedy = "; give all ranks the same data: each reads its part of it"
+    ranks.check_alike({role: fact}, remedy)
+    return source
 
 
 def _inputs(data: Data, columns: list[str] | None, types: ColumnTypes, spool: Spool) -> list[Input]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import column_stream, origin_of
-from widedeep.data.sources import Data, open_source
+from widedeep.data.sources import Data, open_on_ranks
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError, data_errors_of
 from widedeep.metrics import MetricCollection, metrics_of
@@ -126,9 +126,14 @@ def labelled_batches(
         raise DataError(f"{bundle.path}: its schema has no label; it cannot be evaluated")
     transform = Transform(bundle.schema, threads=threads)
     types = bundle.schema.input_types()
-    with open_source(data, columns=transform.columns(targets=True), column_types=types) as source:
-        if not source.num_rows:
-            raise DataError(f"{data}: got no rows to evaluate; give at least one example")
+    with open_on_ranks(
+        data,
+        ranks,
+        "data to evaluate",
+        columns=transform.columns(targets=True),
+        column_types=types,
+        empty=f"{data}: got no rows to evaluate; give at least one example",
+    ) as source:
         for table in column_stream(source):
             origin, first_row = origin_of(table) or ("", 0)
             for start in range(0, table.num_rows, _CHUNK_ROWS):

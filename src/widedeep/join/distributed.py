@@ -152,8 +152,10 @@ def _value_counts(names: Sequence[str], types: Mapping[str, str]) -> str:
             source = f"(SELECT wd_split, EXPLODE({column}) AS wd_value FROM {EXAMPLES})"
             column = "wd_value"
         selects.append(_values(number, column, kind, source))
+    # Else each task would write a file into each of the folders.
     return (
-        f"SELECT {', '.join(_KINDS)}, COUNT(*) AS wd_count, wd_split, wd_column "
+        f"SELECT /*+ REBALANCE(wd_split, wd_column) */ {', '.join(_KINDS)}, COUNT(*) AS wd_count, "
+        "wd_split, wd_column "
         f"FROM ({' UNION ALL '.join(selects)}) GROUP BY wd_split, {', '.join(_KINDS)}, wd_column"
     )
 

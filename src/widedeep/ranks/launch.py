@@ -13,6 +13,8 @@ from types import FrameType
 
 from widedeep.errors import ConfigError
 
+ON_ALL_RANKS = "raised on all ranks"
+"""The note of an error that every rank raises: one of a machine's ranks prints it."""
 _GRACE_SECONDS = 30.0
 """How long ranks have to end by themselves once one of them failed: they learn of it at once."""
 

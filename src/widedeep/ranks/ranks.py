@@ -155,8 +155,7 @@ class Ranks:
         Raises:
             ConfigError: On every rank.
         """
-        texts = self.gather(np.frombuffer(json.dumps(dict(facts)).encode(), np.uint8))
-        every: list[dict[str, str]] = [json.loads(text.tobytes()) for text in texts]
+        every: list[dict[str, str]] = self.gather_json(dict(facts))
         for name, first in every[0].items():
             for rank, one in enumerate(every):
                 if one.get(name) != first:
@@ -175,6 +174,18 @@ class Ranks:
             return [array]
         lengths = self._lengths([len(array)] * self.size)
         return self._gather(array, lengths)
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """Return every rank's value, which JSON holds, in rank order; floats keep all bits."""
+        if self.size == 1:
+            return [value]
+        texts = self.gather(np.frombuffer(json.dumps(value).encode(), np.uint8))
+        return [json.loads(text.tobytes()) for text in texts]
+
+    def sums(self, *numbers: int) -> list[int]:
+        """Return the sum of each number over all ranks."""
+        every = self.gather(np.array([numbers], np.int64))
+        return [int(total) for total in np.concatenate(every).sum(axis=0)]
 
     def gather_to_first(self, array: NDArray[Any]) -> list[NDArray[Any]] | None:
         """Return every rank's array, in rank order, on rank 0; None on the others."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -11,25 +10,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from widedeep.errors import (
     BundleError,
     CheckpointError,
     ConfigError,
     DataError,
     FeatureError,
+    LimitError,
     RanksError,
     SchemaError,
     WideDeepError,
 )
 from widedeep.files import atomic_directory
+from widedeep.ranks.launch import ON_ALL_RANKS
 from widedeep.ranks.ranks import Ranks
 
 _PULSE_SECONDS = 1.0  # between signs of life of the first rank
 _KINDS = (
     *(BundleError, CheckpointError, ConfigError, DataError, FeatureError, SchemaError),
-    *(OSError, RanksError),
+    *(LimitError, OSError, RanksError),
 )
 _BY_NAME: dict[str, type[Exception]] = {kind.__name__: kind for kind in _KINDS}
 
@@ -47,14 +46,18 @@ def shared_failures(ranks: Ranks) -> Iterator[None]:
             yield
         except Exception as error:
             own = error
+    raise_on_all(ranks, own)
+
+
+def raise_on_all(ranks: Ranks, own: BaseException | None) -> None:
+    """Raise what failed on some rank: its own error on each that failed; collective."""
     if ranks.size > 1 and ranks.any(own is not None):
-        fact = [] if own is None else [_kind(own), _text(own)]
-        texts = ranks.gather(np.frombuffer(json.dumps(fact).encode(), np.uint8))
-        facts = {rank: json.loads(text.tobytes()) for rank, text in enumerate(texts)}
-        rank, (kind, text) = next((rank, fact) for rank, fact in facts.items() if fact)
+        facts = ranks.gather_json([] if own is None else [_kind(own), _text(own)])
+        rank, (kind, text) = next((rank, fact) for rank, fact in enumerate(facts) if fact)
         if own is None:
             where = f"rank {rank} of {ranks.size} ({ranks.hosts[rank]})"
-            raise _BY_NAME[kind](f"{where}: {text}")
+            own = _BY_NAME[kind](f"{where}: {text}")
+        own.add_note(ON_ALL_RANKS)
     if own is not None:
         raise own
 
@@ -117,13 +120,13 @@ def shared_directory(ranks: Ranks, path: str | os.PathLike[str]) -> Iterator[Pat
             stack.close()
 
 
-def _kind(error: Exception) -> str:
+def _kind(error: BaseException) -> str:
     """Return the name of the error that the other ranks raise: of its kind, if they know it."""
     names = (one.__name__ for one in type(error).__mro__)
     return next((name for name in names if name in _BY_NAME), RanksError.__name__)
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     if not isinstance(error, OSError | WideDeepError):
         return f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.strerror:

@@ -77,8 +77,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         with shared_directory(ranks, path) as folder:
             with shared_failures(ranks):
                 own = _write_part(folder, checkpoint)
-            texts = [text.tobytes() for text in ranks.gather(own)]
-            sums = {name: value for text in texts for name, value in json.loads(text).items()}
+            sums = {name: sum_ for part in ranks.gather_json(own) for name, sum_ in part.items()}
             with shared_failures(ranks):
                 if ranks.is_first:
                     _write_state(folder, checkpoint, sums)
@@ -89,15 +88,14 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         ) from error
 
 
-def _write_part(folder: Path, checkpoint: Checkpoint) -> NDArray[np.uint8]:
-    """Write this rank's rows, and on the first rank what all have; return its checksum as JSON."""
+def _write_part(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
+    """Write this rank's rows, and on the first rank what all have; return its checksum."""
     ranks, tensors = checkpoint.ranks, checkpoint.tensors
     if not ranks.is_first:
         tensors = {name: rows for name, rows in tensors.items() if name in checkpoint.tables}
     file = part_paths(folder / _TENSORS, ranks.size)[ranks.rank]
     write_tensors(file, tensors)
-    text = json.dumps({file.name: file_sha256(file)})
-    return np.frombuffer(text.encode(), np.uint8)
+    return {file.name: file_sha256(file)}
 
 
 def _write_state(folder: Path, checkpoint: Checkpoint, sums: Mapping[str, str]) -> None:

@@ -23,7 +23,7 @@ from widedeep.data.batch import Batch
 from widedeep.data.fragments import Source, origin_of
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.requests import RequestSource, request_encoder
-from widedeep.data.sources import open_source
+from widedeep.data.sources import open_on_ranks
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError, data_errors_of
 from widedeep.metrics import MetricCollection, metrics_of
@@ -33,7 +33,7 @@ from widedeep.models.layer_options import NATIVE_ACTIVATIONS
 from widedeep.models.mlp import MLPTower
 from widedeep.models.wide_deep import JOIN, NUMBERS, WideDeep
 from widedeep.ranks.ranks import Ranks
-from widedeep.ranks.shared import on_first, shared_failures
+from widedeep.ranks.shared import on_first
 from widedeep.training.exchange import Exchange
 
 
@@ -406,22 +406,14 @@ class Evaluator:
 
     def open(self, data: object, role: str, *, targets: bool = True) -> Source:
         """Open data with the columns this model needs; ``role`` names it in an error."""
-        with shared_failures(self.ranks):
-            source = open_source(
-                data,
-                columns=self.transform.columns(targets=targets),
-                column_types=self.model.schema.input_types(),
-            )
-            if source.num_rows == 0:
-                source.close()
-                raise DataError(f"got {role} without rows; give at least one example")
-            digest = source.fingerprint() if self.ranks.size > 1 else ""
-        if self.ranks.size > 1:
-            parts = len(source.fragments)
-            fact = f"of {source.num_rows:,} rows in {parts:,} parts (digest {digest})"
-            remedy = "; give all ranks the same data: each reads its part of it"
-            self.ranks.check_alike({role: fact}, remedy)
-        return source
+        return open_on_ranks(
+            data,
+            self.ranks,
+            role,
+            columns=self.transform.columns(targets=targets),
+            column_types=self.model.schema.input_types(),
+            empty=f"got {role} without rows; give at least one example",
+        )
 
     def encoder(self, *, targets: bool = True) -> Callable[..., Batch]:
         """Return the function that turns a table into a Batch."""

@@ -633,11 +633,11 @@ class DeferredInterrupt:
         """True if a second Ctrl-C interrupted, perhaps in the middle of a step."""
 
     def __enter__(self) -> DeferredInterrupt:
-        if (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
-            self._before = {one: signal.signal(one, self._defer) for one in self._signals}
+        # A shell that starts a program in the background lets it ignore Ctrl-C, and nothing else.
+        defaults = (signal.default_int_handler, signal.SIG_DFL)
+        if threading.current_thread() is threading.main_thread():
+            signals = [one for one in self._signals if signal.getsignal(one) in defaults]
+            self._before = {one: signal.signal(one, self._defer) for one in signals}
         return self
 
     def __exit__(self, *_: object) -> None:
