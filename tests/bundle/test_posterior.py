@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import widedeep as wd
 from widedeep.bundle.layout import POSTERIOR
 from widedeep.bundle.posterior import WideUncertainty, fit_posterior, uncertainty_bundles
 from widedeep.data.batch import Batch
-from widedeep.errors import BundleError
+from widedeep.errors import BundleError, DataError
 
 ITEMS = ["maps", "mail", "chess", "go"]
 
@@ -82,16 +83,14 @@ def test_variances_are_those_of_dense_algebra(
     assert set(wide.bundle.model.wide) == {"app", "tags", "user_x_app"}, "the user moves no item"
     expected_B = np.zeros(len(data))
     for name in wide.bundle.model.wide:
-        learned = bundle.weights[f"wide/{name}"][:, 0].astype(np.float64)
         cells = batch.cells(names.index(name))
-        inputs = np.zeros((len(data), len(learned)))
+        inputs = np.zeros((len(data), len(bundle.posterior[f"wide/{name}"])))
         lengths_B = np.diff(cells.offsets)
         row_N = np.repeat(np.arange(len(data)), lengths_B)
         power = {"sum": 0, "sqrtn": 0.5, "mean": 1}[combiner]
         np.add.at(inputs, (row_N, cells.ids_N), 1.0 / lengths_B[row_N] ** power)
         information = np.diag(inputs.T @ (inputs * weight_B[:, None])).copy()
-        seen = np.flatnonzero(information[2:] > 0) + 2
-        prior = (learned[seen] ** 2).mean()
+        prior = bundle.posterior[f"wide/{name}"][0, 0]  # an unknown value's
         if name != "user_x_app":
             information[0] = 0
         variance = 1 / (1 / prior + information)
@@ -107,6 +106,38 @@ def test_variances_are_those_of_dense_algebra(
     information = outputs.T @ (outputs * weight_B[:, None]) + np.eye(4) / (head**2).mean()
     expected = np.einsum("bi,ij,bj->b", outputs, np.linalg.inv(information), outputs)
     assert (hidden.logits(batch) ** 2).sum(axis=1) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_the_prior_is_how_much_values_differ(tmp_path: Path) -> None:
+    """Whether the model learned it in the wide part, in the deep one, or not yet at all."""
+    rng = np.random.default_rng(1)
+    effect_A = rng.normal(0, 0.8, 60)
+    app_B, kind_B = rng.integers(0, 60, 20_000), rng.integers(0, 40, 20_000)
+    label_B = rng.random(20_000) < 1 / (1 + np.exp(2 - effect_A[app_B]))
+    data = pa.table(
+        {
+            "app": [f"a{app}" for app in app_B],
+            "kind": [f"k{kind}" for kind in kind_B],
+            "y": label_B.astype(int),
+        }
+    )
+    names = ["app", "kind"]
+    spec = wd.FeatureSpec(label="y", features=wd.categorical(*names), item=names, wide=names)
+    for rate, epochs in [(0.1, 4), (0.001, 1)]:
+        model = wd.WideDeep(wd.fit_schema(spec, data), hidden_units=[8], embedding_dim=4)
+        rates = {"wide": wd.FTRL(lr=rate), "deep": wd.Adagrad(lr=rate)}
+        trainer = wd.Trainer(model, progress=False, batch_size=256, **rates)
+        trainer.fit(data, epochs=epochs)
+        posterior = trainer.export(tmp_path / f"{rate}", posterior=data).posterior
+        prior = {key: float(values[0, 0]) ** 0.5 for key, values in posterior.items()}
+        assert prior["wide/app"] == pytest.approx(effect_A.std(), rel=0.1)
+        assert prior["wide/kind"] < 0.08
+
+
+def test_rows_without_labels_tell_no_posterior(bundle: wd.Bundle) -> None:
+    unlabelled = [{name: value for name, value in row.items() if name != "y"} for row in rows(5)]
+    with pytest.raises(DataError, match="no column 'y'"):
+        fit_posterior(bundle, unlabelled)
 
 
 def _hidden_outputs(bundle: wd.Bundle, data: list[dict[str, Any]]) -> np.ndarray[Any, Any]:

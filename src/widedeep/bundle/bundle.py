@@ -403,11 +403,13 @@ class Bundle:
             scores=by_head(self.model, self.scores_of(logits_BC)),
         )
 
-    def batches(self, rows: object, *, threads: int = 1, strict: bool = False) -> Iterator[Batch]:
-        """Encode what :meth:`score` takes, chunk by chunk."""
+    def batches(
+        self, rows: object, *, threads: int = 1, strict: bool = False, targets: bool = False
+    ) -> Iterator[Batch]:
+        """Encode what :meth:`score` takes, chunk by chunk; with ``targets``, as in training."""
         if isinstance(rows, Mapping):
             rows = [rows]
-        if isinstance(rows, Sequence) and rows and isinstance(rows[0], Mapping):
+        if not targets and isinstance(rows, Sequence) and rows and isinstance(rows[0], Mapping):
             total = 0
             for start in range(0, len(rows), _CHUNK_ROWS):
                 chunk = rows[start : start + _CHUNK_ROWS]
@@ -416,7 +418,7 @@ class Bundle:
                 self._encoder.check_values(total)
                 yield batch
             return
-        yield from self._encode_table(rows, threads=threads)
+        yield from self._encode_table(rows, threads=threads, targets=targets)
 
     def _encode_rows(
         self, rows: Sequence[Mapping[str, Any]], *, threads: int = 1, strict: bool = False
@@ -428,12 +430,11 @@ class Bundle:
             self._misspelt |= transform.misspelt(rows)
         return batch
 
-    def _encode_table(self, rows: object, *, threads: int) -> Iterator[Batch]:
+    def _encode_table(self, rows: object, *, threads: int, targets: bool) -> Iterator[Batch]:
         transform = self._transform(threads)
         types = self.schema.input_types()
-        with open_source(
-            rows, columns=transform.columns(targets=False), column_types=types
-        ) as source:
+        columns = transform.columns(targets=targets)
+        with open_source(rows, columns=columns, column_types=types) as source:
             if not source.num_rows:
                 raise DataError("got a table without rows to score; give at least one row")
             for table in column_stream(source):
@@ -441,7 +442,7 @@ class Bundle:
                 for start in range(0, table.num_rows, _CHUNK_ROWS):
                     yield transform(
                         table.slice(start, _CHUNK_ROWS),
-                        targets=False,
+                        targets=targets,
                         origin=origin,
                         first_row=first_row + start,
                     )

@@ -17,6 +17,7 @@ from widedeep.bundle.manifest import Engine, Manifest
 from widedeep.bundle.plain_json import read_json, write_json
 from widedeep.bundle.program import Program
 from widedeep.bundle.weights import weight_files
+from widedeep.data.batch import Batch
 from widedeep.errors import BundleError
 from widedeep.features import Combiner
 from widedeep.files import map_tensors
@@ -135,6 +136,19 @@ class BundleHead:
                 scores *= sigmoid(logits_BC[:, self.through].astype(np.float64))
             return scores
         return logits[:, 0] if link == "identity" else score_function(link, logits[:, 0])
+
+    def targets(
+        self, schema: Schema, batch: Batch
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the head's labels, NaN where a row has none, and the rows' weights for it."""
+        assert batch.labels_BL is not None
+        labels = batch.labels_BL[:, schema.label_layout[self.name]]
+        column = schema.weight_columns.get(self.name)
+        weight_B = batch.weight_B
+        if column is not None:
+            own_B = np.nan_to_num(batch.labels_BL[:, column], nan=0.0)
+            weight_B = own_B if weight_B is None else own_B * weight_B
+        return labels if self.kind == "multilabel" else labels[:, 0], weight_B
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

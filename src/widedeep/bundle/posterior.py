@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from widedeep.bundle.bundle import Bundle
 from widedeep.bundle.layout import BundleHead, BundleModel, WideCombiner
-from widedeep.data.batch import Cells
+from widedeep.data.batch import Batch, Cells
 from widedeep.errors import BundleError
 from widedeep.features.spec import all_columns, feature_side
 from widedeep.schema import Slot
@@ -19,6 +19,8 @@ from widedeep.schema import Slot
 __all__ = ["fit_posterior", "uncertainty_bundles"]
 
 HIDDEN = "hidden"
+_VARIANCE_BEFORE = 1.0  # of the logit of an item of which nothing is known
+_DEVIATIONS_G = np.linspace(0, 4, 101)  # that a feature's effects may have, in logits
 
 
 def fit_posterior(
@@ -28,16 +30,21 @@ def fit_posterior(
 
     The last layer sums the wide weights and the last hidden layer's outputs. Its weights have a
     normal posterior whose precision is the prior's plus the sum over rows of p (1 - p) x x' (Bishop
-    2006, equation 4.143), with p the score and x the layer's inputs: the labels do not count.
-    Hidden units have a full covariance (as in neural linear, Riquelme et al. 2018), wide weights
-    a diagonal one (Chapelle and Li 2011, algorithm 3), of features of the item and its crosses:
-    what the query alone brings moves no item past another. The prior variance is the mean square
-    of the weights that the model learned, per feature; of a value never seen, nothing but it is
-    known. Several values count as the model combines them.
+    2006, equation 4.143), with p the score and x the layer's inputs. Hidden units have a full
+    covariance (as in neural linear, Riquelme et al. 2018) and as prior variance the mean square of
+    their weights. Wide weights have a diagonal one (Chapelle and Li 2011, algorithm 3), of
+    features of the item and its crosses: what the query alone brings moves no item past another.
+
+    Their prior variance, which is that of a value never seen, is how much the values of a feature
+    differ in what they add to the logit beyond an unknown one, in the wide and the deep part. Each
+    seen value tells it with an error: the model's own effect and one step of Newton's method to
+    the labels, whose variance is one over the precision of the rows. The prior variance is its
+    mean given all of these (empirical Bayes, Gelman 2006); before any row, the features together
+    give an item's logit a variance of 1. Several values count as the model combines them.
 
     Args:
         bundle: The model. Its first head that gives a number must be binary.
-        rows: What :meth:`Bundle.score` reads: what was shown, labelled or not.
+        rows: What was shown, with labels and columns as in training.
         threads: Threads to score with.
 
     Returns:
@@ -45,7 +52,8 @@ def fit_posterior(
         with variance |L h|^2 for the hidden outputs h. Each where the model has that part.
 
     Raises:
-        BundleError: If the model has no such head, or neither part.
+        BundleError: If the model has no such head, neither part, or no label.
+        DataError: If the rows lack a column of training, such as the label.
 
     Example:
         >>> import widedeep as wd
@@ -64,23 +72,25 @@ def fit_posterior(
             f"{bundle.path}: got a model with no wide feature of the item and no standard tower, "
             "which has no last layer to be uncertain of; leave the posterior out"
         )
-    precision = {name: np.zeros(len(bundle.weights[f"wide/{name}"])) for name in slots}
+    if not bundle.schema.spec.labels:
+        raise BundleError(f"{bundle.path}: its schema has no label, which the posterior reads")
+    effects = {name: _Effects(bundle, head, index, slot) for name, (index, slot) in slots.items()}
     hidden_HH = np.zeros((last.model.n_logits,) * 2) if last is not None else np.zeros((0, 0))
-    for batch in bundle.batches(rows, threads=threads):
+    for batch in bundle.batches(rows, threads=threads, targets=True):
         logits_BC = bundle.logits(batch, threads=threads)
         p_B = head.scores(logits_BC, bundle.calibration.get(head.name))
-        weight_B = p_B * (1 - p_B)
-        for name, (index, _) in slots.items():
-            cells = batch.cells(index)
-            inputs_N = _inputs(cells, slots[name][1].wide_combiner(bundle.model.wide_combiner))
-            weight_N = np.repeat(weight_B, np.diff(cells.offsets))
-            np.add.at(precision[name], cells.ids_N, weight_N * inputs_N**2)
+        label_B, weight_B = head.targets(bundle.schema, batch)
+        example_B = ~np.isnan(label_B) * (1.0 if weight_B is None else weight_B)
+        error_B = example_B * (np.nan_to_num(label_B) - p_B)
+        information_B = example_B * p_B * (1 - p_B)
+        for each in effects.values():
+            each.add(batch, logits_BC[:, head.start], error_B, information_B, threads)
         if last is not None:
             output_BH = last.logits(batch, threads=threads).astype(np.float64)
-            hidden_HH += (output_BH * weight_B[:, None]).T @ output_BH
+            hidden_HH += (output_BH * information_B[:, None]).T @ output_BH
     posterior = {
-        f"wide/{name}": _variances(bundle.weights[f"wide/{name}"][:, head.start], q, slots[name][1])
-        for name, q in precision.items()
+        f"wide/{name}": each.variances(_VARIANCE_BEFORE / len(effects))
+        for name, each in effects.items()
     }
     if last is not None:
         weights_H = bundle.weights["head/weight"][head.start].astype(np.float64)
@@ -88,6 +98,78 @@ def fit_posterior(
         factor_HH = np.linalg.inv(np.linalg.cholesky(prior + hidden_HH))
         posterior[HIDDEN] = factor_HH.astype(np.float32)
     return posterior
+
+
+class _Effects:
+    """What the values of a feature add to the logit beyond an unknown one."""
+
+    def __init__(self, bundle: Bundle, head: BundleHead, index: int, slot: Slot) -> None:
+        self._bundle, self._head, self._index, self._slot = bundle, head, index, slot
+        self._wide_N = bundle.weights[f"wide/{slot.name}"][:, head.start].astype(np.float64)
+        self._is_deep = any(column.name == slot.name for column in bundle.model.deep)
+        # Of each weight: the sum of x^2 p (1 - p), of x (label - p), and of the deep part's share
+        self._precision_N, self._score_N, self._deep_N = np.zeros((3, len(self._wide_N)))
+        self._rows, self._squares = 0, 0.0
+
+    def add(
+        self,
+        batch: Batch,
+        logit_B: NDArray[np.float32],
+        error_B: NDArray[np.float64],
+        information_B: NDArray[np.float64],
+        threads: int,
+    ) -> None:
+        """Add the rows of a batch."""
+        cells, size = batch.cells(self._index), len(self._wide_N)
+        row_N = np.repeat(np.arange(len(batch)), np.diff(cells.offsets))
+        inputs_N = _inputs(cells, self._slot.wide_combiner(self._bundle.model.wide_combiner))
+        precision_N = information_B[row_N] * inputs_N**2
+        self._rows += len(batch)
+        self._squares += float((inputs_N**2).sum())
+        self._precision_N += np.bincount(cells.ids_N, precision_N, size)
+        self._score_N += np.bincount(cells.ids_N, error_B[row_N] * inputs_N, size)
+        if self._is_deep:
+            unknown_B = self._bundle.logits(_unknown(batch, self._index), threads=threads)
+            deep_B = logit_B.astype(np.float64) - unknown_B[:, self._head.start]
+            own_N = inputs_N * (self._wide_N[cells.ids_N] - self._wide_N[0])
+            deep_B -= np.bincount(row_N, own_N, len(batch))
+            self._deep_N += np.bincount(cells.ids_N, precision_N * deep_B[row_N], size)
+
+    def variances(self, expected: float) -> NDArray[np.float32]:
+        """Return the posterior variance of each weight (size, 1).
+
+        ``expected`` is the feature's part of a logit's variance before any row.
+        """
+        precision_N = self._precision_N.copy()
+        if self._slot.is_value:
+            precision_N[0] = 0  # out of vocabulary: another value each time
+        seen_N = np.flatnonzero(precision_N[2:] > 0) + 2
+        precision = precision_N[seen_N]
+        effect = self._wide_N[seen_N] - (self._wide_N[0] if self._slot.is_value else 0.0)
+        effect += (self._deep_N[seen_N] + self._score_N[seen_N]) / precision
+        per_weight = expected * self._rows / max(self._squares, 1.0)
+        prior = _spread(effect, 1 / precision, per_weight)
+        return (prior / (1 + prior * precision_N)).astype(np.float32)[:, None]
+
+
+def _unknown(batch: Batch, index: int) -> Batch:
+    """Return a batch with values of a feature that no vocabulary holds."""
+    slot_N = np.repeat(np.arange(len(batch.offsets_BF) - 1), np.diff(batch.offsets_BF))
+    return replace(batch, ids_N=np.where(slot_N % batch.n_slots == index, 0, batch.ids_N))
+
+
+def _spread(effect_N: NDArray[np.float64], error_N: NDArray[np.float64], expected: float) -> float:
+    """Return the variance of effects, of mean 0, that are known up to errors of a variance each.
+
+    Its mean given them; their standard deviation is half-normal before, with the mean square
+    ``expected``.
+    """
+    log_G = -(_DEVIATIONS_G**2) / (2 * expected)
+    for index, variance in enumerate((_DEVIATIONS_G**2).tolist()):
+        total_N = variance + error_N
+        log_G[index] -= float((np.log(total_N) + effect_N**2 / total_N).sum()) / 2
+    weight_G = np.exp(log_G - log_G.max())
+    return float(weight_G @ _DEVIATIONS_G**2 / weight_G.sum())
 
 
 def _inputs(cells: Cells, combiner: str) -> NDArray[np.float64]:
@@ -113,18 +195,6 @@ def ranked_head(model: BundleModel) -> BundleHead:
             "a binary one, not given through another"
         )
     return head
-
-
-def _variances(
-    weight_N: NDArray[np.float32], precision_N: NDArray[np.float64], slot: Slot
-) -> NDArray[np.float32]:
-    """Return the posterior variance of each weight of a feature (size, 1)."""
-    precision_N = precision_N.copy()
-    if slot.is_value:
-        precision_N[0] = 0  # out of vocabulary: another value each time
-    learned = weight_N[2:][precision_N[2:] > 0].astype(np.float64)
-    prior = float((learned**2).mean()) if len(learned) else 0.0
-    return (prior / (1 + prior * precision_N)).astype(np.float32)[:, None]
 
 
 def _item_slots(bundle: Bundle) -> dict[str, tuple[int, Slot]]:

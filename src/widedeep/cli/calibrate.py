@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser,
         "--posterior ROWS",
-        "fit the posterior of the last layer by these rows that were shown, for a server that "
+        "fit the posterior of the last layer by these rows, shown and labelled, for a server that "
         "explores by thompson or linucb; without it the new bundle holds none",
     )
     add_option(parser, "--force", "replace a bundle that is there")

@@ -58,8 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser,
         "--posterior DATA",
-        "store how uncertain the last layer is after these rows that were shown, for a server that "
-        "explores by thompson or linucb",
+        "store how uncertain the last layer is after these rows, shown and labelled, for a server "
+        "that explores by thompson or linucb",
     )
     add_option(
         parser,

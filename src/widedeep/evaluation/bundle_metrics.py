@@ -16,7 +16,6 @@ from widedeep.errors import DataError, data_errors_of
 from widedeep.metrics import MetricCollection, metrics_of
 from widedeep.ranks.ranks import Ranks
 from widedeep.ranks.shared import on_first, shared_failures
-from widedeep.schema import Schema
 
 _CHUNK_ROWS = 16_384
 
@@ -75,7 +74,7 @@ class BundleMetrics:
     def update(self, by_head: Mapping[str, NDArray[np.float64]], batch: Batch) -> None:
         """Add rows."""
         for head, metrics in self._heads:
-            labels, weight_B = head_targets(self._schema, head, batch)
+            labels, weight_B = head.targets(self._schema, batch)
             observed_B = ~np.isnan(labels.reshape(len(labels), -1)[:, 0])
             arrays = (by_head[head.name], labels, weight_B, batch.group_B)
             if not observed_B.all():
@@ -95,20 +94,6 @@ class BundleMetrics:
         return {
             f"{head}/{name}": v for head, metrics in by_head.items() for name, v in metrics.items()
         }
-
-
-def head_targets(
-    schema: Schema, head: BundleHead, batch: Batch
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Return a head's labels, NaN where a row has none, and the rows' weights for it."""
-    assert batch.labels_BL is not None
-    labels = batch.labels_BL[:, schema.label_layout[head.name]]
-    column = schema.weight_columns.get(head.name)
-    weight_B = batch.weight_B
-    if column is not None:
-        own_B = np.nan_to_num(batch.labels_BL[:, column], nan=0.0)
-        weight_B = own_B if weight_B is None else own_B * weight_B
-    return labels if head.kind == "multilabel" else labels[:, 0], weight_B
 
 
 def _head_metrics(head: BundleHead, *, grouped: bool) -> MetricCollection:

@@ -19,7 +19,6 @@ from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError, SchemaError
-from widedeep.evaluation.bundle_metrics import head_targets
 from widedeep.evaluation.logged_rankings import (
     LogColumns,
     LoggedRankings,
@@ -299,7 +298,7 @@ class _Comparison:
         """Add each row's mean loss over the classes of a multi-label head."""
         for head in self._candidate.model.heads:
             if head.kind == "multilabel":
-                labels_BC, _ = head_targets(self._candidate.schema, head, batch)
+                labels_BC, _ = head.targets(self._candidate.schema, batch)
                 losses_BC = log_losses(labels_BC.astype(np.float64), by_head[head.name])
                 self._class_losses.setdefault((model, head.name), []).append(
                     np.nan_to_num(losses_BC.mean(axis=1))
@@ -406,7 +405,7 @@ def _scores_of_labels(bundle: Bundle, by_head: ByHead, labelled: Batch) -> list[
     for head in bundle.model.heads:
         scores = by_head[head.name]
         if head.kind == "multiclass":
-            labels_B, _ = head_targets(bundle.schema, head, labelled)
+            labels_B, _ = head.targets(bundle.schema, labelled)
             class_B = np.nan_to_num(labels_B).astype(np.int64)
             scores = scores[np.arange(len(scores)), class_B]
         elif head.kind == "multilabel":
@@ -577,7 +576,7 @@ class LabelMatch:
     def check(self, batch: Batch) -> None:
         """Raise a :class:`DataError` for a numeric label that its head cannot have."""
         for head in self._heads:
-            labels_B, _ = head_targets(self._schema, head, batch)
+            labels_B, _ = head.targets(self._schema, batch)
             if head.kind == "multilabel":
                 continue
             good_B = np.isfinite(labels_B)

@@ -17,7 +17,6 @@ from widedeep.data.profile import sample_rows
 from widedeep.data.sources import Data
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError
-from widedeep.evaluation.bundle_metrics import head_targets
 from widedeep.evaluation.compare import log_losses, request_losses
 from widedeep.evaluation.statistics import placements
 from widedeep.features.spec import all_columns
@@ -248,7 +247,7 @@ class _SampleScorer:
     @staticmethod
     def _targets(bundle: Bundle, head: BundleHead, batch: Batch) -> tuple[Floats, Floats]:
         """Return a head's labels and the weights of the rows, 0 of both without a label."""
-        labels, weight_B = head_targets(bundle.schema, head, batch)
+        labels, weight_B = head.targets(bundle.schema, batch)
         observed_B = np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
         weight_B = np.ones(len(labels), np.float32) if weight_B is None else weight_B
         return np.nan_to_num(labels).astype(np.float64), np.where(observed_B, weight_B, 0.0)

@@ -17,7 +17,7 @@ from widedeep.bundle.write import rewrite_bundle
 from widedeep.data.batch import Batch
 from widedeep.data.sources import Data
 from widedeep.errors import BundleError, DataError, nearest
-from widedeep.evaluation.bundle_metrics import head_targets, labelled_batches
+from widedeep.evaluation.bundle_metrics import labelled_batches
 from widedeep.evaluation.compare import log_losses
 from widedeep.kernels.score import sigmoid
 
@@ -201,7 +201,7 @@ def calibrate_slices(
         head: The binary head; None: the first.
         overwrite: Replace a bundle that is already there.
         only_if_better: Write nothing if the log loss of held-out halves does not fall for sure.
-        posterior: Rows that were shown, as for :meth:`widedeep.Trainer.export`. Without them the
+        posterior: Labelled rows, as for :meth:`widedeep.Trainer.export`. Without them the
             new bundle has no posterior of its last layer, for that of the older weights is none.
         threads: Threads to score with.
 
@@ -287,7 +287,7 @@ def _read(bundle: Bundle, head: BundleHead, data: Data, by: Sequence[str], threa
     row = 0
     ids: dict[str, list[Ids]] = {name: [] for name in by}
     for batch in labelled_batches(bundle, data, threads):
-        labels_B, weights_B = head_targets(bundle.schema, head, batch)
+        labels_B, weights_B = head.targets(bundle.schema, batch)
         weight_B = np.ones(len(batch)) if weights_B is None else weights_B.astype(np.float64)
         known_B = ~np.isnan(labels_B)
         logits_BC = bundle.logits(batch, threads=threads)

@@ -15,7 +15,7 @@ from widedeep.bundle import Bundle, BundleHead
 from widedeep.data.batch import Batch
 from widedeep.data.drift import DriftCounts
 from widedeep.data.sources import Data
-from widedeep.evaluation.bundle_metrics import BundleMetrics, head_targets
+from widedeep.evaluation.bundle_metrics import BundleMetrics
 from widedeep.evaluation.compare import ComparedRows, HeadScores
 from widedeep.evaluation.off_policy import policy_values
 from widedeep.evaluation.statistics import calibration_curve, gain_curve, is_defined
@@ -133,7 +133,7 @@ class _ModelQuality:
         self.metrics.update(by_head, batch)
         for head in self._heads:
             if head.kind == "multiclass":
-                labels_B, weights_B = head_targets(self._schema, head, batch)
+                labels_B, weights_B = head.targets(self._schema, batch)
                 weight_B = np.ones(len(batch)) if weights_B is None else weights_B
                 weight_B = np.where(np.isnan(labels_B), 0.0, weight_B)
                 classes_B = np.nan_to_num(labels_B).astype(np.int64)

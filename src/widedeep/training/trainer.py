@@ -756,7 +756,7 @@ class Trainer:
             calibrate_on: Labelled data that the model was not trained on.
             negative_rate: Rate at which negatives were kept in training data without weights;
                 scores are corrected by it.
-            posterior: Rows that were shown, such as the training data: how uncertain the last
+            posterior: Labelled rows, such as the training data: how uncertain the last
                 layer is after them is stored, for a ranker that explores by it
                 (:class:`widedeep.serving.exploration.Exploration`).
             items: Items whose vectors the bundle keeps, one row per item with the columns of the
