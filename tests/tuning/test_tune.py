@@ -66,6 +66,18 @@ def test_the_given_parameters_mean_the_given_configuration(model: dict[str, Any]
     assert make_optimizers(again.train) == make_optimizers(config.train)
 
 
+def test_embeddings_are_searched_around_what_training_would_take() -> None:
+    spec = wd.FeatureSpec(label="y", features=[wd.categorical("job")])
+    tables = RunConfig(spec=spec).to_table()
+    for train, rate, l2 in (({}, 0.2, 0.025), ({"epochs": "auto"}, 0.02, 0.3)):
+        space = Space(config_from_tables({**tables, "train": train}), None)
+        space.resolve(50_000, rate)
+        assert (space.given()["deep.lr"], space.given()["deep.l2"]) == (rate, l2)
+    space = Space(config_from_tables({**tables, "train": {"deep": {"lr": 0.3}}}), None)
+    space.resolve(50_000, 0.02)
+    assert space.given()["deep.lr"] == 0.3
+
+
 def test_first_comes_the_configuration_then_one_change_each() -> None:
     spec = wd.FeatureSpec(label="y", features=[wd.categorical("job")])
     given, adam, *models = Space(RunConfig(spec=spec), ["dcn_v2", "finalmlp"]).first()

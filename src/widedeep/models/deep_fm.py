@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from widedeep.models.fm import FMTower
 from widedeep.models.mlp import HiddenConfig
-from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.models.tower import PAIRS_RATE, DeepInput, DeepLayout, register_tower
 
 
 class DeepFMTower(nn.Module):
@@ -52,3 +52,8 @@ class DeepFM(HiddenConfig):
 
     name = "deep_fm"
     network = DeepFMTower
+
+    @property
+    def embedding_rate(self) -> float:
+        """A rate for embeddings whose products are the logit."""
+        return PAIRS_RATE

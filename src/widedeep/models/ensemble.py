@@ -183,6 +183,11 @@ class Ensemble(TowerConfig):
         """M embeddings of each id where they are the members' own."""
         return self.members if self.embeddings == "own" else 1
 
+    @property
+    def embedding_rate(self) -> float:
+        """The rate of the members' tower."""
+        return tower_config(self.of).embedding_rate
+
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width that the members' tower needs."""
         return tower_config(self.of).embedding_dim(fields)

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError
 from widedeep.models.blocks import FieldAwarePairs, PairSum
 from widedeep.models.mlp import HiddenConfig
-from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
+from widedeep.models.tower import (
+    PAIRS_RATE,
+    DeepInput,
+    DeepLayout,
+    TowerConfig,
+    register_tower,
+)
 from widedeep.options import Count
 
 
@@ -74,6 +80,11 @@ class FFM(TowerConfig):
 
     name = "ffm"
     dim: Count = 4
+
+    @property
+    def embedding_rate(self) -> float:
+        """A rate for embeddings whose products are the logit."""
+        return PAIRS_RATE
 
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none: k for each other feature."""

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from widedeep.models.blocks import PairSum, pair_products
-from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
+from widedeep.models.tower import (
+    PAIRS_RATE,
+    DeepInput,
+    DeepLayout,
+    TowerConfig,
+    register_tower,
+)
 
 
 class FMTower(nn.Module):
@@ -45,6 +51,11 @@ class FM(TowerConfig):
     """
 
     name = "fm"
+
+    @property
+    def embedding_rate(self) -> float:
+        """A rate for embeddings whose products are the logit."""
+        return PAIRS_RATE
 
     def make(self, layout: DeepLayout) -> nn.Module:
         """Return the tower."""

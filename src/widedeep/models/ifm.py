@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from widedeep.models.blocks import PairSum, pair_products
 from widedeep.models.mlp import HiddenConfig
-from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.models.tower import PAIRS_RATE, DeepInput, DeepLayout, register_tower
 
 
 class WeighedFM(nn.Module):
@@ -82,3 +82,8 @@ class IFM(HiddenConfig):
 
     name = "ifm"
     network = IFMTower
+
+    @property
+    def embedding_rate(self) -> float:
+        """A rate for embeddings whose products are the logit."""
+        return PAIRS_RATE

@@ -31,6 +31,11 @@ from widedeep.schema import Schema, Slot
 
 Returns = Literal["features", "logits", "members"]
 
+EMBEDDING_RATE = 0.2
+PAIRS_RATE = 0.02
+"""Of embeddings whose scalar products are the logit: a step of one moves as many terms as there are
+other fields, all the same way."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeepLayout:
@@ -483,6 +488,11 @@ class TowerConfig:
     def embedding_copies(self) -> int:
         """How many embeddings of the declared width each id has, side by side."""
         return 1
+
+    @property
+    def embedding_rate(self) -> float:
+        """The learning rate of embeddings for which no optimizer is given."""
+        return EMBEDDING_RATE
 
     def link_heads(self, heads: tuple[Head, ...]) -> tuple[Head, ...]:
         """Return the model's heads, linked if the tower's equation links its tasks."""

@@ -28,6 +28,7 @@ from widedeep.models.lr import NumbersTower
 from widedeep.models.mlp import MLP, MLPTower
 from widedeep.models.numbers import NumberFields
 from widedeep.models.tower import (
+    EMBEDDING_RATE,
     DeepInput,
     DeepLayout,
     SequenceInput,
@@ -152,6 +153,9 @@ class WideDeep(nn.Module):
         configs = tower_configs(self.config.deep)
         for tower in configs.values():
             self.heads = tower.link_heads(self.heads)
+        self.embedding_rate = min(
+            (tower.embedding_rate for tower in configs.values()), default=EMBEDDING_RATE
+        )
         self.head_slices = head_slices(self.heads)
         self.n_logits = sum(head.width for head in self.heads)
         heads_columns = {h.name: span for h, span in zip(self.heads, self.head_slices, strict=True)}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from widedeep.errors import ConfigError
-from widedeep.models.tower import registered_towers
+from widedeep.models.tower import EMBEDDING_RATE, registered_towers
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer, make_optimizer
 from widedeep.training.config import Quality, RunConfig, TrainConfig
@@ -46,8 +46,10 @@ def auto_epochs(
     return min(most, math.ceil(steps / math.ceil(rows / batch_size)))
 
 
-def embeddings_optimizer(epochs: int = 1, batch_size: int = _FULL_L2_BATCH) -> Adagrad:
-    """Return the optimizer of embeddings that none is given for.
+def embeddings_optimizer(
+    epochs: int = 1, batch_size: int = _FULL_L2_BATCH, *, rate: float = EMBEDDING_RATE
+) -> Adagrad:
+    """Return the optimizer of embeddings that none is given for, at the rate of their model.
 
     Rare ids start slowly, then learn ten times as fast as hidden layers, and the rows that a batch
     touches decay. Several passes over the same rows are learned by heart unless they decay more;
@@ -56,7 +58,7 @@ def embeddings_optimizer(epochs: int = 1, batch_size: int = _FULL_L2_BATCH) -> A
     l2 = _ONE_PASS_L2
     if epochs > 1:
         l2 = max(l2, _MANY_PASSES_L2 * min(1.0, batch_size / _FULL_L2_BATCH))
-    return Adagrad(lr=0.2, initial_accumulator=0.1, l2=l2)
+    return Adagrad(lr=rate, initial_accumulator=0.1, l2=l2)
 
 
 def at_quality(config: RunConfig) -> RunConfig:
@@ -138,8 +140,12 @@ class Optimizers(NamedTuple):
     dense: DenseOptimizer
 
 
-def make_optimizers(config: TrainConfig, **objects: Any) -> Optimizers:
+def make_optimizers(
+    config: TrainConfig, *, rate: float = EMBEDDING_RATE, **objects: Any
+) -> Optimizers:
     """Return the optimizers of a configuration; ``objects`` by part come before its tables.
+
+    ``rate``: of the embeddings where neither says (:attr:`widedeep.WideDeep.embedding_rate`).
 
     Raises:
         ConfigError: If a table names no optimizer, or an object is none.
@@ -165,7 +171,7 @@ def make_optimizers(config: TrainConfig, **objects: Any) -> Optimizers:
     if isinstance(deep, Adagrad):
         dense = dense or dataclasses.replace(deep, row_wise=False)
     dense = dense or deep or Adagrad()
-    return Optimizers(wide or FTRL(), deep or embeddings_optimizer(), dense)
+    return Optimizers(wide or FTRL(), deep or embeddings_optimizer(rate=rate), dense)
 
 
 def _check_optimizer(name: str, optimizer: object) -> None:

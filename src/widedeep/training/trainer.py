@@ -79,7 +79,9 @@ class Trainer:
         deep: Optimizer of the embeddings, and of the dense parameters unless ``dense`` is given.
             None: the configuration's, or else
             ``Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)`` for the embeddings, with up to
-            ``l2=0.3`` on several passes, and ``Adagrad()`` for the dense parameters.
+            ``l2=0.3`` on several passes, and ``Adagrad()`` for the dense parameters; towers whose
+            logit is a sum of embeddings' products (``fm``, ``deep_fm``, ``ifm``, ``ffm``) learn
+            them at ``lr=0.02``.
         dense: Optimizer of the dense parameters: one of ours, its name or table, or a function of
             the parameters that returns a torch optimizer, such as ``lambda parameters:
             torch.optim.AdamW(parameters, lr=1e-3)``, or a pair of it and a scheduler of
@@ -132,7 +134,7 @@ class Trainer:
         self.options = with_compat(asked, model)
         check_lanes(model, self.options, distributed.lanes)
         ranks = ranks_of(distributed)
-        optimizers = make_optimizers(self.options, **objects)
+        optimizers = make_optimizers(self.options, rate=model.embedding_rate, **objects)
         has_deep = "deep" in objects or self.options.deep is not None
         has_dense = has_deep or "dense" in objects or self.options.dense is not None
         self._by_default = {"deep": not has_deep, "dense": not has_dense}
@@ -520,7 +522,7 @@ class Trainer:
         """
         state, batch_size = self.state, self.state.config.batch_size
         assert batch_size != "auto"
-        optimizer = embeddings_optimizer(epochs, batch_size)
+        optimizer = embeddings_optimizer(epochs, batch_size, rate=self.model.embedding_rate)
         if not goes_on:
             state.step.deep = optimizer  # of the same kind: its state stays
             state.config = dataclasses.replace(state.config, deep=describe_optimizer(optimizer))

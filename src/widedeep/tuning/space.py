@@ -10,7 +10,12 @@ from widedeep.errors import ConfigError, nearest
 from widedeep.models.tower import registered_towers
 from widedeep.optim import describe_optimizer, make_optimizer
 from widedeep.training.config import RunConfig
-from widedeep.training.defaults import make_optimizers
+from widedeep.training.defaults import (
+    auto_batch_size,
+    auto_epochs,
+    embeddings_optimizer,
+    make_optimizers,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -58,6 +63,24 @@ class Space:
             if "lr" in (table := describe_optimizer(optimizer))
             and (self.has_wide if group == "wide" else self.has_deep)
         }
+
+    def resolve(self, rows: int, rate: float) -> None:
+        """Search around the embeddings' optimizer that these rows and the model's rate mean.
+
+        A table that names it is one of the user's own: what training leaves to itself stays as it
+        would be only if its numbers are the same.
+        """
+        train = self.config.train
+        if train.deep is not None or "deep" not in self.optimizers:
+            return
+        batch_size, epochs = train.batch_size, train.epochs
+        if batch_size == "auto":
+            batch_size = auto_batch_size(rows)
+        if epochs == "auto":
+            stops = train.early_stopping is not False
+            epochs = auto_epochs(rows, batch_size, early_stopping=stops, quality=train.quality)
+        optimizer = embeddings_optimizer(epochs, batch_size, rate=rate)
+        self.optimizers["deep"] = describe_optimizer(optimizer)
 
     # ---- parameters ------------------------------------------------------------------------------
 

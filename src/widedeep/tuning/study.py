@@ -273,6 +273,7 @@ class _Search:
         _check_labels(trainer, self.valid)
         batch_size = self.config.train.batch_size
         rows = self.schema.rows
+        self.space.resolve(rows, trainer.model.embedding_rate)
         self.steps = math.ceil(
             rows / (auto_batch_size(rows) if batch_size == "auto" else batch_size)
         )
