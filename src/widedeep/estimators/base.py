@@ -229,7 +229,7 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         deep = None
         if self.quality == "best" and self.hidden_units and self.spec_.deep_names:
             of = {"name": "mlp", "hidden_units": self.hidden_units, "dropout": self.dropout}
-            deep = Ensemble(of=of, members=BEST_MEMBERS)
+            deep = Ensemble(of=of, members=BEST_MEMBERS, training="apart")
         with _rows_as_given(self.spec_, examples):
             self.trainer_ = self._train(
                 *(fit_schema(self.spec_, table, seed=seed), table, head, setting, seed),

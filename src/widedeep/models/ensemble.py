@@ -135,8 +135,10 @@ class Ensemble(TowerConfig):
 
     Equation: ``logit = mean_m f_m(v_m, x)``; each member m is trained by its own loss. With
     embeddings of their own (``"own"``) members are as independent as models of different seeds
-    that read the same batches; the wide part is shared. The paper averages probabilities, which is
-    no sum of a tower and a wide part.
+    that read the same batches; the wide part is shared. Trained ``"apart"`` they are models of
+    their own, wide part and stop included, and read the rows in orders of their own; the wide part
+    that is kept is their mean. The paper averages probabilities, which is no sum of a tower and a
+    wide part.
 
     Args:
         of: The members' tower: a configuration, a name, or a table with options, ``{ name =
@@ -144,6 +146,9 @@ class Ensemble(TowerConfig):
         members: M; a bundle is about M times as large, and takes M times as long to train.
         embeddings: ``"own"``: each id has M embeddings of the declared width, one a member;
             ``"shared"``: members read the same ones.
+        training: ``"together"``: all members learn each batch in one step; ``"apart"``: one after
+            the other, each by all passes. It needs all towers to be ensembles trained apart,
+            embeddings of their own, and data that can be read more than once.
 
     Shape:
         (B, X) -> logits (B, M, C)
@@ -155,6 +160,7 @@ class Ensemble(TowerConfig):
     of: Any = field(default_factory=lambda: {"name": "mlp"})
     members: Count = 4
     embeddings: Literal["own", "shared"] = "own"
+    training: Literal["together", "apart"] = "together"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,7 @@ docs/defaults.md ("Which settings, and why") shows what each choice was measured
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -66,7 +67,8 @@ def at_quality(config: RunConfig) -> RunConfig:
 
     ``"best"`` makes an ensemble of each tower that is none, the standard one too, unless towers
     are joined or there is no deep part. What is an ensemble already stays as it is, and so do two
-    towers, of whose vectors a bundle has one set.
+    towers, of whose vectors a bundle has one set. The members train apart unless they are not the
+    only towers, or share what a model learns of numbers.
     """
     model = config.model
     if config.train.quality != "best" or model.join is not None or not config.spec.deep_names:
@@ -75,17 +77,35 @@ def at_quality(config: RunConfig) -> RunConfig:
     if model.hidden_units:
         options = ("hidden_units", "activation", "dropout", "batch_norm")
         towers.insert(0, {"name": "mlp", **{name: getattr(model, name) for name in options}})
-    deep = [_as_ensemble(table) for table in towers]
+    kinds = [registered_towers()[table["name"]] for table in towers]
+    shares = any(getattr(f, "embedding", None) == "periodic" for f in config.spec.features)
+    apart = not shares and not any(kind.has_members or kind.has_vectors for kind in kinds)
+    deep = [_as_ensemble(table, apart=apart) for table in towers]
     return dataclasses.replace(
         config, model=dataclasses.replace(model, deep=tuple(deep), hidden_units=())
     )
 
 
-def _as_ensemble(table: dict[str, Any]) -> dict[str, Any]:
+def _as_ensemble(table: dict[str, Any], *, apart: bool) -> dict[str, Any]:
     tower = registered_towers()[table["name"]]
     if tower.has_members or tower.has_vectors:
         return table
-    return {"name": "ensemble", "of": table, "members": BEST_MEMBERS}
+    training = "apart" if apart else "together"
+    return {"name": "ensemble", "of": table, "members": BEST_MEMBERS, "training": training}
+
+
+def adopted_optimizers(
+    present: Mapping[str, Any], recorded: Mapping[str, Any], by_default: Mapping[str, bool]
+) -> dict[str, Any]:
+    """Return the optimizers of a checkpoint where none were given and defaults have changed."""
+    adopted = {}
+    for group, optimizer in present.items():
+        if by_default[group] and recorded.get(group):
+            with contextlib.suppress(ConfigError):  # a torch optimizer, which has no table
+                stored = make_optimizer(recorded[group])
+                if stored != optimizer:
+                    adopted[group] = stored
+    return adopted
 
 
 # What Keras's optimizers, by which ``tf.estimator`` trains, have where a table does not say.

@@ -32,6 +32,7 @@ from widedeep.training.schedules import RateSchedules
 from widedeep.training.step import TrainStep
 
 _COLUMNS = (
+    "member",
     "epoch",
     "step",
     "rows",

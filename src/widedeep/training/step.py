@@ -631,6 +631,17 @@ class TrainStep:
     def _dense_updates(self) -> list[DenseUpdate]:
         return [self.dense] if self.wide_bias is None else [self.dense, self.wide_bias]
 
+    def with_optimizers(self, *, wire: Wire, **optimizers: Any) -> TrainStep:
+        """Return a step of the same model with other optimizers, whose state begins anew."""
+        return TrainStep(
+            self.model,
+            self.config,
+            **optimizers,
+            threads=self.threads,
+            ranks=self.ranks,
+            wire=wire,
+        )
+
     def dense_tensors(self) -> dict[str, Tensor]:
         """Return the optimizers' state of parameters that are no tables, one named tensor each."""
         return {k: v for update in self._dense_updates for k, v in update.tensors().items()}

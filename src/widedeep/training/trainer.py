@@ -28,7 +28,7 @@ from widedeep.kernels.threads import limit_spinning, usable_cores
 from widedeep.metrics.estimator import estimator_metrics
 from widedeep.metrics.registry import loss_metric
 from widedeep.models.wide_deep import WideDeep
-from widedeep.optim import Adagrad, OptimizerChoice, describe_optimizer, make_optimizer
+from widedeep.optim import Adagrad, OptimizerChoice, describe_optimizer
 from widedeep.options import Auto, as_count, keyword_signature, with_options
 from widedeep.ranks.config import DistributedConfig, as_distributed
 from widedeep.ranks.ranks import local_threads, ranks_of
@@ -38,6 +38,7 @@ from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.config import TrainConfig, WarmStartConfig, Widths
 from widedeep.training.defaults import (
     Optimizers,
+    adopted_optimizers,
     auto_batch_size,
     auto_epochs,
     embeddings_optimizer,
@@ -55,6 +56,7 @@ from widedeep.training.early_stopping import (
 from widedeep.training.evaluation import Evaluator, bundle_model, metric_names
 from widedeep.training.export import export_bundle
 from widedeep.training.grow import use_schema
+from widedeep.training.members import fit_members, members_apart
 from widedeep.training.run import TrainingRun
 from widedeep.training.schedules import RateSchedules
 from widedeep.training.state import History, Position, TrainState, WarmupSample
@@ -130,6 +132,7 @@ class Trainer:
         objects = {"wide": wide, "deep": deep, "dense": dense}
         tables = {part: x for part, x in objects.items() if isinstance(x, (str, Mapping))}
         objects = {part: x for part, x in objects.items() if x is not None and part not in tables}
+        self.objects, self._members = objects, members_apart(model)
         asked = with_options(config or TrainConfig(), {**options, **tables}, "Trainer")
         self.options = with_compat(asked, model)
         check_lanes(model, self.options, distributed.lanes)
@@ -269,6 +272,11 @@ class Trainer:
             ConfigError: If a number is outside its range, or early stopping lacks ``valid``.
         """
         options = self.options
+        if self._members:
+            asked = {"epochs": epochs, "steps": steps, "eval_every": eval_every, "cache": cache}
+            asked |= {"valid": valid, "early_stopping": early_stopping, "resume": resume}
+            fit_members(self, self._members, data, **asked)
+            return self.history
         epochs = options.epochs if epochs is None else epochs
         eval_seconds = options.eval_seconds if eval_every is None else None
         eval_every = options.eval_every if eval_every is None else eval_every
@@ -283,7 +291,7 @@ class Trainer:
         stopping = as_stopping(early_stopping, has_valid=has_valid, names=self.monitors)
         state = self.state
         self._begin_schedules(has_valid=has_valid)
-        callbacks = self._all_callbacks()
+        callbacks = self.all_callbacks()
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(self.evaluator.open(data, "training data"))
             valid_source = None
@@ -387,7 +395,7 @@ class Trainer:
         """
         evict_after = as_count("evict_after", evict_after)
         self.monitors = []
-        callbacks = self._all_callbacks()
+        callbacks = self.all_callbacks()
         if evict_after is not None and not grow:
             raise ConfigError(f"got evict_after={evict_after} without grow=True; give both")
         latest = self._latest_checkpoint() if resume else None
@@ -410,7 +418,8 @@ class Trainer:
                 evict_after=evict_after,
             )
 
-    def _all_callbacks(self) -> Callbacks:
+    def all_callbacks(self) -> Callbacks:
+        """Return those given, and the loggers of the configuration."""
         if self._loggers is None:
             first = self.state.ranks.is_first
             self._loggers = list(make_loggers(self.options.log, self.folder)) if first else []
@@ -590,25 +599,12 @@ class Trainer:
         """Go on with the optimizers of a checkpoint where none were given: defaults change."""
         state, step = self.state, self.state.step
         present: dict[str, Any] = {"deep": step.deep, "dense": step.dense.optimizer}
-        adopted = {}
-        for group, optimizer in present.items():
-            if self._by_default[group] and recorded.get(group):
-                with contextlib.suppress(ConfigError):  # a torch optimizer, which has no table
-                    stored = make_optimizer(recorded[group])
-                    if stored != optimizer:
-                        adopted[group] = stored
+        adopted = adopted_optimizers(present, recorded, self._by_default)
         if not adopted:
             return
         optimizers = Optimizers(step.wide, **{**present, **adopted})
         state.config = with_descriptions(state.config, optimizers)
-        state.step = TrainStep(
-            state.model,
-            step.config,
-            **optimizers._asdict(),
-            threads=self.threads,
-            ranks=step.ranks,
-            wire=state.distributed.wire,
-        )
+        state.step = step.with_optimizers(wire=state.distributed.wire, **optimizers._asdict())
         self.evaluator.exchange = state.step.exchange
         if self.show_progress:
             names = ", ".join(f"{group}: {optimizer}" for group, optimizer in adopted.items())
