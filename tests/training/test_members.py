@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import widedeep as wd
 from widedeep.errors import ConfigError
 from widedeep.models.ensemble import Ensemble
+from widedeep.training.checkpoint import CheckpointDirectory
 from widedeep.training.members import member_seed
 
 MEMBERS = 3
@@ -120,6 +121,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, parted: int) ->
         trainer_of(apart(), checkpoints=tmp_path, callbacks=[Kill()]).fit(
             TRAIN, valid=VALID, epochs=2
         )
+    assert CheckpointDirectory(tmp_path).begun() is not None or parted == 0
     again = trainer_of(apart(), checkpoints=tmp_path)
     again.fit(TRAIN, valid=VALID, epochs=2, resume=True)
     assert (again.logits(TEST) == whole.logits(TEST)).all()

@@ -181,7 +181,7 @@ def _run_schema(
     grows: bool,
 ) -> tuple[Schema, list[InputRecord] | None]:
     """Return the schema to train with, and the record of its inputs if it was just fitted."""
-    latest = CheckpointDirectory(directory.checkpoints).latest(ranks) if resume else None
+    latest = CheckpointDirectory(directory.checkpoints).begun(ranks) if resume else None
     if latest is not None:
         # The run's own, whatever the data is now: that is compared when the run goes on.
         schema, inputs, origin = Schema.load(latest / "schema.safetensors"), None, "of the run"

@@ -100,7 +100,7 @@ class RunDirectory:
         """Progress of the run; with a fitted schema alone it is new."""
         if self.metrics.exists():
             return "finished"
-        return "unfinished" if CheckpointDirectory(self.checkpoints).steps() else "new"
+        return "unfinished" if CheckpointDirectory(self.checkpoints).begun() else "new"
 
     def check_free(self) -> None:
         """Raise a :class:`ConfigError` if a run is here that would be overwritten."""
@@ -110,9 +110,10 @@ class RunDirectory:
                 "--force replaces it, --out DIR writes elsewhere"
             )
         if self.state == "unfinished":
-            step = CheckpointDirectory(self.checkpoints).steps()[-1]
+            steps = CheckpointDirectory(self.checkpoints).steps()[-1:]
+            where = f"stopped at step {steps[0]:,}" if steps else "stopped between its members"
             raise ConfigError(
-                f"{self.path}: holds a run that stopped at step {step:,}; --resume goes on, "
+                f"{self.path}: holds a run that {where}; --resume goes on, "
                 "--force starts anew, --out DIR writes elsewhere"
             )
 

@@ -218,6 +218,15 @@ class CheckpointDirectory:
         steps = (ranks or Ranks()).broadcast(self.steps()[-1:], "the newest checkpoint")
         return self.path_of(steps[0]) if steps else None
 
+    def of_member(self, number: int) -> CheckpointDirectory:
+        """The checkpoints of a member that trains apart, counted from 1."""
+        folder = self.path / f"member-{number}"
+        return CheckpointDirectory(folder, keep_last=self.keep_last)
+
+    def begun(self, ranks: Ranks | None = None) -> Path | None:
+        """The newest checkpoint, or else that of the first member; None: nothing is learned."""
+        return self.latest(ranks) or self.of_member(1).latest(ranks)
+
     def best(self, ranks: Ranks | None = None) -> Path | None:
         """The checkpoint with the best validation metric, or None; with ``ranks`` of the first."""
         marker, step = self.path / "best.json", None

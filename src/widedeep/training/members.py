@@ -111,7 +111,7 @@ def fit_members(
     state.config = dataclasses.replace(
         alone.config, seed=state.config.seed, log=state.config.log, threads=state.config.threads
     )
-    last = {"epoch": done.epoch, "step": done.step, "rows": done.rows}
+    last: dict[str, Any] = {"epoch": done.epoch, "step": done.step, "rows": done.rows}
     losses = [row["loss"] for row in rows if "loss" in row][-1:]
     last |= {"loss": fmean(losses)} if losses else {}
     state.valid_metrics = {}
@@ -131,7 +131,7 @@ def _trainer_of(trainer: Trainer, member: int, model: WideDeep) -> Trainer:
     return type(trainer)(
         model,
         dataclasses.replace(options, seed=seed, log=[]),
-        checkpoints=None if directory is None else directory.path / f"member-{member + 1}",
+        checkpoints=None if directory is None else directory.of_member(member + 1).path,
         keep_last=1 if directory is None else directory.keep_last,
         callbacks=trainer.all_callbacks().objects,
         progress=trainer.show_progress,

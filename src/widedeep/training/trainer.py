@@ -81,9 +81,8 @@ class Trainer:
         deep: Optimizer of the embeddings, and of the dense parameters unless ``dense`` is given.
             None: the configuration's, or else
             ``Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)`` for the embeddings, with up to
-            ``l2=0.3`` on several passes, and ``Adagrad()`` for the dense parameters; towers whose
-            logit is a sum of embeddings' products (``fm``, ``deep_fm``, ``ifm``, ``ffm``) learn
-            them at ``lr=0.02``.
+            ``l2=0.3`` on several passes (``lr=0.02`` of towers whose logit is a sum of products of
+            embeddings, as ``deep_fm``'s), and ``Adagrad()`` for the dense parameters.
         dense: Optimizer of the dense parameters: one of ours, its name or table, or a function of
             the parameters that returns a torch optimizer, such as ``lambda parameters:
             torch.optim.AdamW(parameters, lr=1e-3)``, or a pair of it and a scheduler of
@@ -132,7 +131,8 @@ class Trainer:
         objects = {"wide": wide, "deep": deep, "dense": dense}
         tables = {part: x for part, x in objects.items() if isinstance(x, (str, Mapping))}
         objects = {part: x for part, x in objects.items() if x is not None and part not in tables}
-        self.objects, self._members = objects, members_apart(model)
+        self.objects: dict[str, Any] = objects  # Optimizers that were given as such
+        self._members = members_apart(model)
         asked = with_options(config or TrainConfig(), {**options, **tables}, "Trainer")
         self.options = with_compat(asked, model)
         check_lanes(model, self.options, distributed.lanes)
@@ -273,8 +273,9 @@ class Trainer:
         """
         options = self.options
         if self._members:
-            asked = {"epochs": epochs, "steps": steps, "eval_every": eval_every, "cache": cache}
-            asked |= {"valid": valid, "early_stopping": early_stopping, "resume": resume}
+            asked: dict[str, Any] = {"epochs": epochs, "steps": steps, "valid": valid}
+            asked |= {"eval_every": eval_every, "early_stopping": early_stopping}
+            asked |= {"resume": resume, "cache": cache}
             fit_members(self, self._members, data, **asked)
             return self.history
         epochs = options.epochs if epochs is None else epochs
@@ -419,7 +420,7 @@ class Trainer:
             )
 
     def all_callbacks(self) -> Callbacks:
-        """Return those given, and the loggers of the configuration."""
+        """Those given, and the loggers of the configuration."""
         if self._loggers is None:
             first = self.state.ranks.is_first
             self._loggers = list(make_loggers(self.options.log, self.folder)) if first else []
