@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Mapping
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,10 +26,10 @@ from widedeep.models.tower import tower_configs
 from widedeep.models.wide_deep import LINEAR, WideDeep
 from widedeep.training.state import Position, TrainState
 
-if TYPE_CHECKING:
-    from widedeep.training.trainer import Trainer
-
 __all__ = ["fit_members", "member_seed", "members_apart"]
+
+Trainer: TypeAlias = Any
+"""A :class:`widedeep.Trainer`, whose module imports this one."""
 
 _OF_MEMBER = re.compile(r"(\w+/)towers\.(\w+)\.(towers|outputs)\.(\d+)\.(.+)")
 
