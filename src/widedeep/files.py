@@ -52,6 +52,8 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; its file gets that name if the block ends well."""
     final = Path(path)
+    if not final.name or final.is_dir():
+        raise DataError(f"{final}: is a folder, expected the name of a file to write")
     temporary = final.with_name(f".{final.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary

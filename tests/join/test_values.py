@@ -153,3 +153,23 @@ def test_null_values_add_nothing_and_are_counted(tmp_path: Path) -> None:
         "'price': 2 of 3 actions have no value; they add 0 to 'spend'" in note
         for note in result.notes
     )
+
+
+def test_actions_that_are_told_twice_are_counted(tmp_path: Path) -> None:
+    shown = [{"request_id": 1, "user_id": "u", "item_id": "lamp", "event_time": START}]
+    event = {"user_id": "u", "item_id": "lamp", "event_time": START + 5, "kind": "buy"}
+    taken = [
+        *({**event, "price": price} for price in (2.5, 2.5, 2.5, 4.0)),
+        *({**event, "price": None, "kind": "click"} for _ in range(2)),
+    ]
+    result = wd.join_actions(
+        shown,
+        ActionLog(path=taken, value="price", kind="kind"),
+        output=tmp_path / "out",
+        labels=Label(name="spend", window="1d", value=True, kinds=("buy",)),
+        split=Split(by="none"),
+        open_windows="keep",
+    )
+    assert value_of(result) == 11.5
+    (note,) = [note for note in result.notes if "the same as another" in note]
+    assert note.startswith("actions: 2 are the same as another")

@@ -179,3 +179,14 @@ def test_json_lines_that_are_no_requests(folder: Path, line: bytes, words: str) 
     (folder / "bad.jsonl").write_bytes(line + b"\n")
     with pytest.raises(DataError, match=words):
         replay(a, a, str(folder / "bad.jsonl"))
+
+
+def test_requests_that_show_an_item_twice_are_told(folder: Path) -> None:
+    a, log = wd.Bundle.load(folder / "a"), pq.read_table(folder / "log.parquet")
+    assert not [note for note in replay(a, a, log).notes if "more than once" in note]
+    (note,) = [
+        note
+        for note in replay(a, a, pa.concat_tables([log, log])).notes
+        if "more than once" in note
+    ]
+    assert "requests show an item more than once" in note

@@ -389,6 +389,8 @@ def _check_schema(config: RunConfig, samples: dict[str, Sample], report: CheckRe
 
 def _check_whole_columns(config: RunConfig, schema: Schema | None, report: CheckReport) -> None:
     """Check the labels and weights of all rows against the heads that training would build."""
+    if not config.spec.labels:
+        return  # told already
     try:
         _, valid = training_data(config)
         targets = {"train": read_targets(config.spec, config.data.train)}

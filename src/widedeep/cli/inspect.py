@@ -56,9 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser,
         "--logit N",
-        "logit to show the weights of, where there are several",
+        "logit to show the weights of, where there are several (default: 0)",
         type=whole,
-        default=0,
     )
 
 
@@ -76,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
             return _inspect_versions(arguments, versions)
 
     bundle = load_bundle(arguments.model)
+    if arguments.row is not None and arguments.logit is not None:
+        raise ConfigError("got --row and --logit, but a row is explained for all logits; drop one")
     if arguments.row is not None:
         _inspect_row(bundle, arguments)
     else:
@@ -126,7 +127,8 @@ def _inspect_row(bundle: Bundle, arguments: argparse.Namespace) -> None:
 
 def _inspect_bundle(bundle: Bundle, arguments: argparse.Namespace, top: int) -> None:
     sizes, layers = table_sizes(bundle), layer_sizes(bundle)
-    positive, negative = top_wide_weights(bundle, top=top, column=arguments.logit)
+    column = arguments.logit or 0
+    positive, negative = top_wide_weights(bundle, top=top, column=column)
     if arguments.json:
         print_json(_bundle_document(bundle, sizes, layers, positive, negative))
         return
@@ -146,7 +148,7 @@ def _inspect_bundle(bundle: Bundle, arguments: argparse.Namespace, top: int) -> 
     total = sum(s.numbers for s in sizes) + sum(size for _, _, size in layers)
     print_table(["layer", "shape", "weights"], cells, right=["weights"])
     print_text(f"{total:,} weights in all")
-    named = logit_name(bundle, arguments.logit)
+    named = logit_name(bundle, column)
     logit = f" of {named}" if named else ""
     for title, weights in (("positive", positive), ("negative", negative)):
         print_text(f"\nStrongest {title} wide weights{logit}")

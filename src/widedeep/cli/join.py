@@ -248,13 +248,13 @@ def _note_columns(config: JoinConfig, check: JoinCheck) -> None:
 
 
 def column_note(column: ColumnProfile) -> str | None:
-    """Return a note on a column that is constant or mostly missing in a sample."""
+    """Return a note on a column that is constant, mostly missing or spelt in two ways."""
     if column.constant:
         value = f"always {column.top[0][0]}" if column.top else "always null"
         return f"column {column.name!r} is constant in the sample: {value}"
     if column.missing > _MISSING_MUCH:
         return f"column {column.name!r} is {column.missing:.0%} missing"
-    return None
+    return f"column {column.spelling_note}" if column.spelling_note else None
 
 
 def column_document(columns: Sequence[ColumnProfile]) -> dict[str, Any]:

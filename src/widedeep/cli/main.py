@@ -8,10 +8,13 @@ import importlib
 import keyword
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from widedeep import traces
 from widedeep._version import __version__
@@ -68,7 +71,7 @@ EXIT_BROKEN_PIPE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb."""
     try:
-        with _printable():
+        with _printable(), _ended_like_interrupted():
             code = _run(sys.argv[1:] if argv is None else argv)
             sys.stdout.flush()
             return code
@@ -91,6 +94,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         hint = missing_package(error) if isinstance(error, ImportError) else None
         return _bug(error) if hint is None else _failed(error, hint)
+
+
+@contextlib.contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does: state is saved, and temporary files go."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for ending in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(ending) is signal.SIG_DFL:
+                before[ending] = signal.signal(
+                    ending, lambda _number, _frame: signal.raise_signal(signal.SIGINT)
+                )
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(argv: Sequence[str]) -> int:

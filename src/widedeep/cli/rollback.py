@@ -6,12 +6,20 @@ import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
+from widedeep.bundle.manifest import MANIFEST
 from widedeep.cli.output import print_json, print_next, print_text, say
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option
 from widedeep.remote import is_url, local_path
 from widedeep.serving.loading import PrivateCopies, default_cache
 from widedeep.serving.remote_models import RemoteModels
-from widedeep.serving.versions import NoVersion, check_loads, read_state, roll_back, state_path
+from widedeep.serving.versions import (
+    NoVersion,
+    check_loads,
+    find_versions,
+    read_state,
+    roll_back,
+    state_path,
+)
 
 EXAMPLE = (
     "  widedeep rollback models            # the version before the serving one\n"
@@ -35,6 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     if remote is not None:
         remote.refresh()
 
+    # A half-copied folder serves nowhere: the version before the serving one is not before it.
+    folders = {} if remote is not None else find_versions(root)
+    incomplete = [name for name, path in folders.items() if not (path / MANIFEST).is_file()]
+
     def check(version: str) -> None:
         if remote is not None:
             remote.fetch(version)
@@ -42,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         with nullcontext() if remote is None else remote.changing_state():
-            target = roll_back(root, to=arguments.to, check=check)
+            target = roll_back(root, to=arguments.to, failed=incomplete, check=check)
     except NoVersion as error:
         say(f"widedeep: {str(error).replace(str(root), arguments.models)}")
         return EXIT_FAILED

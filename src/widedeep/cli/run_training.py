@@ -129,7 +129,9 @@ def train_run(
         ranked_head(bundle_model(trainer.model))  # a head without one is told of at once
     check_items(trainer.model, config.data.items)
     started_warm = None
-    if warm is not None and not goes_on:
+    if warm is not None and goes_on:
+        directory.check_warm_start(warm.path)
+    elif warm is not None:
         started_warm = trainer.warm_start(warm.path, transfer=warm.transfer, widths=warm.widths)
         if progress:
             print(started_warm, file=sys.stderr)

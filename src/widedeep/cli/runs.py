@@ -132,6 +132,16 @@ class RunDirectory:
         self._make()
         self._write(self.config, _with_absolute_paths(config).to_toml())
 
+    def check_warm_start(self, model: str | os.PathLike[str]) -> None:
+        """Refuse to go on from another model than the run began with."""
+        began = json.loads(self.warm_start.read_text()) if self.warm_start.exists() else {}
+        if not began or not Path(began["path"]).is_relative_to(model):
+            origin = f"from {began['path']}" if began else "without one"
+            raise ConfigError(
+                f"{self.path}: got --warm-start {model} with --resume, but this run began "
+                f"{origin}; leave it out, or start a new run (--out DIR, without --resume)"
+            )
+
     def check_same_config(self, config: RunConfig) -> None:
         """Raise unless the run that stopped here can go on with this configuration."""
         if not self.config.exists():

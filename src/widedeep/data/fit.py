@@ -40,6 +40,7 @@ from widedeep.data.fit_scans import (
 from widedeep.data.fragments import Source
 from widedeep.data.paths import input_paths
 from widedeep.data.sources import Data, RowShare, open_on_ranks
+from widedeep.data.spelling import spelt_alike
 from widedeep.data.turns import Turns
 from widedeep.errors import ConfigError, DataError, FeatureError
 from widedeep.features import Feature, FeatureSpec
@@ -289,6 +290,13 @@ def _check_no_numbers(classes: Sequence[str], name: str) -> None:
             f"{name}: got numbers such as {numbers[0]!r}, and {others[0]!r}, which is none; "
             "correct or drop the rows that hold it; if these are names of classes, list them in "
             "label_vocabulary"
+        )
+    if alike := spelt_alike(classes, numbers=True):
+        one, other, _ = alike
+        raise FeatureError(
+            f"{name}: got the classes {one} and {other}, which differ in case, blanks, Unicode "
+            "form or how a number is written alone; write them alike, or list them in "
+            "label_vocabulary if they are two classes"
         )
 
 

@@ -269,8 +269,9 @@ def _refuse_listed_table(folder: Path, names: Collection[str]) -> None:
 
 
 def _table_format_error(folder: str, name: str, reader: str) -> DataError:
+    article = "an" if name == "Iceberg" else "a"
     return DataError(
-        f"{folder}: the folder of a {name} table, whose log says which of its files "
+        f"{folder}: the folder of {article} {name} table, whose log says which of its files "
         "count; pass what its own library reads "
         f"({reader.replace('PATH', repr(folder))}), or list the files by name"
     )

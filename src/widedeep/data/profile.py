@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from widedeep.data.arrow_types import plain_table
 from widedeep.data.fragments import Source
 from widedeep.data.sources import Data, open_source
+from widedeep.data.spelling import Alike, looks_like, spelt_alike
 from widedeep.errors import DataError
 from widedeep.features.learned import ColumnKind
 
@@ -101,6 +102,8 @@ _WRITTEN_NUMBER = (
     r"|[+-]?(0|[1-9][0-9]{0,14})[eE][+-]?[0-9]{1,3})[ \t]*$"
 )
 _MOST_OTHERS = 5
+_LOOKED_AT = 1_000
+_COMPARED = 20_000  # Most frequent texts whose spelling is compared
 _MOST_WHOLE_ROWS = 20_000_000
 _EXPONENTIAL_KURTOSIS = 9.0
 _TAIL_ROWS = 1_000  # Of fewer a tail is a few outliers
@@ -131,6 +134,8 @@ class ColumnProfile:
     written_numbers: int = 0  # Texts among the values that are a number's
     # The others, the most frequent first, where these are a few words
     other_texts: tuple[str, ...] = ()
+    alike: Alike | None = None  # Texts that differ in case, blanks or Unicode form alone
+    looks: str = ""  # What its texts stand for to a person: "numbers" with marks, or "dates"
     # False if rows of the table were not seen: what is said of all rows is a guess
     complete: bool = True
 
@@ -170,6 +175,29 @@ class ColumnProfile:
                 f"it says that a number is missing, or name it so for CSV: null_values = {words}"
             )
         return ""
+
+    @property
+    def spelling_note(self) -> str:
+        """What a person would read otherwise than it is; "" where there is nothing."""
+        example = self.top[0][0] if self.top else ""
+        if self.looks == "numbers":
+            return (
+                f"{self.name}: is text that looks like numbers, such as {example!r}; write plain "
+                "numbers (1234.5, without marks and units) to have them taken for such"
+            )
+        if self.looks == "dates":
+            return (
+                f"{self.name}: is text that looks like dates, such as {example!r}; write them as "
+                "2024-12-31 to have them taken for times"
+            )
+        if self.alike is None:
+            return ""
+        values = "value differs" if self.alike.n_alike == 1 else "values differ"
+        return (
+            f"{self.name}: {self.alike.n_alike:,} {values} from another in case, blanks or Unicode "
+            f"form alone, such as {self.alike.one} and {self.alike.other}: two categories; write "
+            "them alike if they are one"
+        )
 
     def describe(self, *, as_category: bool = False) -> str:
         """Return one line about the values."""
@@ -228,6 +256,8 @@ def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
     counts = _counts(pa.chunked_array([], pa.string()) if kind == "other" else seen)
     plain_text = flat.type == pa.string() and kind == "text" and not nested
     written, others = _written_numbers(counts) if plain_text else (0, ())
+    is_text = flat.type == pa.string() and kind == "text"
+    texts = counts["value"].slice(0, _COMPARED).to_pylist() if is_text else []
     return ColumnProfile(
         name=field.name,
         arrow_type=field.type,
@@ -244,6 +274,8 @@ def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
         long_tailed=numbers and not nested and _long_tailed(seen),
         top=_top(counts),
         written_numbers=written,
+        alike=spelt_alike(texts),
+        looks=looks_like(texts[:_LOOKED_AT]),
         other_texts=others,
     )
 
@@ -293,7 +325,7 @@ def _written_numbers(counts: pa.Table) -> tuple[int, tuple[str, ...]]:
 
 def _text(value: object) -> str:
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    text = " ".join(text.split()) if text.strip() else repr(text)
+    text = text if text == " ".join(text.split()) and text else repr(text)
     return text if len(text) <= _SHOWN_LENGTH else text[: _SHOWN_LENGTH - 3] + "..."
 
 

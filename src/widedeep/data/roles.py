@@ -225,6 +225,7 @@ def value_warnings(profiles: Sequence[ColumnProfile], label: str | None, head: s
         if p.minimum == -math.inf or p.maximum == math.inf
     ]
     notes = (_header_note([p.name for p in profiles]), *(p.text_note for p in profiles))
+    notes += tuple(p.spelling_note for p in profiles)
     warnings += filter(None, notes)
     column = next((p for p in profiles if p.name == label), None)
     if column is None:

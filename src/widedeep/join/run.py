@@ -40,7 +40,7 @@ from widedeep.join.engines import DuckDBEngine, Engine, SparkEngine, explained
 from widedeep.join.inputs import OpenedInput, damaged_files_named
 from widedeep.join.plan import JoinPlan, SqlInput, id_as_integer, in_partition, sql_hash
 from widedeep.join.resolve import ResolvedJoin, resolve
-from widedeep.join.sql import ITEM_SIDE, examples, item_side, part_counts
+from widedeep.join.sql import ITEM_SIDE, examples, item_side, labels_condition, part_counts
 
 _BITS = 12
 _WAYS = 1 << _BITS
@@ -103,6 +103,31 @@ def check_staged(engine: Engine, plan: JoinPlan) -> None:
     for of in ("user", "item"):
         if (plan.user_attributes if of == "user" else plan.item_attributes) is not None:
             _check_versions(engine, of)
+
+
+def _repeated_actions(engine: Engine, plan: JoinPlan) -> list[str]:
+    """Return a note on actions that are written down more than once, whose values add up."""
+    labels = [label for label in plan.config.labels if label.value]
+    if plan.value_scale is None:
+        return []
+    keys = [name for name in plan.actions.key if name != "wd_value"]
+    names = ", ".join([*keys, *plan.value_scale.columns])
+    repeated = 0
+    for partition in plan.scans:
+        condition = f"{in_partition(partition)} AND {labels_condition(labels, plan.actions.key)}"
+        (row,) = engine.rows(
+            f"SELECT COALESCE(SUM(n - 1), 0) AS n FROM (SELECT COUNT(*) AS n FROM wd_actions WHERE "
+            f"{condition} GROUP BY {names} HAVING COUNT(*) > 1) AS wd_r"
+        )
+        repeated += int(row["n"])
+    if not repeated:
+        return []
+    listed = ", ".join(repr(label.name) for label in labels)
+    return [
+        f"actions: {repeated:,} are the same as another in user, item, time, kind and value, and "
+        f"their values count again in {listed}; leave them out of the log if it tells one event "
+        "twice"
+    ]
 
 
 def _check_duplicates(engine: Engine, plan: JoinPlan) -> None:
@@ -372,7 +397,8 @@ class JoinRun:
         plan = dataclasses.replace(plan, boundaries_us=time_boundaries(self.engine, plan))
         if item_side(plan, 0) is not None:
             self._stage_items(plan)
-        return dataclasses.replace(resolved, plan=plan)
+        notes = (*resolved.notes, *_repeated_actions(self.engine, plan))
+        return dataclasses.replace(resolved, plan=plan, notes=notes)
 
     def _stage_items(self, plan: JoinPlan) -> None:
         folders = []

@@ -418,9 +418,15 @@ def _compare(
     if words := difference_of_words(*bundles):
         notes.append(words)
     if not difference and (ranking := difference_of_ranking(bundles[1], bundles[0])):
-        notes = [f"{ranking}: two different rankings are compared"]
+        notes.append(f"{ranking}: two different rankings are compared")
     if single:
         notes.append(f"{single:,} requests of one candidate were left out")
+    if twice := sum(len({log.items[row] for row in p.rows}) < len(p.rows) for p in pairs):
+        notes.append(
+            f"{twice:,} of {len(pairs):,} requests show an item more than once: their ids may be "
+            "those of several requests (of other days, of other logs), or another column names "
+            "the item"
+        )
     return Replay(
         a=os.fspath(bundles[0].path),
         b=os.fspath(bundles[1].path),

@@ -353,7 +353,9 @@ def _version_before(
     if not older:
         raise NoVersion(
             f"{root}: there is no version before {current!r} to go back to; the versions are "
-            f"{', '.join(versions) or 'none'}"
+            f"{', '.join(versions)}"
+            if current is not None
+            else f"{root}: holds no version that serves; expected a folder of published versions"
         )
     return older[-1]
 

@@ -19,7 +19,7 @@ from widedeep.data.fit import fit_schema
 from widedeep.data.paths import input_paths
 from widedeep.data.reuse import reuse_inputs
 from widedeep.data.sources import Data, RowShare, split_rows
-from widedeep.errors import ConfigError, DataError, WideDeepError, extra_imports
+from widedeep.errors import ConfigError, DataError, WideDeepError, extra_imports, show_value
 from widedeep.features import FeatureSpec
 from widedeep.metrics import find_metric
 from widedeep.metrics.registry import loss_metric
@@ -509,8 +509,9 @@ def _check_same(known: Mapping[str, Any], now: Mapping[str, Any], folder: Path |
     for name in now:
         if known.get(name) != now[name]:
             raise ConfigError(
-                f"{folder}: holds a study with another {name!r}; go on with the same "
-                "configuration, or start anew (--force, or --out DIR)"
+                f"{folder}: holds a study with another {name!r}: {show_value(known.get(name))}, "
+                f"now {show_value(now[name])}; go on with the same configuration, or start anew "
+                "(--force, or --out DIR)"
             )
 
 

@@ -1,0 +1,85 @@
+"""Mistakes at the command line that would go on without a word."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+
+from tests.command_line import Run
+
+
+@pytest.mark.parametrize("out", [".", "taken"])
+def test_a_folder_in_the_place_of_an_output_file(
+    run: Run, ads_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").mkdir()
+    code, _, err = run("report", ads_run / "run", "-o", out)
+    assert (code, "is a folder, expected the name of a file" in err) == (2, True), err
+
+
+def test_a_logit_beside_a_row_that_is_explained(run: Run, ads_run: Path) -> None:
+    code, _, err = run("inspect", ads_run / "run", "--row", "{}", "--logit", "1")
+    assert (code, "--row and --logit" in err) == (2, True)
+
+
+def test_going_on_from_another_model(run: Run, ads: Path) -> None:
+    short = ("train", "ads.toml", "--set", "train.epochs=1")
+    for out in ("first", "other"):
+        assert run(*short, "--out", out).code == 0
+    assert run(*short, "--out", "warm", "--warm-start", "first").code == 0
+    words = ("train", "ads.toml", "--set", "train.epochs=2", "--resume", "--out")
+    assert run(*words, "warm", "--warm-start", "first").code == 0
+    code, _, err = run(*words, "warm", "--warm-start", "other")
+    assert code == 2
+    assert "this run began from" in err
+    code, _, err = run(*words, "first", "--warm-start", "other")
+    assert code == 2
+    assert "this run began without one" in err
+
+
+def test_a_rollback_passes_over_folders_that_are_no_bundles(
+    run: Run, ads_run: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "models"
+    for version in ("1", "2"):
+        shutil.copytree(ads_run / "run" / "bundle", root / version)
+    (root / "3").mkdir()  # half of a copy
+    assert "version 1 is requested" in run("rollback", root).out
+    code, _, err = run("rollback", ads_run / "run")
+    assert code == 1
+    assert "no version before 'bundle'" in err
+    (tmp_path / "none").mkdir()
+    code, _, err = run("rollback", tmp_path / "none")
+    assert code == 1
+    assert "holds no version that serves" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_verb_that_is_ended_leaves_no_temporary_file(
+    run: Run,
+    ads_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    feather.write_feather(pq.read_table(ads_run / "test.parquet"), "rows.feather")
+
+    def end(*_: Any) -> Any:
+        os.kill(os.getpid(), number)
+        raise AssertionError("the signal was not taken")
+
+    monkeypatch.setattr("widedeep.cli.score.column_stream", end)
+    code, _, err = run("score", ads_run / "run", "rows.feather", "-o", "scores.parquet")
+    assert (code, err) == (130, "widedeep: interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.feather"]
+    assert signal.getsignal(number) is signal.SIG_DFL
