@@ -2,34 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 namespace widedeep::transform {
 namespace {
 
-constexpr std::size_t kFan = 16;
+constexpr std::size_t kFan = QuantileCurve::kFan;
 
 // Distances are counted in units of 1024: that of two huge numbers of different sign, and one over
 // it, stay ordinary numbers.
 constexpr double kUnit = 1.0 / 1024;
-
-// Two numbers in one register, of any processor.
-typedef double Pair __attribute__((vector_size(16)));
-typedef std::int64_t PairMask __attribute__((vector_size(16)));
-
-// How many of kFan ascending values are at most x. All are compared: there is no branch to guess
-// wrong.
-std::size_t count_in_node(const double* values, double x) noexcept {
-  const Pair bound = {x, x};
-  PairMask counts = {0, 0};
-  for (std::size_t i = 0; i < kFan; i += 2) {
-    Pair pair;
-    std::memcpy(&pair, values + i, sizeof pair);
-    counts -= pair <= bound;  // true is -1
-  }
-  return static_cast<std::size_t>(counts[0] + counts[1]);
-}
 
 void pad(std::vector<double>& values) {
   while (values.size() % kFan != 0) values.push_back(std::numeric_limits<double>::infinity());
@@ -51,17 +33,6 @@ Curve::Curve(Scaling scaling, std::vector<double> boundaries, double shift, doub
   }
 }
 
-// Down a tree of kFan branches; the last node where x is above all.
-std::size_t Curve::count_at_most(double x) const noexcept {
-  std::size_t node = 0;
-  for (std::size_t level = levels_.size(); level-- > 0;) {
-    const std::vector<double>& values = levels_[level];
-    node = std::min(node, values.size() / kFan - 1);
-    node = node * kFan + count_in_node(values.data() + node * kFan, x);
-  }
-  return node;
-}
-
 // One segment below the boundaries, one between each two, one above, with their slopes divided out.
 void Curve::add_segments(const std::vector<double>& cuts) {
   const auto last = static_cast<double>(cuts.size()) - 1;
@@ -74,15 +45,27 @@ void Curve::add_segments(const std::vector<double>& cuts) {
   segments_.push_back({0, 1, 0});
 }
 
-double Curve::quantile(double x) const noexcept {
-  const Segment& segment = segments_[std::min(count_at_most(x), segments_.size() - 1)];
-  return segment.base + (x * kUnit - segment.start) * segment.slope;
+QuantileCurve Curve::tree() const noexcept {
+  QuantileCurve tree{};
+  tree.n_levels = static_cast<int>(levels_.size());
+  for (std::size_t level = 0; level < levels_.size(); ++level) {
+    const std::vector<double>& values = levels_[levels_.size() - 1 - level];
+    tree.levels[level] = values.data();
+    tree.last_nodes[level] = static_cast<std::int64_t>(values.size() / kFan) - 1;
+  }
+  tree.segments = segments_.data();
+  tree.last_segment = static_cast<std::int64_t>(segments_.size()) - 1;
+  return tree;
 }
 
 void Curve::apply(const double* x, std::int64_t n, double* out) const noexcept {
   switch (scaling_) {
     case Scaling::quantile:
-      for (std::int64_t i = 0; i < n; ++i) out[i] = n_cuts_ < 2 ? 0.0 : quantile(x[i]);
+      if (n_cuts_ < 2) {
+        std::fill_n(out, n, 0.0);
+      } else {
+        WIDEDEEP_DISPATCH(quantile_curve)(tree(), x, n, out);
+      }
       return;
     case Scaling::affine:
       for (std::int64_t i = 0; i < n; ++i) out[i] = (x[i] - shift_) * scale_;

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "quantile_curve.hpp"
+
 namespace widedeep::transform {
 
 enum class Scaling : std::uint8_t { quantile, affine, log1p, none };
@@ -23,21 +25,13 @@ class Curve {
   void apply(const double* x, std::int64_t n, double* out) const noexcept;
 
  private:
-  struct Segment {
-    double start;
-    double base;  // the curve there
-    double slope;
-  };
-
   void add_segments(const std::vector<double>& cuts);
-  std::size_t count_at_most(double x) const noexcept;
-  double quantile(double x) const noexcept;
+  QuantileCurve tree() const noexcept;
 
   Scaling scaling_;
-  // The boundaries, then the last of each node of them, and so on; nodes are padded with infinity.
-  std::vector<std::vector<double>> levels_;
+  std::vector<std::vector<double>> levels_;  // of the tree, the boundaries first
   std::size_t n_cuts_;
-  std::vector<Segment> segments_;
+  std::vector<QuantileCurve::Segment> segments_;
   double shift_;
   double scale_;
 };
