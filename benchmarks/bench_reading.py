@@ -141,14 +141,14 @@ def bench_epochs(path: str, rows: int, turns: int, threads: int) -> list[str]:
         progress=False,
         pool_rows=65_536,
     )
-    evaluator, sizes = trainer.evaluator, [slot.size for slot in schema.slots]
+    evaluator = trainer.evaluator
+    pack = evaluator.packer([slot.size for slot in schema.slots])
     with evaluator.open(path, "the log") as source, tempfile.TemporaryDirectory() as folder:
         encoded = EncodedRows.write(f"{folder}/encoded", evaluator.transform, source)
         plan = EpochPlan(source, batch_size=BATCH_ROWS, seed=0, epoch=0, pool_rows=65_536)
 
         def reader(stored: bool) -> BatchReader:
-            read = encoded.read if stored else None
-            return BatchReader(source, evaluator.encoder(), plan, encoded=read, sizes=sizes)
+            return BatchReader(source, pack, plan, encoded=encoded.read if stored else None)
 
         def train(batches: object) -> None:
             for batch in batches:  # type: ignore[attr-defined]

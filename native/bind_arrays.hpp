@@ -9,6 +9,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "sparse.hpp"
 
@@ -116,6 +118,14 @@ nanobind::ndarray<nanobind::numpy, T> new_array(std::unique_ptr<T[]> data, Shape
   T* const first = data.release();
   nanobind::capsule owner(first, [](void* p) noexcept { delete[] static_cast<T*>(p); });
   return nanobind::ndarray<nanobind::numpy, T>(first, {static_cast<std::size_t>(shape)...}, owner);
+}
+
+// A NumPy array that owns a vector.
+template <class T>
+nanobind::object to_array(std::vector<T>&& data) {
+  auto* const held = new std::vector<T>(std::move(data));
+  nanobind::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return nanobind::cast(nanobind::ndarray<nanobind::numpy, T>(held->data(), {held->size()}, owner));
 }
 
 }  // namespace widedeep

@@ -39,14 +39,6 @@ ExampleLayout make_layout(std::vector<int> widths, std::int64_t n_dense, std::in
   return layout;
 }
 
-// A NumPy array over what a vector holds.
-template <class T>
-nb::object to_array(std::vector<T>&& data) {
-  auto* const held = new std::vector<T>(std::move(data));
-  nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, T>(held->data(), {held->size()}, owner));
-}
-
 void check_present(const char* name, bool is_given, bool expected) {
   if (is_given != expected) {
     refuse(std::string(name) + (expected ? ": got none, but the layout has them"

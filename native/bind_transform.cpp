@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "arrow_input.hpp"
+#include "bind_arrays.hpp"
 #include "bind_plan.hpp"
 #include "bind_rows.hpp"
 #include "bind_score.hpp"
@@ -393,22 +394,50 @@ nb::tuple to_tuple(transform::Encoded& encoded) {
       to_numpy(encoded.labels, {rows, static_cast<std::size_t>(encoded.n_labels)}), weight, group);
 }
 
+// Batches of Arrow and the columns of them that a program reads.
+struct ArrowRows {
+  ArrowRows(const OwnedProgram& program, nb::sequence batches, const Origin& origin) {
+    owned.reserve(nb::len(batches));
+    for (nb::handle capsules : batches) {
+      owned.push_back(program.columns.take(capsules, origin));
+      inputs.push_back(program.columns.place(owned.back().columns(), owned.back().length()));
+    }
+  }
+
+  std::vector<ArrowBatch> owned;
+  std::vector<transform::InputBatch> inputs;
+};
+
 nb::tuple encode(const OwnedProgram& self, nb::sequence batches, const std::string& origin_name,
                  std::int64_t first_row, int threads) {
   const Origin origin{origin_name, first_row};
-  std::vector<ArrowBatch> owned;
-  std::vector<transform::InputBatch> inputs;
-  owned.reserve(nb::len(batches));
-  for (nb::handle capsules : batches) {
-    owned.push_back(self.columns.take(capsules, origin));
-    inputs.push_back(self.columns.place(owned.back().columns(), owned.back().length()));
-  }
+  const ArrowRows rows(self, batches, origin);
   transform::Encoded encoded;
   {
     const nb::gil_scoped_release release;
-    encoded = transform::run(self.program, inputs, origin, threads);
+    encoded = transform::run(self.program, rows.inputs, origin, threads);
   }
   return to_tuple(encoded);
+}
+
+// None where an id does not fit into its width.
+nb::object encode_packed(const OwnedProgram& self, nb::sequence batches,
+                         std::vector<std::uint8_t> widths, const std::string& origin_name,
+                         std::int64_t first_row, int threads) {
+  if (widths.size() != self.program.slots.size()) {
+    refuse("widths: got " + std::to_string(widths.size()) + ", expected one for each of " +
+           std::to_string(self.program.slots.size()) + " slots");
+  }
+  const Origin origin{origin_name, first_row};
+  const ArrowRows rows(self, batches, origin);
+  transform::Packed packed;
+  {
+    const nb::gil_scoped_release release;
+    packed = transform::run_packed(self.program, rows.inputs, origin, threads, std::move(widths));
+  }
+  if (!packed.fits) return nb::none();
+  return nb::make_tuple(packed.layout, to_array(std::move(packed.bytes)),
+                        to_array(std::move(packed.starts)));
 }
 
 // Also returns, for each column, in how many rows its key was absent.
@@ -515,6 +544,8 @@ void bind_transform(nb::module_& m) {
   nb::class_<OwnedProgram>(m, "TransformProgram")
       .def_prop_ro("columns", &column_names)
       .def("encode", &encode, "batches"_a, "origin"_a, "first_row"_a, "threads"_a)
+      .def("encode_packed", &encode_packed, "batches"_a, "widths"_a, "origin"_a, "first_row"_a,
+           "threads"_a)
       .def("encode_rows", &encode_rows, "rows"_a, "plain"_a, "origin"_a, "first_row"_a,
            "threads"_a);
   m.def("text_index", &text_index, "offsets"_a, "bytes"_a);

@@ -24,6 +24,7 @@ struct Block {
   std::int64_t row_begin;
   std::int64_t row_end;
   std::int64_t first_row;       // of row_begin, in the whole input
+  std::int64_t out_row;         // where row_begin is written
   std::int64_t first_of_batch;  // of the batch's row 0
   std::int64_t most_ids;        // at most this many ids
 
@@ -107,16 +108,20 @@ class Run {
   }
 
   Encoded encode(int threads);
+  Packed pack(int threads, std::vector<std::uint8_t> widths);
 
  private:
   // What one thread works with.
   struct Room {
+    explicit Room(const Plan& plan) : parts(plan.parts.size()), crosses(plan.crosses.size()) {}
+
     Scratch scratch;
     std::vector<PartCells> parts;
     std::vector<Cells> crosses;
     std::vector<CrossInput> cross_inputs;
     std::vector<const Cells*> slots;
     std::vector<const std::int64_t*> columns;  // ids of each slot
+    std::vector<float> dense;                  // where numbers are only weights in the wide part
   };
 
   void add_blocks(const InputBatch& batch, std::size_t batch_index, std::int64_t first_row);
@@ -125,7 +130,10 @@ class Run {
   std::int64_t most_ids_of_part(const InputBatch& batch, int part, std::int64_t row) const;
   std::int64_t most_ids_of_slot(const InputBatch& batch, const Slot& slot, std::int64_t row) const;
   bool has_lists(const InputBatch& batch) const;
-  void allocate(Encoded& out) const;
+  Encoded allocated(std::int64_t n_rows, std::int64_t most_ids) const;
+  int n_parts(int threads) const;
+  template <class Fn>
+  void over_blocks(int n_parts, Fn&& fn) const;
   void prepare_tables(int threads);
   PartInput part_input(const Block& block, int part) const;
   void encode_parts(const Block& block, Room& room) const;
@@ -136,8 +144,11 @@ class Run {
   std::int64_t assemble(const Block& block, Room& room, const float* dense, std::int64_t at,
                         Encoded& out) const;
   std::int64_t assemble_single(const Block& block, Room& room, std::int64_t at, Encoded& out) const;
+  std::int64_t encode_block(const Block& block, Room& room, std::int64_t at, Encoded& out) const;
   std::int64_t encode_blocks(std::int64_t begin, std::int64_t end, std::int64_t at,
                              Encoded& out) const;
+  bool pack_blocks(std::int64_t begin, std::int64_t end, Packed& out,
+                   std::vector<std::uint8_t>& bytes) const;
   std::int64_t close_gaps(const std::vector<std::int64_t>& starts,
                           const std::vector<std::int64_t>& counts,
                           const std::vector<std::int64_t>& first_blocks, Encoded& out) const;
@@ -197,8 +208,8 @@ std::int64_t Run::most_ids(const InputBatch& batch, std::int64_t row_begin,
 void Run::add_blocks(const InputBatch& batch, std::size_t batch_index, std::int64_t first_row) {
   for (std::int64_t begin = 0; begin < batch.n_rows; begin += kBlockRows) {
     const std::int64_t end = std::min(begin + kBlockRows, batch.n_rows);
-    blocks_.push_back({&batch, batch_index, begin, end, first_row + begin, first_row,
-                       most_ids(batch, begin, end)});
+    blocks_.push_back({&batch, batch_index, begin, end, first_row + begin, first_row + begin,
+                       first_row, most_ids(batch, begin, end)});
   }
 }
 
@@ -310,7 +321,7 @@ void Run::encode_counts(const Block& block, const Room& room, float* dense) cons
 void Run::encode_targets(const Block& block, Room& room, Encoded& out) const {
   const Where where{origin_, block.first_of_batch};
   const auto& columns = block.batch->columns;
-  float* labels = out.labels.get() + block.first_row * out.n_labels;
+  float* labels = out.labels.get() + block.out_row * out.n_labels;
   for (const auto& label : plan_.labels) {
     label->encode(*columns[as_size(label->column)], block.row_begin, block.row_end, where,
                   room.scratch, labels, out.n_labels);
@@ -319,12 +330,12 @@ void Run::encode_targets(const Block& block, Room& room, Encoded& out) const {
   if (plan_.weight_column >= 0) {
     const auto at = as_size(plan_.weight_column);
     encode_weights(*columns[at], plan_.columns[at], block.row_begin, block.row_end, where,
-                   room.scratch, out.weight.get() + block.first_row);
+                   room.scratch, out.weight.get() + block.out_row);
   }
   if (plan_.group_column >= 0) {
     const auto at = as_size(plan_.group_column);
     encode_groups(*columns[at], plan_.columns[at], block.row_begin, block.row_end, where,
-                  room.scratch, out.group.get() + block.first_row);
+                  room.scratch, out.group.get() + block.out_row);
   }
 }
 
@@ -333,7 +344,7 @@ std::int64_t Run::assemble_single(const Block& block, Room& room, std::int64_t a
                                   Encoded& out) const {
   const std::size_t n_slots = program_.slots.size();
   std::int64_t* ids = out.ids.get() + at;
-  std::int64_t* ends = out.offsets.get() + block.first_row * static_cast<std::int64_t>(n_slots) + 1;
+  std::int64_t* ends = out.offsets.get() + block.out_row * static_cast<std::int64_t>(n_slots) + 1;
   room.columns.clear();
   for (const Cells* const cells : room.slots) room.columns.push_back(cells->ids.data());
   const std::int64_t* const* const columns = room.columns.data();
@@ -360,7 +371,7 @@ std::int64_t Run::assemble(const Block& block, Room& room, const float* dense, s
   if (single) return assemble_single(block, room, at, out);
   const std::int64_t start = at;
   const auto n_slots = static_cast<std::int64_t>(program_.slots.size());
-  std::int64_t* end = out.offsets.get() + block.first_row * n_slots + 1;
+  std::int64_t* end = out.offsets.get() + block.out_row * n_slots + 1;
   for (std::int64_t row = 0; row < block.n_rows(); ++row) {
     for (std::size_t f = 0; f < program_.slots.size(); ++f, *end++ = at) {
       if (room.slots[f] == nullptr) {
@@ -384,38 +395,65 @@ std::int64_t Run::assemble(const Block& block, Room& room, const float* dense, s
   return at - start;
 }
 
+// Writes a block's rows, its ids from `at` on; returns how many ids.
+std::int64_t Run::encode_block(const Block& block, Room& room, std::int64_t at,
+                               Encoded& out) const {
+  float* dense = out.dense.get() + block.out_row * out.n_dense;
+  if (with_numbers_) {
+    if (!program_.dense) {
+      room.dense.resize(as_size(block.n_rows() * dense_starts_.back()));
+      dense = room.dense.data();
+    }
+    encode_numbers(block, room, dense);
+  }
+  encode_parts(block, room);
+  encode_crosses(block, room);
+  if (program_.dense) encode_counts(block, room, dense);
+  if (program_.targets) encode_targets(block, room, out);
+  return assemble(block, room, dense, at, out);
+}
+
 std::int64_t Run::encode_blocks(std::int64_t begin, std::int64_t end, std::int64_t at,
                                 Encoded& out) const {
-  Room room;
-  room.parts.resize(plan_.parts.size());
-  room.crosses.resize(plan_.crosses.size());
-  std::vector<float> own_dense;  // where numbers are only weights in the wide part
+  Room room(plan_);
   const std::int64_t start = at;
   for (std::int64_t b = begin; b < end; ++b) {
-    const Block& block = blocks_[as_size(b)];
-    float* dense = out.dense.get() + block.first_row * out.n_dense;
-    if (with_numbers_) {
-      if (!program_.dense) {
-        own_dense.resize(as_size(block.n_rows() * dense_starts_.back()));
-        dense = own_dense.data();
-      }
-      encode_numbers(block, room, dense);
-    }
-    encode_parts(block, room);
-    encode_crosses(block, room);
-    if (program_.dense) encode_counts(block, room, dense);
-    if (program_.targets) encode_targets(block, room, out);
-    at += assemble(block, room, dense, at, out);
+    at += encode_block(blocks_[as_size(b)], room, at, out);
   }
   return at - start;
 }
 
-void Run::allocate(Encoded& out) const {
-  std::int64_t most = 0;
-  for (const Block& block : blocks_) most += block.most_ids;
-  out.n_rows = n_rows_;
-  plan_.check_values(most + (program_.dense ? n_rows_ * dense_starts_.back() : 0));
-  out.n_offsets = n_rows_ * static_cast<std::int64_t>(program_.slots.size()) + 1;
+// False if an id does not fit into its width.
+bool Run::pack_blocks(std::int64_t begin, std::int64_t end, Packed& out,
+                      std::vector<std::uint8_t>& bytes) const {
+  Room room(plan_);
+  std::int64_t most = 0, rows = 0, row_bytes = out.layout.fixed_bytes();
+  for (std::int64_t b = begin; b < end; ++b) {
+    most = std::max(most, blocks_[as_size(b)].most_ids);
+    rows += blocks_[as_size(b)].n_rows();
+  }
+  for (const int width : out.layout.widths) row_bytes += width;
+  bytes.reserve(as_size(rows * row_bytes + kBlockRows));
+  Encoded encoded = allocated(kBlockRows, most);
+  std::int64_t starts[kBlockRows + 1];
+  for (std::int64_t b = begin; b < end; ++b) {
+    Block block = blocks_[as_size(b)];
+    block.out_row = 0;
+    const std::int64_t n_ids = encode_block(block, room, 0, encoded);
+    const ExampleArrays arrays = {
+        encoded.ids.get(),    encoded.offsets.get(), encoded.values.get(), encoded.dense.get(),
+        encoded.labels.get(), encoded.weight.get(),  encoded.group.get(),  n_ids};
+    if (pack_examples(out.layout, arrays, block.n_rows(), bytes, starts) >= 0) return false;
+    std::copy_n(starts, block.n_rows(), out.starts.begin() + block.first_row);
+  }
+  return true;
+}
+
+// Room for rows and their ids.
+Encoded Run::allocated(std::int64_t n_rows, std::int64_t most_ids) const {
+  Encoded out;
+  out.n_rows = n_rows;
+  out.n_offsets = n_rows * static_cast<std::int64_t>(program_.slots.size()) + 1;
   out.n_dense = program_.dense ? dense_starts_.back() : 0;
   out.n_labels = 0;
   if (program_.targets) {
@@ -427,14 +465,33 @@ void Run::allocate(Encoded& out) const {
   });
   out.has_weight = program_.targets && plan_.weight_column >= 0;
   out.has_group = program_.targets && plan_.group_column >= 0;
-  out.ids = Buffer<std::int64_t>(most);
+  out.ids = Buffer<std::int64_t>(most_ids);
   out.offsets = Buffer<std::int64_t>(out.n_offsets);
-  out.dense = Buffer<float>(n_rows_ * out.n_dense);
-  out.labels = Buffer<float>(n_rows_ * out.n_labels);
-  if (out.has_values) out.values = Buffer<float>(most);
-  if (out.has_weight) out.weight = Buffer<float>(n_rows_);
-  if (out.has_group) out.group = Buffer<std::int64_t>(n_rows_);
+  out.dense = Buffer<float>(n_rows * out.n_dense);
+  out.labels = Buffer<float>(n_rows * out.n_labels);
+  if (out.has_values) out.values = Buffer<float>(most_ids);
+  if (out.has_weight) out.weight = Buffer<float>(n_rows);
+  if (out.has_group) out.group = Buffer<std::int64_t>(n_rows);
   out.offsets.get()[0] = 0;
+  return out;
+}
+
+// Runs fn(begin, end, part) over ranges of blocks; of several that throw the first is told.
+template <class Fn>
+void Run::over_blocks(int n_parts, Fn&& fn) const {
+  std::vector<std::exception_ptr> errors(as_size(n_parts));
+  const auto n_blocks = static_cast<std::int64_t>(blocks_.size());
+  parallel_for(n_blocks, n_parts, [&](std::int64_t begin, std::int64_t end, int part) {
+    const ScopedKeepDenormals keep;
+    try {
+      fn(begin, end, as_size(part));
+    } catch (...) {
+      errors[as_size(part)] = std::current_exception();
+    }
+  });
+  for (const std::exception_ptr& error : errors) {
+    if (error) std::rethrow_exception(error);
+  }
 }
 
 // Each thread wrote where its ids would start if all before it had as many as they may; where some
@@ -465,37 +522,66 @@ std::int64_t Run::close_gaps(const std::vector<std::int64_t>& starts,
   return at;
 }
 
+int Run::n_parts(int threads) const {
+  return static_cast<int>(std::min(as_size(std::max(threads, 1)), blocks_.size()));
+}
+
 Encoded Run::encode(int threads) {
-  Encoded out;
-  allocate(out);
+  std::int64_t most = 0;
+  for (const Block& block : blocks_) most += block.most_ids;
+  plan_.check_values(most + (program_.dense ? n_rows_ * dense_starts_.back() : 0));
+  Encoded out = allocated(n_rows_, most);
   if (blocks_.empty()) return out;
   prepare_tables(threads);
   const auto n_blocks = static_cast<std::int64_t>(blocks_.size());
-  const int n_parts = static_cast<int>(std::min<std::int64_t>(std::max(threads, 1), n_blocks));
-  std::vector<std::int64_t> starts(as_size(n_parts), 0);
-  std::vector<std::int64_t> counts(as_size(n_parts), 0);
-  std::vector<std::int64_t> first_blocks(as_size(n_parts), 0);
-  std::vector<std::exception_ptr> errors(as_size(n_parts));
-  for (int part = 1; part < n_parts; ++part) {
-    const TaskRange before = task_range(n_blocks, n_parts, part - 1);
+  const int parts = n_parts(threads);
+  std::vector<std::int64_t> starts(as_size(parts), 0);
+  std::vector<std::int64_t> counts(as_size(parts), 0);
+  std::vector<std::int64_t> first_blocks(as_size(parts), 0);
+  for (int part = 1; part < parts; ++part) {
+    const TaskRange before = task_range(n_blocks, parts, part - 1);
     first_blocks[as_size(part)] = before.end;
     starts[as_size(part)] = starts[as_size(part - 1)];
     for (std::int64_t b = before.begin; b < before.end; ++b) {
       starts[as_size(part)] += blocks_[as_size(b)].most_ids;
     }
   }
-  parallel_for(n_blocks, n_parts, [&](std::int64_t begin, std::int64_t end, int part) {
-    const ScopedKeepDenormals keep;
-    try {
-      counts[as_size(part)] = encode_blocks(begin, end, starts[as_size(part)], out);
-    } catch (...) {
-      errors[as_size(part)] = std::current_exception();
-    }
+  over_blocks(parts, [&](std::int64_t begin, std::int64_t end, std::size_t part) {
+    counts[part] = encode_blocks(begin, end, starts[part], out);
   });
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
   out.n_ids = close_gaps(starts, counts, first_blocks, out);
+  return out;
+}
+
+Packed Run::pack(int threads, std::vector<std::uint8_t> widths) {
+  Packed out;
+  const Encoded like = allocated(0, 0);
+  out.layout = {std::move(widths), like.n_dense,    like.n_labels,
+                like.has_values,   like.has_weight, like.has_group};
+  out.starts.resize(as_size(n_rows_ + 1));
+  if (blocks_.empty()) return out;
+  prepare_tables(threads);
+  const auto parts = as_size(n_parts(threads));
+  std::vector<std::vector<std::uint8_t>> bytes(parts);
+  std::vector<char> fits(parts, 1);
+  over_blocks(static_cast<int>(parts), [&](std::int64_t begin, std::int64_t end, std::size_t part) {
+    fits[part] = pack_blocks(begin, end, out, bytes[part]);
+  });
+  out.fits = std::find(fits.begin(), fits.end(), 0) == fits.end();
+  if (!out.fits) return out;
+  out.bytes = std::move(bytes[0]);
+  const auto n_blocks = static_cast<std::int64_t>(blocks_.size());
+  for (std::size_t part = 1; part < parts; ++part) {
+    const TaskRange range = task_range(n_blocks, static_cast<int>(parts), static_cast<int>(part));
+    const bool is_last = part + 1 == parts;
+    const auto first = out.starts.begin() + blocks_[as_size(range.begin)].first_row;
+    const auto stop =
+        is_last ? out.starts.end() : out.starts.begin() + blocks_[as_size(range.end)].first_row;
+    const auto before = static_cast<std::int64_t>(out.bytes.size());
+    std::for_each(first, stop, [before](std::int64_t& start) { start += before; });
+    out.bytes.insert(out.bytes.end(), bytes[part].begin(), bytes[part].end());
+  }
+  out.starts.back() = static_cast<std::int64_t>(out.bytes.size());
   return out;
 }
 
@@ -550,6 +636,11 @@ std::vector<int> Program::columns() const {
 Encoded run(const Program& program, const std::vector<InputBatch>& batches, const Origin& origin,
             int threads) {
   return Run(program, batches, origin).encode(threads);
+}
+
+Packed run_packed(const Program& program, const std::vector<InputBatch>& batches,
+                  const Origin& origin, int threads, std::vector<std::uint8_t> widths) {
+  return Run(program, batches, origin).pack(threads, std::move(widths));
 }
 
 }  // namespace widedeep::transform

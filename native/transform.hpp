@@ -11,6 +11,7 @@
 
 #include "buffer_pool.hpp"
 #include "column.hpp"
+#include "packed_examples.hpp"
 #include "transform_crosses.hpp"
 #include "transform_numbers.hpp"
 #include "transform_parts.hpp"
@@ -113,5 +114,15 @@ struct Encoded {
 // of several bad rows the first block of rows with one is told.
 Encoded run(const Program& program, const std::vector<InputBatch>& batches, const Origin& origin,
             int threads);
+
+// The same rows, packed as `layout` says. A block of rows is packed while the cache holds it.
+struct Packed {
+  ExampleLayout layout;
+  std::vector<std::uint8_t> bytes;
+  std::vector<std::int64_t> starts;  // n_rows + 1
+  bool fits = true;                  // false if a slot's id has more bytes than its width
+};
+Packed run_packed(const Program& program, const std::vector<InputBatch>& batches,
+                  const Origin& origin, int threads, std::vector<std::uint8_t> widths);
 
 }  // namespace widedeep::transform

@@ -912,6 +912,15 @@ class TransformProgram:
     def encode(
         self, batches: Sequence[tuple[object, object]], origin: str, first_row: int, threads: int
     ) -> Encoded: ...
+    def encode_packed(
+        self,
+        batches: Sequence[tuple[object, object]],
+        widths: Sequence[int],
+        origin: str,
+        first_row: int,
+        threads: int,
+    ) -> tuple[ExampleLayout, _Bytes, _Ints] | None:
+        """Return rows as :func:`pack_examples` does; None where an id needs more than its width."""
     def encode_rows(
         self,
         rows: list[dict[str, object]],

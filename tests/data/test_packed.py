@@ -7,13 +7,15 @@ from random import Random
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import widedeep as wd
 from widedeep.data.batch import Batch
 from widedeep.data.packed import PackedExamples
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.sources import open_source
+from widedeep.data.transform import Transform
 from widedeep.errors import DataError, RowError
 
 SIZES = (3, 255, 256, 60_000, 65_535, 70_000, 1 << 24, 1 << 31, 1 << 40)
@@ -94,13 +96,49 @@ def test_an_id_that_its_slot_cannot_have_is_refused() -> None:
     assert PackedExamples.pack(batch, [300]).unpack().ids_N.tolist() == [5, 255]
 
 
+ROWS = st.fixed_dictionaries(
+    {
+        "job": st.sampled_from(["a", "b", "c", None]),
+        "size": st.integers(0, 300),
+        "tags": st.none() | st.lists(st.sampled_from("xyz"), max_size=3),
+        "age": st.none() | st.floats(-10, 10),
+        "click": st.integers(0, 1),
+        "worth": st.floats(0, 5),
+    }
+)
+
+
+@settings(max_examples=25)
+@given(st.lists(ROWS, max_size=12), st.booleans(), st.integers(1, 3), st.integers(1, 700))
+def test_a_transform_packs_what_it_encodes(
+    rows: list[dict[str, object]], has_lists: bool, threads: int, repeats: int
+) -> None:
+    texts = ["job", "size", *(["tags"] if has_lists else [])]
+    features = [*wd.numeric("age"), *wd.categorical(*texts), wd.crossed("job", "size")]
+    spec = wd.FeatureSpec(label="click", weight="worth", features=features)
+    some = {"job": "a", "size": 1, "tags": ["x"], "age": 1.0, "click": 1, "worth": 1.0}
+    table = pa.Table.from_pylist([some, *rows])
+    transform = Transform(wd.fit_schema(spec, table), threads=threads)
+    sizes = [slot.size for slot in transform.schema.slots]
+    examples = pa.concat_tables([table.slice(1)] * repeats).combine_chunks()
+    packed = transform.pack(examples, sizes)
+    batch = transform(examples)
+    assert_same(packed.unpack(), batch)
+    assert [packed.layout.n_slots, packed.layout.n_labels] == [len(sizes), 1]
+    known = np.diff(batch.offsets_BF).all() and (batch.ids_N > 255).any()
+    if known and not has_lists:
+        with pytest.raises(RowError, match=r"got id .* expected 0 <= id < 10"):
+            transform.pack(examples, [10] * len(sizes))
+
+
 def test_a_reader_names_the_row_whose_id_its_slot_cannot_have() -> None:
     with open_source(pa.table({"id": [1, 2, 300, 3]})) as source:
         plan = EpochPlan(source, batch_size=2, seed=0, epoch=0, shuffle=True, pool_rows=4)
 
-        def encode(table: pa.Table) -> Batch:
+        def encode(table: pa.Table) -> PackedExamples:
             ids = table["id"].to_numpy()
-            return Batch(ids, np.arange(len(ids) + 1), np.zeros((len(ids), 0), np.float32))
+            batch = Batch(ids, np.arange(len(ids) + 1), np.zeros((len(ids), 0), np.float32))
+            return PackedExamples.pack(batch, [200])
 
         with pytest.raises(RowError, match=r"row 2 of .*got id 300, expected 0 <= id < 200"):
-            list(BatchReader(source, encode, plan, sizes=[200]))
+            list(BatchReader(source, encode, plan))

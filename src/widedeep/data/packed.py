@@ -94,12 +94,17 @@ class PackedExamples:
         return Batch(ids, offsets, dense, values, labels, weight, group)
 
 
+def id_widths(sizes: Sequence[int]) -> list[int]:
+    """Return how many bytes hold the ids of each slot, which are below a size."""
+    # The largest number of a width stands for no id.
+    return [next(w for w in _WIDTHS if size < 1 << (8 * w)) for size in sizes]
+
+
 def layout_fields(batch: Batch, sizes: Sequence[int] | None) -> LayoutFields:
     """Return the layout of a batch whose ids of each slot are below a size."""
     widths = [_WIDTHS[-1]] * batch.n_slots
     if sizes is not None:
-        # The largest number of a width stands for no id.
-        widths = [next(w for w in _WIDTHS if size < 1 << (8 * w)) for size in sizes]
+        widths = id_widths(sizes)
     return {
         "widths": widths,
         "n_dense": batch.dense_BK.shape[1],

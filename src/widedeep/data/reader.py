@@ -360,7 +360,7 @@ class BatchReader:
     def __init__(
         self,
         source: Source | RequestSource,
-        encode: Callable[[pa.Table], Batch] | Callable[[pa.Table], RequestBatch],
+        encode: Callable[[pa.Table], Batch | PackedExamples | RequestBatch],
         plan: EpochPlan,
         *,
         start_batch: int = 0,
@@ -369,7 +369,6 @@ class BatchReader:
         encoded: Callable[[Fragment], PackedExamples] | None = None,
         lanes: range | None = None,
         batches_at_once: int = 1,
-        sizes: Sequence[int] | None = None,
         fragments: dict[int, Any] | None = None,
     ) -> None:
         numbers = {"prefetch": prefetch, "threads": threads, "batches_at_once": batches_at_once}
@@ -380,7 +379,7 @@ class BatchReader:
         lanes = range(plan.lanes) if lanes is None else lanes
         self._read_batches = _BatchCutter(
             source, encode, encoded, plan, start_batch, threads, lanes, plan.num_batches,
-            batches_at_once, sizes, fragments,
+            batches_at_once, fragments,
         )  # fmt: skip
         self._prefetch = prefetch
         self._open: list[tuple[_Channel, threading.Thread]] = []
@@ -491,7 +490,7 @@ class _BatchCutter:
     """The background side: fills pools ahead and cuts batches from them."""
 
     source: Source | RequestSource
-    encode: Callable[[pa.Table], Batch] | Callable[[pa.Table], RequestBatch]
+    encode: Callable[[pa.Table], Batch | PackedExamples | RequestBatch]
     encoded: Callable[[Fragment], PackedExamples] | None
     plan: EpochPlan
     start_batch: int
@@ -499,7 +498,6 @@ class _BatchCutter:
     lanes: range
     num_batches: int  # Those of the whole epoch, also where ``plan`` is of one lane
     at_once: int
-    sizes: Sequence[int] | None  # Ids of each slot are below these; None: nobody knows
     fragments: dict[int, Any] | None  # Whole fragments that were encoded before, or None
 
     def run(self, channel: _Channel) -> None:
@@ -548,7 +546,11 @@ class _BatchCutter:
             rows = self.encoded(self.source.fragments[fragment.index])
             return rows.slice(fragment.skipped, fragment.skipped + fragment.num_rows)
         table = self.source.read(fragment)
-        batch = self.encode(table)
+        try:
+            batch = self.encode(table)
+        except RowError as error:
+            where = f"row {fragment.first_row + error.row:,} of {fragment.origin}"
+            raise error.at(where) from None
         if len(batch) != fragment.num_rows:
             raise RuntimeError(
                 f"encode made {len(batch)} examples of {fragment.num_rows} rows, {fragment.origin}"
@@ -563,7 +565,7 @@ class _BatchCutter:
         if batch is None:
             batch = self._encoded(fragment, channel)
             if self.plan.shuffle and isinstance(batch, Batch):
-                batch = self._packed(batch, fragment)
+                batch = PackedExamples.pack(batch, None)
             if self.fragments is not None:
                 self.fragments[fragment.index] = batch
         if not self.plan.shuffle:
@@ -578,13 +580,6 @@ class _BatchCutter:
             rows = batch.take(order[first:last])
             parts += [rows.slice(segment.start - first, segment.stop - first) for segment in copied]
         return parts
-
-    def _packed(self, batch: Batch, fragment: Fragment) -> PackedExamples:
-        try:
-            return PackedExamples.pack(batch, self.sizes)
-        except RowError as error:
-            where = f"row {fragment.first_row + error.row:,} of {fragment.origin}"
-            raise error.at(where) from None
 
     def _batches(self, workers: Executor, channel: _Channel) -> Iterator[Any]:
         """Cut at the plan's boundaries."""

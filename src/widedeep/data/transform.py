@@ -7,7 +7,7 @@ import decimal
 import itertools
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from widedeep.data.batch import Batch
 from widedeep.data.column_values import UNITS
 from widedeep.data.fragments import origin_of
+from widedeep.data.packed import PackedExamples, id_widths
 from widedeep.errors import DataError, FeatureError, SchemaError, nearest
 from widedeep.features import (
     BucketEncoding,
@@ -404,6 +405,19 @@ class Transform:
         program = self._program(targets)
         return self._batch(self._encode(program, table, origin, first_row), targets)
 
+    def pack(self, table: pa.Table, sizes: Sequence[int]) -> PackedExamples:
+        """Encode a table with its targets as packed examples, whose ids of a slot are below a size.
+
+        Raises:
+            RowError: For an id that is not.
+        """
+        program = self._program(True)
+        rows = _arrow_rows(program, table, "", 0)
+        packed = program.encode_packed(rows.capsules, id_widths(sizes), *rows[1:], self.threads)
+        if packed is None:
+            return PackedExamples.pack(self(table), sizes)  # says which
+        return PackedExamples.within(*packed)
+
     def rows(
         self,
         rows: Sequence[Mapping[str, object]],
@@ -483,14 +497,8 @@ class Transform:
         origin: str,
         first_row: int,
     ) -> Encoded:
-        columns = program.columns
-        if not origin:
-            origin, first_row = origin_of(table) or ("", first_row)
-        _check_columns(table.schema.names, columns, origin)
-        selection = table.select(columns)
-        batches = [selection] if isinstance(selection, pa.RecordBatch) else selection.to_batches()
-        capsules = [batch.__arrow_c_array__() for batch in batches]
-        return program.encode(capsules, origin, first_row, self.threads)
+        rows = _arrow_rows(program, table, origin, first_row)
+        return program.encode(*rows, self.threads)
 
     def _batch(self, encoded: Encoded, targets: bool) -> Batch:
         ids, offsets, dense, values, labels, weight, group = encoded
@@ -503,6 +511,26 @@ class Transform:
             weight_B=weight,
             group_B=group,
         )
+
+
+class _ArrowRows(NamedTuple):
+    """What a program encodes: batches of its columns, and where their rows come from."""
+
+    capsules: list[tuple[object, object]]
+    origin: str
+    first_row: int
+
+
+def _arrow_rows(
+    program: TransformProgram, table: pa.Table | pa.RecordBatch, origin: str, first_row: int
+) -> _ArrowRows:
+    columns = program.columns
+    if not origin:
+        origin, first_row = origin_of(table) or ("", first_row)
+    _check_columns(table.schema.names, columns, origin)
+    selection = table.select(columns)
+    batches = [selection] if isinstance(selection, pa.RecordBatch) else selection.to_batches()
+    return _ArrowRows([batch.__arrow_c_array__() for batch in batches], origin, first_row)
 
 
 def _check_columns(names: list[str], columns: list[str], origin: str) -> None:

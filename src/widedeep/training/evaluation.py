@@ -21,6 +21,7 @@ from widedeep.bundle.graph import TowerForward
 from widedeep.bundle.layout import LINKS
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Source, origin_of
+from widedeep.data.packed import PackedExamples
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.requests import RequestSource, request_encoder
 from widedeep.data.sources import open_on_ranks
@@ -424,6 +425,15 @@ class Evaluator:
             return self.transform(table, targets=targets, origin=origin, first_row=first_row)
 
         return encode
+
+    def packer(self, sizes: Sequence[int]) -> Callable[[pa.Table], PackedExamples]:
+        """Return the function that packs a table: ids of each slot are below a size."""
+
+        def pack(table: pa.Table) -> PackedExamples:
+            self._observe(table)
+            return self.transform.pack(table, sizes)
+
+        return pack
 
     def batches(
         self,

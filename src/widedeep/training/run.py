@@ -10,19 +10,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from widedeep.callbacks.base import Callbacks
 from widedeep.data.batch import Batch
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fragments import Source
+from widedeep.data.packed import PackedExamples
 from widedeep.data.reader import BLOCK_ROWS, BatchReader, EpochPlan, is_small, large_fragments
-from widedeep.data.requests import RequestSource, request_encoder
+from widedeep.data.requests import RequestBatch, RequestSource, request_encoder
 from widedeep.errors import DataError, RowError
 from widedeep.metrics.registry import loss_metric
 from widedeep.ranks.shared import on_first
@@ -260,16 +262,14 @@ class TrainingRun:
         # An epoch that is resumed has weight of its own before this.
         self._epoch_weight = 0.0 if position.batch == 0 else math.inf
         self._at_once = self._batches_at_once()
-        encode = self.evaluator.encoder()
         reader = BatchReader(
             self.rows,
-            request_encoder(encode) if isinstance(self.rows, RequestSource) else encode,
+            self._row_encoder(),
             plan,
             start_batch=position.batch,
             encoded=None if self.encoded is None else self.encoded.read,
             lanes=self.ranks.lanes_of(),
             batches_at_once=self._at_once,
-            sizes=[slot.size for slot in state.model.schema.slots],
             fragments=self._fragments,
         )
         with reader:
@@ -286,6 +286,14 @@ class TrainingRun:
                     self.interrupt.check(self._interrupts if self.ranks.size > 1 else None)
                     if self._done():
                         return
+
+    def _row_encoder(self) -> Callable[[pa.Table], Batch | PackedExamples | RequestBatch]:
+        """Return what encodes rows: packed where they are shuffled one by one."""
+        if isinstance(self.rows, RequestSource):
+            return request_encoder(self.evaluator.encoder())
+        if not self.state.config.shuffle:
+            return self.evaluator.encoder()
+        return self.evaluator.packer([slot.size for slot in self.state.model.schema.slots])
 
     def _batches_at_once(self) -> int:
         """How many batches the reader yields as one: a block of rows, where runs are learned."""
