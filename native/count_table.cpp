@@ -122,8 +122,8 @@ std::uint32_t CountTable::append(std::uint64_t hash, const std::uint8_t* key, st
   return reference;
 }
 
-void CountTable::grow() {
-  slots_ = std::vector<Slot>(slots_.size() * 2, Slot{0, 0});
+void CountTable::grow(std::size_t n_slots) {
+  slots_ = std::vector<Slot>(n_slots, Slot{0, 0});
   const std::size_t mask = slots_.size() - 1;
   for_each([&](std::uint32_t reference, const Record& held) {
     std::size_t place = held.hash & mask;
@@ -142,6 +142,16 @@ void CountTable::for_each(Visit visit) const {
       word += record_words(held.length);
     }
   }
+}
+
+// How many slots hold so many keys, at least twice as many as now; more than that only where room
+// is left.
+std::size_t CountTable::slots_for(std::size_t n_keys) const {
+  std::size_t n_slots = slots_.size() * 2;
+  while (n_keys * 8 > n_slots * 5 && used_bytes_ + 4 * n_slots * sizeof(Slot) < limit_bytes_) {
+    n_slots *= 2;
+  }
+  return n_slots;
 }
 
 std::size_t CountTable::add(const CountedKeys& keys, std::size_t first) {
@@ -168,7 +178,9 @@ std::size_t CountTable::add(const CountedKeys& keys, std::size_t first) {
       if (slot->record == 0) {
         if (!has_room(length)) return i;
         if ((size_ + 1) * 8 > slots_.size() * 5) {
-          grow();
+          // Keys with counts are different ones, most of which are new to a table of few.
+          const std::size_t ahead = keys.counts == nullptr || size_ > keys.n ? 0 : keys.n - i;
+          grow(slots_for(size_ + 1 + ahead));
           slot = find(hash, key, length);
         }
         *slot = {static_cast<std::uint32_t>(hash >> 32), append(hash, key, length)};

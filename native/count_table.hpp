@@ -77,7 +77,8 @@ class CountTable {
   Slot* find(std::uint64_t hash, const std::uint8_t* key, std::size_t length);
   bool has_room(std::size_t length) const;
   std::uint32_t append(std::uint64_t hash, const std::uint8_t* key, std::size_t length);
-  void grow();
+  std::size_t slots_for(std::size_t n_keys) const;
+  void grow(std::size_t n_slots);
   void rank(std::vector<RankedKey>& keys) const;
   bool is_before(const RankedKey& a, const RankedKey& b) const;
   template <class Visit>

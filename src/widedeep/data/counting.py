@@ -214,13 +214,14 @@ class ValueCounter:
 
 
 def _bytes_of(values: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    array = values.cast(pa.large_binary())
+    plain = values.type in (pa.string(), pa.binary())
+    array = values if plain else values.cast(pa.large_binary())
     _, offsets, data = array.buffers()
     if data is None or not len(array):
         return np.zeros(0, np.uint8), np.zeros(len(array) + 1, np.int64)
     first = array.offset
-    starts = np.frombuffer(offsets, np.int64)[first : first + len(array) + 1]
-    return np.frombuffer(data, np.uint8), starts
+    starts = np.frombuffer(offsets, np.int32 if plain else np.int64)
+    return np.frombuffer(data, np.uint8), starts[first : first + len(array) + 1].astype(np.int64)
 
 
 def _bytes_of_numbers(

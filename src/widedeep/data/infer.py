@@ -23,6 +23,7 @@ from widedeep.data.roles import (
     InferredColumn,
     assign_roles,
     id_like,
+    is_typed,
     joined_roles,
     label_of,
     null_words,
@@ -597,13 +598,14 @@ def infer_spec(
     """
     types = ColumnTypes(null_values=null_values or ())
     sample, profiles = as_written = profiled(data, rows, label, types)
-    words = null_words(data, profiles) if null_values is None else ()
+    words = null_words(profiles) if null_values is None and not is_typed(data) else ()
     if words:
         types = ColumnTypes(null_values=words)
         sample, profiles = profiled(data, rows, label, types)
-    types.update({p.name: pa.float64() for p in profiles if p.is_written_number and p.complete})
-    if types:  # CSV is read by what is declared
-        sample, profiles = profiled(data, rows, label, types)
+    if not is_typed(data):
+        types |= {p.name: pa.float64() for p in profiles if p.is_written_number and p.complete}
+        if types:
+            sample, profiles = profiled(data, rows, label, types)
     label = label_of(profiles, label)
     joined = joined_roles(data)
     columns = assign_roles(profiles, label, joined)

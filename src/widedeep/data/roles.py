@@ -174,10 +174,13 @@ def profiled(
     return sample, profiles
 
 
-def null_words(data: Data, columns: Sequence[ColumnProfile]) -> tuple[str, ...]:
+def is_typed(data: Data) -> bool:
+    """Tell whether data says itself what its columns are; CSV is read by what is declared."""
+    return all(format_of(file.path).typed for file in input_files(data) or ())
+
+
+def null_words(columns: Sequence[ColumnProfile]) -> tuple[str, ...]:
     """Return the words that alone make text of numbers in CSV, as programs write nulls."""
-    if all(format_of(file.path).typed for file in input_files(data) or ()):
-        return ()
     words: dict[str, None] = {}
     for column in columns:
         if 2 * column.written_numbers > column.values and all(
