@@ -3,8 +3,8 @@
 The wide part alone against Vowpal Wabbit's FTRL on the same rows (26 words and 3 crosses of
 `criteo_like.py`), from text and from its binary cache; then model S of `train_models.py` at batches
 of 1 to 256 against its own rate at 2,048, in runs of steps and step by step through the
-interpreter; then its steps in both precisions against the peak of the core. The engines take turns;
-medians.
+interpreter; then its steps in both precisions against the peak of the core, and where the time of a
+step goes. The engines take turns; medians.
 
     python benchmarks/bench_online.py [--vw PYTHON] [--rows 50000] [--turns 5] [--write]
 
@@ -17,6 +17,7 @@ import argparse
 import functools
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,8 +41,9 @@ from widedeep.data.batch import Batch
 from widedeep.data.reader import BLOCK_ROWS
 from widedeep.data.transform import Transform
 from widedeep.training.config import TrainConfig
+from widedeep.training.dense import NativeMLP
 from widedeep.training.schedules import Rates
-from widedeep.training.step import TrainStep
+from widedeep.training.step import DenseResult, TrainStep
 
 WORDS = [f"C{i}" for i in range(1, 27)]
 CROSSES = [("C5", "C8"), ("C1", "C14"), ("C19", "C2")]
@@ -242,6 +244,71 @@ def peak_lines(asked: argparse.Namespace) -> list[str]:
     ]
 
 
+PARTS = ("ids, gathering", "forward", "losses", "backward", "weights' gradients", "sums by row",
+         "updates")  # fmt: skip
+
+
+def part_seconds(step: TrainStep, batch: Batch) -> tuple[float, ...]:
+    """Processor seconds of each part of one step on one thread."""
+    model, layers = step.model, step.fused
+    assert isinstance(layers, NativeMLP)
+    marks = [time.process_time()]
+    gathered = step.group_and_gather(batch)
+    logits_BC = model.wide_logits(batch)
+    marks.append(time.process_time())
+    assert gathered.inputs is not None
+    logits_BC += layers.forward(gathered.inputs.concat_BX)
+    marks.append(time.process_time())
+    losses_B, grad_BC = model.losses(logits_BC, batch, lambda name: model.batch_tensor(batch, name))
+    model.bias.grad = grad_BC.sum(dim=0)
+    marks.append(time.process_time())
+    grad_BX = layers.backward_rows(grad_BC)
+    marks.append(time.process_time())
+    layers.sum_rows(0, len(batch))
+    layers.finish()
+    marks.append(time.process_time())
+    result = DenseResult(logits_BC, losses_B, grad_BC, grad_BX)
+    gradients = step.reduce(batch, gathered, result)
+    marks.append(time.process_time())
+    step.apply(gradients, len(batch), rates=Rates(), step=1)
+    marks.append(time.process_time())
+    return tuple(b - a for a, b in itertools.pairwise(marks))
+
+
+def profile_lines(asked: argparse.Namespace) -> list[str]:
+    """Where the time of a step of model S goes, by precision and batch."""
+    schema = models.make_schema(models.S)
+    rows = Batch.concat(models.make_batches(models.S, 4, 2048))
+    kinds: list[tuple[Literal["fp32", "bf16"], int]] = [
+        ("fp32", 1), ("fp32", 16), ("fp32", 256), ("fp32", 2048), ("bf16", 256), ("bf16", 2048),
+    ]  # fmt: skip
+    steps = {kind: models.our_step(schema, models.S, 1, kind[0]) for kind in kinds}
+    spent: dict[tuple[str, int], list[tuple[float, ...]]] = {kind: [] for kind in kinds}
+    in_run: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
+    for turn in range(asked.turns + 1):
+        for kind, step in steps.items():
+            batch = kind[1]
+            some = rows.slice(0, min(len(rows), 256 * batch))
+            run = processor_seconds(functools.partial(in_runs, step, some, batch)) / len(some)
+            parts = [
+                part_seconds(step, some.slice(first, first + batch))
+                for first in range(0, len(some), batch)
+            ]
+            if turn:  # the first one warms up
+                in_run[kind].append(run)
+                spent[kind].append(tuple(median(one) / batch for one in zip(*parts, strict=True)))
+    lines = [
+        f"| model S | batch | in runs, us an example | {' | '.join(PARTS)} |",
+        "|---" * (3 + len(PARTS)) + "|",
+    ]
+    for kind, times in spent.items():
+        of_parts = [median(part) * 1e6 for part in zip(*times, strict=True)]
+        cells = [kind[0], f"{kind[1]:,}", f"{median(in_run[kind]) * 1e6:.2f}",
+                 *(f"{part:.2f}" for part in of_parts)]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def main() -> None:
     """Measure, print, and write the section if asked to."""
     parser = argparse.ArgumentParser(
@@ -254,12 +321,14 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    is_loaded = os.getloadavg()[0] > (os.cpu_count() or 1)
+    loaded = " The machine was loaded by other work." if is_loaded else ""
     lines = [
         "## One example at a time, and small batches",
         "",
         f"`benchmarks/bench_online.py` on {machine()}: one thread, processor time, medians of "
         f"{asked.turns} interleaved turns. Vowpal Wabbit reads its input on a second thread, which "
-        "counts.",
+        f"counts.{loaded}",
         "",
         *wide_lines(asked),
         "",
@@ -267,8 +336,17 @@ def main() -> None:
         "",
         *peak_lines(asked),
         "",
+        "Where a step goes, each part called by itself through the interpreter, which is much of a "
+        "part where batches are small; of forward, backward and the weights' gradients each takes "
+        "a third of the products:",
+        "",
+        *profile_lines(asked),
+        "",
         "Adagrad moves every weight of the layers once a step: at batch 1 its square roots and "
-        "divisions bound the rate (units of hidden layers without any gradient are passed over).",
+        "divisions bound the rate. Units of hidden layers without any gradient are passed over, "
+        "and the others move while the backward pass has them in registers; divisions by Newton's "
+        "steps in the units that multiply would have the same bits and take as long. In bf16 the "
+        "products alone take less time: ids, rows, losses and updates cost what they cost in fp32.",
     ]
     print("\n".join(lines))
     if asked.write:
