@@ -19,16 +19,40 @@ inline int64_t wire_bytes(WireFormat format, int64_t width) {
   return width * 2 + (format == WireFormat::scaled ? 1 : 0);
 }
 
-// Writes rows of `matrix`, one after the other.
-void pack_rows(const ConstRows& matrix, const int64_t* rows, int64_t n, WireFormat format,
-               uint8_t* bytes, int threads);
+// Rows of a matrix, and one after the other in bytes. rows == null: every row, in order.
+struct WireRows {
+  const int64_t* rows;
+  WireFormat format;
+  uint8_t* bytes;
+};
 
-// Writes rows of a matrix of bfloat16, `stride` numbers apart, as they are.
-void pack_half_rows(const uint16_t* matrix, int64_t stride, int64_t width, const int64_t* rows,
-                    int64_t n, uint8_t* bytes, int threads);
+// Rows of one matrix that go to rows of another, as if they had travelled. Rows == null: in order.
+struct MovedRows {
+  ConstRows from;
+  const int64_t* from_rows;
+  Rows to;
+  const int64_t* to_rows;
+  WireFormat format;
+};
 
-// Writes what pack_rows wrote into rows of `matrix`.
-void unpack_rows(const uint8_t* bytes, const int64_t* rows, int64_t n, WireFormat format,
-                 const Rows& matrix, int threads);
+struct HalfRows {  // of bfloat16
+  const uint16_t* data;
+  int64_t stride;  // numbers
+  int64_t width;
+};
+
+void pack_rows(const WireRows& wire, const ConstRows& matrix, int64_t n, int threads);
+void unpack_rows(const WireRows& wire, const Rows& matrix, int64_t n, int threads);
+void move_rows(const MovedRows& moved, int64_t n, int threads);
+
+// The same with rows of bfloat16, which travel as they are.
+void pack_half_rows(const HalfRows& matrix, const int64_t* rows, int64_t n, uint8_t* bytes,
+                    int threads);
+void move_half_rows(const HalfRows& matrix, const MovedRows& moved, int64_t n, int threads);
+
+WIDEDEEP_DECLARE_ISA(
+    void pack_range(const WireRows& wire, const ConstRows& matrix, int64_t begin, int64_t end);
+    void unpack_range(const WireRows& wire, const Rows& matrix, int64_t begin, int64_t end);
+    void move_range(const MovedRows& moved, int64_t begin, int64_t end, uint8_t* row_bytes))
 
 }  // namespace widedeep

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 _Ints: TypeAlias = NDArray[np.int64]
 _Ints32: TypeAlias = NDArray[np.int32]
+_Shorts: TypeAlias = NDArray[np.int16]
+_Flags: TypeAlias = NDArray[np.bool_]
 _Bytes: TypeAlias = NDArray[np.uint8]
 _Floats: TypeAlias = NDArray[np.float32]
 _Halves: TypeAlias = NDArray[np.uint16]  # bits of bfloat16
@@ -332,21 +334,48 @@ class PackedRows:
 
 def pack_rows(
     matrix_RD: _Floats | _Halves,
-    rows_n: _Ints,
+    rows_n: _Ints | None,
     bytes: _Bytes,
     format: str = "fp32",
     threads: int = 1,
 ) -> None:
     """Write rows of a matrix into bytes: as float32, rounded to the nearest bfloat16, or scaled.
 
+    Without ``rows_n`` all of them are written, in order.
+
     ``format="scaled"`` writes a byte, the exponent of the row's largest number, and 16 bits a
     number: its multiple of 2^-14 of that power, so that it errs by 2^-15 of the largest at most.
     """
 
 def unpack_rows(
-    bytes: _Bytes, rows_n: _Ints, matrix_RD: _Floats, format: str = "fp32", threads: int = 1
+    bytes: _Bytes, rows_n: _Ints | None, matrix_RD: _Floats, format: str = "fp32", threads: int = 1
 ) -> None:
     """Write what :func:`pack_rows` wrote into rows of a matrix, each named once."""
+
+def move_rows(
+    from_RD: _Floats | _Halves,
+    from_n: _Ints,
+    to_RD: _Floats,
+    to_n: _Ints | None,
+    format: str = "fp32",
+    threads: int = 1,
+) -> None:
+    """Do what :func:`pack_rows` and :func:`unpack_rows` would, one after the other."""
+
+def route_rows(
+    ids_n: _Ints, starts_R: _Ints, owner: _Shorts, place: _Shorts, rows_TW: _Ints
+) -> tuple[_Ints, _Ints, _Ints]:
+    """Sort ids by the rank that owns their rows, otherwise in their order.
+
+    Ids lie in R runs, the r-th of logical table r % T; ``owner`` and ``place`` (T, 4096) and
+    ``rows_TW`` tell how the ids of a block are dealt out (:class:`widedeep.ranks.layout.Layout`).
+
+    Returns:
+        The counts by rank and run (W, R), the numbers of the ids by owner, and their rows there.
+    """
+
+def take_runs(values_n: _Ints, counts_R: _Ints, shifts_R: _Ints, taken_R: _Flags) -> _Ints:
+    """Return some of the runs of numbers that follow each other, each shifted by its number."""
 
 # ---- losses and the tower ------------------------------------------------------------------------
 

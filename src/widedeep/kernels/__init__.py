@@ -66,6 +66,7 @@ from widedeep._native import keep_freed_memory as keep_freed_memory
 from widedeep._native import learn_rates as learn_rates
 from widedeep._native import logistic_loss as logistic_loss
 from widedeep._native import momentum_rows as momentum_rows
+from widedeep._native import move_rows as move_rows
 from widedeep._native import pack_examples as pack_examples
 from widedeep._native import pack_rows as pack_rows
 from widedeep._native import pair_products as pair_products
@@ -74,6 +75,7 @@ from widedeep._native import read_numbers as read_numbers
 from widedeep._native import read_times as read_times
 from widedeep._native import rmsprop_rows as rmsprop_rows
 from widedeep._native import round_rows as round_rows
+from widedeep._native import route_rows as route_rows
 from widedeep._native import segment_sum as segment_sum
 from widedeep._native import sgd_rows as sgd_rows
 from widedeep._native import sorted_numbers as sorted_numbers
@@ -81,6 +83,7 @@ from widedeep._native import sorted_words as sorted_words
 from widedeep._native import sum_numbers as sum_numbers
 from widedeep._native import sum_rates as sum_rates
 from widedeep._native import take_rows as take_rows
+from widedeep._native import take_runs as take_runs
 from widedeep._native import unpack_examples as unpack_examples
 from widedeep._native import unpack_rows as unpack_rows
 from widedeep._native import wide_forward as wide_forward

@@ -59,6 +59,11 @@ class Layout:
         places += self._blocks.place[within]
         return places
 
+    @property
+    def dealt(self) -> tuple[Ids, Ids, Ids]:
+        """How the ids of a block are dealt out: owner and row of each, rows of each rank."""
+        return self._blocks.owner, self._blocks.place, self._blocks.rows
+
     def rows_of(self, rank: int) -> int:
         """Return how many rows a rank owns."""
         if self.world == 1:

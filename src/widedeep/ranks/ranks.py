@@ -224,28 +224,46 @@ class Ranks:
         """
         if self.size == 1:
             return [parts[0]]
-        import torch
-        import torch.distributed as dist
-
         first = np.asarray(parts[0])
         tail = first.shape[1:]
         width = first.dtype.itemsize * math.prod(tail)
         sent = [len(part) for part in parts]
         received = self._lengths(sent) if lengths is None else list(lengths)
-        outgoing = np.concatenate([_as_bytes(part) for part in parts])
-        incoming = np.empty(sum(received) * width, np.uint8)
+        others = [_as_bytes(part) for rank, part in enumerate(parts) if rank != self.rank]
+        incoming = self.trade(
+            others[0] if len(others) == 1 else np.concatenate(others),
+            [n * width for n in sent],
+            [n * width for n in received],
+        )
+        arrays = [bytes_.view(first.dtype).reshape(-1, *tail) for bytes_ in incoming]
+        arrays[self.rank] = np.ascontiguousarray(parts[self.rank])
+        return arrays
+
+    def trade(
+        self, outgoing: NDArray[np.uint8], sent: Sequence[int], received: Sequence[int]
+    ) -> list[NDArray[np.uint8]]:
+        """Send bytes to the other ranks; return what each of them sent here, in rank order.
+
+        Args:
+            outgoing: Those for the first of the others, then for the next one, and so on.
+            sent: How many go to each rank; its own number is not looked at.
+            received: How many come from each rank, likewise; that rank's bytes are none.
+        """
+        import torch
+        import torch.distributed as dist
+
+        of_others = [n if rank != self.rank else 0 for rank, n in enumerate(received)]
+        incoming = np.empty(sum(of_others), np.uint8)
         with self._failures("rows"):
             dist.all_to_all_single(
                 torch.from_numpy(incoming),
                 torch.from_numpy(outgoing),
-                [n * width for n in received],
-                [n * width for n in sent],
+                of_others,
+                [n if rank != self.rank else 0 for rank, n in enumerate(sent)],
                 group=self._group,
             )
-        self.sent_bytes += len(outgoing) - sent[self.rank] * width
-        ends = np.cumsum([n * width for n in received])[:-1]
-        arrays = np.split(incoming, ends)
-        return [array.view(first.dtype).reshape(-1, *tail) for array in arrays]
+        self.sent_bytes += len(outgoing)
+        return np.split(incoming, np.cumsum(of_others)[:-1])
 
     def lane_sums(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the sums of every lane, (lanes, K): the caller adds them in lane order.

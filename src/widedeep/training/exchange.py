@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -85,17 +85,23 @@ class _Route:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """What a rank asks for in one section, and what all ranks ask of it."""
+    """What a rank asks for in one section, and what all ranks ask of it.
+
+    Ids lie in runs: of each batch, and in it of each logical table.
+    """
 
     groups: list[Groups]  # By batch of this rank
     counts_LT: Ints  # Distinct ids of each batch and logical table
-    table_n: Ints  # Logical table of each id that this rank asks for
-    owner_n: NDArray[np.int16]
-    place_n: Ints
+    counts_WR: Ints  # Those of each owner, (ranks, runs)
     order_n: Ints  # The ids by owner, otherwise in their order
-    owner_starts: Ints  # (ranks + 1,) into it
+    place_n: Ints  # Their rows at the owner, in that order
     lists: IdLists | None = None  # Places that are asked of this rank, by batch of all ranks
-    list_starts: Ints | None = None  # (ranks + 1,) first place of each rank
+    list_counts_WR: list[Ints] = field(default_factory=list)  # By asker: of each of its runs
+
+    @property
+    def owner_starts(self) -> Ints:
+        """(ranks + 1,) into the ids by owner."""
+        return _starts(self.counts_WR.sum(axis=1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,6 +130,7 @@ class Exchange:
         kernels.keep_freed_memory()  # for the next step's buffers
         self._in_place = ranks.size == 1 and wire == "fp32"
         self._sections = _sections(model, wire)
+        self._dealt = [_dealt(section.key) for section in self._sections if ranks.size > 1]
         self._members = {m.name: m for section in self._sections for m in section.members}
 
     def ask(
@@ -138,7 +145,7 @@ class Exchange:
             exact: Fetch the rows as they are, whatever the wire's numbers; nothing can be sent
                 back.
         """
-        requests = [self._request(section, batches) for section in self._sections]
+        requests = [self._request(i, batches) for i in range(len(self._sections))]
         rows = self._send_ids(requests, batches, lists)
         if self._in_place or (exact and self.ranks.size == 1):
             return LookedUp(batches, rows, requests, {}, [])
@@ -227,7 +234,10 @@ class Exchange:
         if self.ranks.size == 1:
             groups = self.groups(looked_up, 0)
             return {name: (groups[name], sums[name][0]) for name in groups if name in sums}
-        values = {name: torch.cat(list(lists)).numpy() for name, lists in sorted(sums.items())}
+        values = {
+            name: (torch.cat(list(lists)) if len(lists) > 1 else lists[0]).numpy()
+            for name, lists in sorted(sums.items())
+        }
         values = self._send_values(looked_up, values)
         return {
             name: row_sums
@@ -268,13 +278,17 @@ class Exchange:
         key, lists, threads = section.key, request.lists, self.threads
         assert lists is not None
         key_groups = key.group_lists(lists, threads=threads)
-        table_m = _tables(lists, section.n_tables)
+        counts_R = np.diff(lists.offsets_BF)
         spans = itertools.chain(*(self.ranks.spans_of(rank) for rank in range(self.ranks.size)))
         lane_B = np.array([span.start for span in spans], np.int32)
         for member in members:
             groups = _groups_of(member, section, key_groups, own=True)
-            has_N = _has(member, section)[table_m]
-            rows_N = np.where(has_N, np.cumsum(has_N) - 1, -1)
+            rows_N = np.arange(len(lists.ids_N))  # where the sums of each id lie
+            taken_R = _taken(member, section, counts_R)
+            if not taken_R.all():
+                rows_N -= np.repeat(
+                    np.where(taken_R, _left_out(counts_R, taken_R), len(rows_N)), counts_R
+                )
             order = self.order_of(member.name, lane_B)
             if member.name + COUNTS in received:
                 counts, exact = received[member.name + COUNTS], replace(order, bf16=False)
@@ -286,58 +300,56 @@ class Exchange:
 
     # ---- ids -------------------------------------------------------------------------------------
 
-    def _request(self, section: _Section, batches: Sequence[Batch]) -> _Request:
-        key, slots, size = section.key, self.model.schema.slots, self.ranks.size
+    def _request(self, number: int, batches: Sequence[Batch]) -> _Request:
+        section, slots = self._sections[number], self.model.schema.slots
+        key, size = section.key, self.ranks.size
         groups = [key.group(batch, slots, threads=self.threads) for batch in batches]
         counts_LT = np.stack([np.diff(g.table_starts[0]) for g in groups])
-        cell_tables = np.tile(np.arange(section.n_tables), len(batches))
-        table_n = np.repeat(cell_tables, counts_LT.reshape(-1))
-        ids_n = np.concatenate([g.rows.numpy() for g in groups]) - key.bases[table_n]
+        counts_R = counts_LT.reshape(-1)
+        every = np.concatenate([g.rows.numpy() for g in groups])
+        bases_R = np.tile(key.bases, len(batches))
+        ids_n = kernels.take_runs(every, counts_R, -bases_R, np.ones(len(counts_R), bool))
         if size == 1:
-            owner_n, order_n = np.zeros(len(ids_n), np.int16), np.arange(len(ids_n))
-            starts = np.array([0, len(ids_n)])
-            return _Request(groups, counts_LT, table_n, owner_n, ids_n, order_n, starts)
-        owner_n, place_n = np.empty(len(ids_n), np.int16), np.empty_like(ids_n)
-        layouts = list(key.layouts.values())
-        stop = 0
-        for table, count in zip(cell_tables.tolist(), counts_LT.reshape(-1).tolist(), strict=True):
-            start, stop = stop, stop + count
-            owner_n[start:stop] = layouts[table].owner_of(ids_n[start:stop])
-            place_n[start:stop] = layouts[table].place_of(ids_n[start:stop])
-        order_n = np.argsort(owner_n, kind="stable")  # a radix sort, of 16 bits
-        starts = np.concatenate([[0], np.cumsum(np.bincount(owner_n, minlength=size))])
-        return _Request(groups, counts_LT, table_n, owner_n, place_n, order_n, starts)
+            return _Request(groups, counts_LT, counts_R[None], np.arange(len(ids_n)), ids_n)
+        routed = kernels.route_rows(ids_n, _starts(counts_R), *self._dealt[number])
+        return _Request(groups, counts_LT, *routed)
 
     def _send_ids(
         self, requests: Sequence[_Request], batches: Sequence[Batch], lists: Sequence[int]
     ) -> int:
         """Tell the owners which places are asked of them; return the examples on all ranks."""
-        size = self.ranks.size
+        size, own = self.ranks.size, self.ranks.rank
         examples = np.array([[len(batch)] for batch in batches])
-        counts = [_counts(request, size) for request in requests]
-        header = [np.concatenate([*(c[r] for c in counts), examples], axis=1) for r in range(size)]
+        header = [
+            np.concatenate(
+                [*(q.counts_WR[r].reshape(q.counts_LT.shape) for q in requests), examples], axis=1
+            )
+            for r in range(size)
+        ]
         headers = self.ranks.all_to_all(header, lengths=lists)
         sent: list[list[NDArray[Any]]] = [[] for _ in range(size)]
         place_type = self._place_type()
         for request in requests:
-            places = request.place_n[request.order_n].astype(place_type)
+            starts = request.owner_starts
             for r, pieces in enumerate(sent):
-                pieces.append(places[request.owner_starts[r] : request.owner_starts[r + 1]])
+                places = request.place_n[starts[r] : starts[r + 1]]
+                pieces.append(places if r == own else places.astype(place_type))
+        sent_bytes = [np.concatenate(pieces) for pieces in sent]
         received = self.ranks.all_to_all(
-            [np.concatenate(pieces) for pieces in sent],
-            lengths=[int(h[:, :-1].sum()) for h in headers],
+            [places.view(np.uint8) for places in sent_bytes],
+            lengths=[int(h[:, :-1].sum()) * place_type().itemsize for h in headers],
         )
+        typed = [p.view(np.int64 if r == own else place_type) for r, p in enumerate(received)]
         column, firsts = 0, [0] * size
         for section, request in zip(self._sections, requests, strict=True):
             columns = slice(column, column := column + section.n_tables)
             parts = []
             for r, h in enumerate(headers):
                 first, firsts[r] = firsts[r], firsts[r] + int(h[:, columns].sum())
-                parts.append(received[r][first : firsts[r]])
-            counts_LT = np.concatenate([h[:, columns] for h in headers])
-            offsets = np.concatenate([[0], np.cumsum(counts_LT)])
-            request.lists = IdLists(np.concatenate(parts).astype(np.int64), offsets)
-            request.list_starts = np.cumsum([0, *(len(places) for places in parts)])
+                parts.append(typed[r][first : firsts[r]])
+            request.list_counts_WR = [h[:, columns].reshape(-1) for h in headers]
+            ids_N = np.concatenate(parts, dtype=np.int64)
+            request.lists = IdLists(ids_N, _starts(np.concatenate(request.list_counts_WR)))
         return int(sum(h[:, -1].sum() for h in headers))
 
     def _place_type(self) -> type[np.int32 | np.int64]:
@@ -347,21 +359,30 @@ class Exchange:
         return np.int32 if largest < _NARROW_ROWS else np.int64
 
     def _route(self, section: _Section, member: _Member, request: _Request) -> _Route:
-        assert request.lists is not None and request.list_starts is not None
-        has_T, table_m = _has(member, section), _tables(request.lists, section.n_tables)
+        assert request.lists is not None
+        counts_R = request.counts_LT.reshape(-1)
+        taken_R = _taken(member, section, counts_R)
+        order = request.order_n
+        if not taken_R.all():
+            shifts_R = -_left_out(counts_R, taken_R)
+            world = self.ranks.size
+            order = kernels.take_runs(
+                order, request.counts_WR.reshape(-1), np.tile(shifts_R, world),
+                np.tile(taken_R, world),
+            )  # fmt: skip
         base_T = np.zeros(section.n_tables, np.int64)
         base_T[member.numbers] = member.table.own_bases
-        rows_m = request.lists.ids_N + base_T[table_m]
-        order, starts, own_starts = request.order_n, request.owner_starts, request.list_starts
-        if not has_T.all():
-            has_n = has_T[request.table_n]
-            by_owner = has_n[order]
-            starts = np.concatenate([[0], np.cumsum(by_owner)])[starts]
-            order = (np.cumsum(has_n) - 1)[order[by_owner]]
-            has_m = has_T[table_m]
-            rows_m = rows_m[has_m]
-            own_starts = np.concatenate([[0], np.cumsum(has_m)])[own_starts]
-        return _Route(order, starts, rows_m, own_starts)
+        asked_R = np.diff(request.lists.offsets_BF)
+        rows = kernels.take_runs(
+            request.lists.ids_N, asked_R, np.tile(base_T, len(asked_R) // section.n_tables),
+            _taken(member, section, asked_R),
+        )  # fmt: skip
+        return _Route(
+            order,
+            _starts(request.counts_WR[:, taken_R].sum(axis=1)),
+            rows,
+            _starts([int(n[_taken(member, section, n)].sum()) for n in request.list_counts_WR]),
+        )
 
     # ---- rows ------------------------------------------------------------------------------------
 
@@ -399,37 +420,49 @@ class Exchange:
             orders: For each: where the received rows go; None: one after the other.
         """
         sizes = [parcel.row_bytes for parcel in parcels.values()]
-        sent = []
-        for r in range(self.ranks.size):
-            spans = [first[r : r + 2].tolist() for _, _, first in outgoing]
-            ends = np.cumsum([0, *((b - a) * n for (a, b), n in zip(spans, sizes, strict=True))])
-            buffer = np.empty(int(ends[-1]), np.uint8)
-            for i, parcel in enumerate(parcels.values()):
-                matrix, rows, _ = outgoing[i]
-                kernels.pack_rows(
-                    matrix, rows[slice(*spans[i])], buffer[ends[i] : ends[i + 1]],
-                    parcel.format, self.threads,
-                )  # fmt: skip
-            sent.append(buffer)
-        lengths = [
-            sum(int(s[r + 1] - s[r]) * n for s, n in zip(starts, sizes, strict=True))
-            for r in range(self.ranks.size)
-        ]
-        received = self.ranks.all_to_all(sent, lengths=lengths)
+        own, threads = self.ranks.rank, self.threads
         values = {
             name: np.empty((int(s[-1]), parcel.dim), np.float32)
             for s, (name, parcel) in zip(starts, parcels.items(), strict=True)
         }
-        for r, buffer in enumerate(received):
-            first = 0
+        sent, received = (
+            [
+                sum(int(f[r + 1] - f[r]) * n for f, n in zip(firsts, sizes, strict=True))
+                for r in range(self.ranks.size)
+            ]
+            for firsts in ([first for _, _, first in outgoing], starts)
+        )
+        buffer, stop = np.empty(sum(sent) - sent[own], np.uint8), 0
+        for r in range(self.ranks.size):
             for i, (name, parcel) in enumerate(parcels.items()):
-                a, b = starts[i][r : r + 2].tolist()
-                order = np.arange(a, b) if orders is None else orders[i][a:b]
-                stop = first + (b - a) * parcel.row_bytes
-                kernels.unpack_rows(
-                    buffer[first:stop], order, values[name], parcel.format, self.threads
+                matrix, rows, first = outgoing[i]
+                rows = rows[first[r] : first[r + 1]]
+                if r == own:  # from here to here
+                    part = slice(*starts[i][r : r + 2].tolist())
+                    out, to = (
+                        (values[name][part], None)
+                        if orders is None
+                        else (values[name], orders[i][part])
+                    )
+                    kernels.move_rows(matrix, rows, out, to, parcel.format, threads)
+                else:
+                    start, stop = stop, stop + len(rows) * parcel.row_bytes
+                    kernels.pack_rows(matrix, rows, buffer[start:stop], parcel.format, threads)
+        if self.ranks.size == 1:
+            return values
+        for r, data in enumerate(self.ranks.trade(buffer, sent, received)):
+            stop = 0
+            for i, (name, parcel) in enumerate(parcels.items()):
+                if r == own:
+                    continue
+                part = slice(*starts[i][r : r + 2].tolist())
+                start, stop = stop, stop + (part.stop - part.start) * parcel.row_bytes
+                out, to = (
+                    (values[name][part], None)
+                    if orders is None
+                    else (values[name], orders[i][part])
                 )
-                first = stop
+                kernels.unpack_rows(data[start:stop], to, out, parcel.format, threads)
         return values
 
 
@@ -460,24 +493,26 @@ def _groups_of(member: _Member, section: _Section, groups: Groups, *, own: bool 
     return regrouped
 
 
-def _has(member: _Member, section: _Section) -> NDArray[np.bool_]:
-    """Tell which of a section's logical tables a member has, (T,)."""
+def _taken(member: _Member, section: _Section, counts_R: Ints) -> NDArray[np.bool_]:
+    """Tell which runs of ids are of logical tables that a member has, (R,)."""
     has_T = np.zeros(section.n_tables, bool)
     has_T[member.numbers] = True
-    return has_T
+    return np.tile(has_T, len(counts_R) // section.n_tables)
 
 
-def _tables(lists: IdLists, n_tables: int) -> Ints:
-    """Return the logical table of each id."""
-    counts = np.diff(lists.offsets_BF)
-    tables: Ints = np.repeat(np.arange(len(counts)) % n_tables, counts)
-    return tables
+def _left_out(counts_R: Ints, taken_R: NDArray[np.bool_]) -> Ints:
+    """Return how many ids of runs that are not taken lie before each run, (R,)."""
+    return _starts(np.where(taken_R, 0, counts_R))[:-1]
 
 
-def _counts(request: _Request, size: int) -> Ints:
-    """Count the ids for each rank, by lane and logical table, (ranks, lanes, T)."""
-    lanes, n_tables = request.counts_LT.shape
-    cell_n = np.repeat(np.arange(lanes * n_tables), request.counts_LT.reshape(-1))
-    cell_n += request.owner_n.astype(np.int64) * (lanes * n_tables)
-    counts = np.bincount(cell_n, minlength=size * lanes * n_tables)
-    return counts.reshape(size, lanes, n_tables)
+def _starts(counts: Sequence[int] | Ints) -> Ints:
+    """Return where each of some parts begins, and the end."""
+    starts = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts
+
+
+def _dealt(key: EmbeddingTable) -> tuple[NDArray[np.int16], NDArray[np.int16], Ints]:
+    """Return how the ids of a table's logical tables are dealt out, as the kernel takes it."""
+    owner, place, rows = zip(*(layout.dealt for layout in key.layouts.values()), strict=True)
+    return np.stack(owner).astype(np.int16), np.stack(place).astype(np.int16), np.stack(rows)
