@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from widedeep.kernels import CsrBatch, Slots, group_ids, pack_rows, unpack_rows
+from widedeep.kernels import (
+    CsrBatch,
+    Slots,
+    group_ids,
+    move_rows,
+    pack_rows,
+    route_rows,
+    take_runs,
+    unpack_rows,
+)
+from widedeep.ranks.layout import Layout
 
 BYTES = {"fp32": lambda width: 4 * width, "bf16": lambda width: 2 * width,
          "scaled": lambda width: 2 * width + 1}  # fmt: skip
@@ -24,8 +34,15 @@ def test_rows_come_back(rows: int, width: int, taken: int, format: str) -> None:
     if format == "bf16":
         halves = expected.bfloat16()
         expected = halves.float()
-    other = np.zeros((rows, width + 2), np.float32)[:, :width]
+    other, moved = np.zeros((2, rows, width + 2), np.float32)[:, :, :width]
     unpack_rows(data, picks, other, format, 2)
+    move_rows(matrix, picks, moved, picks, format, 2)
+    np.testing.assert_array_equal(moved, other)
+    in_order = np.empty((taken, width), np.float32)
+    unpack_rows(data, None, in_order, format)
+    np.testing.assert_array_equal(in_order, other[picks])
+    move_rows(matrix, picks, in_order, None, format)
+    np.testing.assert_array_equal(in_order, other[picks])
     assert not np.delete(other, picks, axis=0).any()
     if format != "scaled":
         np.testing.assert_array_equal(other[picks], expected.numpy())
@@ -64,6 +81,31 @@ def test_rows_outside_and_bytes_of_another_length_are_refused() -> None:
         unpack_rows(data, np.array([0, 1]), matrix)
     with pytest.raises(ValueError, match="format: got int8, expected fp32, bf16 or scaled"):
         pack_rows(matrix, np.array([0]), data, "int8")
+
+
+def test_ids_go_to_the_owners_of_their_rows_in_order() -> None:
+    rng, ranks = np.random.default_rng(1), 3
+    layouts = [Layout("city", 9000, ranks), Layout("job", 40, ranks)]
+    runs = [rng.integers(layouts[r % 2].size, size=size) for r, size in enumerate((50, 9, 0, 30))]
+    counts, ids = np.array([len(run) for run in runs]), np.concatenate(runs)
+    dealt = [np.stack(arrays) for arrays in zip(*(layout.dealt for layout in layouts), strict=True)]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    owner, place = (array.astype(np.int16) for array in dealt[:2])
+    counts_WR, order, places = route_rows(ids, starts, owner, place, dealt[2])
+    owners = np.concatenate([layouts[r % 2].owner_of(run) for r, run in enumerate(runs)])
+    np.testing.assert_array_equal(order, np.argsort(owners, kind="stable"))
+    expected = np.concatenate([layouts[r % 2].place_of(run) for r, run in enumerate(runs)])
+    np.testing.assert_array_equal(places, expected[order])
+    run_of = np.repeat(np.arange(4), counts)
+    for rank in range(ranks):
+        of_rank = np.bincount(run_of[owners == rank], minlength=4)
+        np.testing.assert_array_equal(counts_WR[rank], of_rank)
+    taken = take_runs(ids, counts, np.array([5, 0, 7, -2]), np.array([True, False, True, True]))
+    np.testing.assert_array_equal(taken, np.concatenate([runs[0] + 5, runs[2], runs[3] - 2]))
+    with pytest.raises(ValueError, match="starts_R: expected ascending numbers from 0 to 89"):
+        route_rows(ids, starts[:-1], owner, place, dealt[2])
+    with pytest.raises(ValueError, match="values_n: got length 88, expected 89"):
+        take_runs(ids[1:], counts, counts, counts > 0)
 
 
 def test_numbers_lead_from_ids_to_rows() -> None:

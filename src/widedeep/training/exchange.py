@@ -450,7 +450,7 @@ class Exchange:
                     kernels.pack_rows(matrix, rows, buffer[start:stop], parcel.format, threads)
         if self.ranks.size == 1:
             return values
-        for r, data in enumerate(self.ranks.trade(buffer, sent, received)):
+        for r, incoming in enumerate(self.ranks.trade(buffer, sent, received)):
             stop = 0
             for i, (name, parcel) in enumerate(parcels.items()):
                 if r == own:
@@ -462,7 +462,7 @@ class Exchange:
                     if orders is None
                     else (values[name], orders[i][part])
                 )
-                kernels.unpack_rows(data[start:stop], to, out, parcel.format, threads)
+                kernels.unpack_rows(incoming[start:stop], to, out, parcel.format, threads)
         return values
 
 
