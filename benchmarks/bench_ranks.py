@@ -3,7 +3,8 @@
 Each configuration learns the same batches of models S and B (see train_models.py) in processes of
 one thread: the step without lanes, one process with 8 lanes, and two ranks over loopback: of one
 lane each, in fp32 and in bf16, and of 12 lanes each. CPU time is the median over steps of a
-process's own, summed over ranks, for each example.
+process's own, summed over ranks, for each example. What two ranks of one lane add to a step is told
+by parts: the calling thread's CPU time in the functions of each, and that of gloo's threads.
 
     python benchmarks/bench_ranks.py [--rows 8192] [--steps 30] [--models S B] [--write]
 """
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,11 @@ from train_models import B, S, draw, make_batches, make_schema
 import widedeep as wd
 from widedeep.ranks.config import DistributedConfig, Wire
 from widedeep.ranks.layout import Layout
-from widedeep.ranks.ranks import ranks_of
+from widedeep.ranks.ranks import Ranks, ranks_of
+from widedeep.tables.embedding_table import EmbeddingTable
+from widedeep.training.exchange import Exchange
+from widedeep.training.feature_rates import FeatureRates
+from widedeep.training.lane_gradients import LaneGradients
 from widedeep.training.step import TrainStep
 
 MODELS = {"S": S, "B": B}
@@ -39,9 +45,63 @@ CONFIGURATIONS: list[tuple[str, int, int, Wire]] = [
     ("2 ranks of 1 lane, bf16", 2, 2, "bf16"),
     ("2 ranks of 12 lanes", 2, 24, "fp32"),
 ]
+PARTS: dict[str, list[tuple[type, str]]] = {
+    "owners of ids, and their routes": [(Exchange, "_request"), (Exchange, "_route")],
+    "ids sent": [(Exchange, "_send_ids")],
+    "rows and gradients packed, moved and unpacked": [(Exchange, "_all_to_all")],
+    "rows of occurrences": [(Exchange, "_lookups")],
+    "gradients added at the owner": [
+        (EmbeddingTable, "group_lists"),
+        (EmbeddingTable, "sum_lists"),
+        (Exchange, "send"),
+    ],
+    "dense gradients": [(LaneGradients, "take"), (LaneGradients, "reduce")],
+    "rates of features": [(FeatureRates, "learn_over")],
+    "calls of gloo": [(Ranks, "trade")],
+}
 
 
-def worker(name: str, lanes: int, wire: Wire, rows: int, steps: int) -> None:
+GLOO, AGAIN = "gloo's threads", "both of gloo's, where the same messages alone are sent again"
+
+
+class Timers:
+    """CPU seconds of this thread in the functions of each part, without those that they call."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys([*PARTS, ""], 0.0)
+        self.sent: list[Callable[[], object]] = []  # what was sent since it was emptied, again
+        self._open, self._since = [""], time.thread_time()
+        for part, functions in PARTS.items():
+            for owner, name in functions:
+                setattr(owner, name, self._timed(part, getattr(owner, name)))
+        # Work of every step, which one of the parts calls
+        EmbeddingTable.group = self._timed("", EmbeddingTable.group)  # type: ignore[method-assign]
+
+    def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if part == "calls of gloo":
+                self.sent.append(lambda: function(*arguments, **options))
+            self._enter(part)
+            try:
+                return function(*arguments, **options)
+            finally:
+                self._leave()
+
+        return call
+
+    def _enter(self, part: str) -> None:
+        now = time.thread_time()
+        self.seconds[self._open[-1]] += now - self._since
+        self._open.append(part)
+        self._since = now
+
+    def _leave(self) -> None:
+        now = time.thread_time()
+        self.seconds[self._open.pop()] += now - self._since
+        self._since = now
+
+
+def worker(name: str, lanes: int, wire: Wire, rows: int, steps: int, *, by_parts: bool) -> None:
     """Learn `rows` examples a step on this rank; print CPU microseconds and bytes an example."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -53,31 +113,50 @@ def worker(name: str, lanes: int, wire: Wire, rows: int, steps: int) -> None:
     )
     batches = make_batches(shape, 8, rows, seed=ranks.rank)
     own_lanes = len(ranks.lanes_of())
-    seconds, first_bytes = [], 0
+    timers = Timers() if by_parts else None
+    seconds, threads, parts, first_bytes = [], [], [], 0
     for number in range(WARM + steps):
         batch = batches[number % len(batches)]
         if lanes > 1:
             batch.lane_starts = np.arange(own_lanes + 1) * rows // own_lanes
         if number == WARM:
             first_bytes = ranks.sent_bytes
-        start = time.process_time()
+        if timers is not None:
+            timers.sent.clear()
+            timers.seconds = dict.fromkeys(timers.seconds, 0.0)
+        start, thread_start = time.process_time(), time.thread_time()
         step(batch, step=number + 1)
         seconds.append(time.process_time() - start)
-    cpu_us = float(np.median(seconds[WARM:])) / rows * 1e6
-    result = {
-        "rank": ranks.rank,
-        "cpu_us": cpu_us,
-        "bytes": (ranks.sent_bytes - first_bytes) / steps / rows,
-    }
+        if timers is not None:
+            threads.append(seconds[-1] - (time.thread_time() - thread_start))
+            parts.append([timers.seconds[part] for part in PARTS])
+
+    def cpu_us(values: list[Any]) -> Any:
+        return np.median(np.array(values[WARM:]), axis=0) / rows * 1e6
+
+    result = {"cpu_us": cpu_us(seconds), "bytes": (ranks.sent_bytes - first_bytes) / steps / rows}
+    if timers is not None:
+        result |= dict(zip(PARTS, cpu_us(parts), strict=True)) | {GLOO: cpu_us(threads)}
+        messages, again = timers.sent.copy(), []
+        for _ in range(WARM + steps):
+            start = time.process_time()
+            for message in messages:
+                message()
+            again.append(time.process_time() - start)
+        result[AGAIN] = cpu_us(again)
+    result = {key: float(value) for key, value in result.items()}
     print("RESULT " + json.dumps(result), flush=True)
 
 
-def run(name: str, size: int, lanes: int, wire: Wire, rows: int, steps: int) -> dict[str, float]:
+def run(
+    name: str, size: int, lanes: int, wire: Wire, rows: int, steps: int, *, by_parts: bool = False
+) -> dict[str, float]:
     """Run a configuration; return the mean over its ranks."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [sys.executable, __file__, "--worker", name, str(lanes), wire, str(rows), str(steps)]
+    arguments = [name, lanes, wire, rows, steps, int(by_parts)]
+    command = [sys.executable, __file__, "--worker", *map(str, arguments)]
     processes = []
     for rank in range(size):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -94,7 +173,7 @@ def run(name: str, size: int, lanes: int, wire: Wire, rows: int, steps: int) -> 
         output = process.communicate()[0]
         line = next(line for line in output.splitlines() if line.startswith("RESULT "))
         results.append(json.loads(line.removeprefix("RESULT ")))
-    return {key: float(np.mean([r[key] for r in results])) for key in ("cpu_us", "bytes")}
+    return {key: float(np.mean([r[key] for r in results])) for key in results[0]}
 
 
 def busiest_owner(ranks: int, rows: int) -> float:
@@ -106,6 +185,20 @@ def busiest_owner(ranks: int, rows: int) -> float:
             owners = Layout(f"c{field}", size + 2, ranks).owner_of(ids)
             loads += np.bincount(owners, minlength=ranks)
     return float(loads.max() / loads.mean())
+
+
+def parts_table(models: list[str], rows: int, steps: int) -> list[str]:
+    """Return the lines of a table: what two ranks of one lane each add to a step, by parts."""
+    results = {name: run(name, 2, 2, "fp32", rows, steps, by_parts=True) for name in models}
+    lines = [
+        "\nWhat two ranks of one lane add, in CPU µs an example:\n",
+        f"| part | {' | '.join(models)} |",
+        "|---" * (1 + len(models)) + "|",
+    ]
+    for part in [*PARTS, GLOO, AGAIN]:
+        lines.append(f"| {part} | {' | '.join(f'{results[m][part]:.2f}' for m in models)} |")
+    print("\n".join(lines), flush=True)
+    return lines
 
 
 def main() -> None:
@@ -136,6 +229,7 @@ def main() -> None:
                 f"{result['bytes']:,.0f} |"
             )
             print(lines[-1], flush=True)
+    lines += parts_table(arguments.models, rows, steps)
     lines.append(f"\nBusiest of 8 owners on Zipf ids: {balance:.3f} times the mean.")
     print(lines[-1])
     if arguments.write:
@@ -144,8 +238,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        model_name, lanes_text, wire_text, rows_text, steps_text = sys.argv[2:]
+        model_name, lanes_text, wire_text, rows_text, steps_text, parts_text = sys.argv[2:]
         wire_name: Wire = "bf16" if wire_text == "bf16" else "fp32"
-        worker(model_name, int(lanes_text), wire_name, int(rows_text), int(steps_text))
+        worker(
+            model_name, int(lanes_text), wire_name, int(rows_text), int(steps_text),
+            by_parts=parts_text == "1",
+        )  # fmt: skip
     else:
         main()

@@ -35,19 +35,20 @@ class ThreadRanks(Ranks):
     def broadcast(self, value: Any, what: str = "") -> Any:
         return self._exchange(value)[0]
 
-    def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
-        return [part.copy() for part in self._exchange(array)]
+    def trade(
+        self, outgoing: NDArray[np.uint8], sent: Sequence[int], received: Sequence[int]
+    ) -> list[NDArray[np.uint8]]:
+        incoming = []
+        for rank, (data, lengths) in enumerate(self._exchange((outgoing.copy(), list(sent)))):
+            lengths[rank] = 0
+            first = sum(lengths[: self.rank])
+            incoming.append(data[first : first + lengths[self.rank]].copy())
+            assert rank == self.rank or len(incoming[-1]) == received[rank]
+        self.sent_bytes += len(outgoing)
+        return incoming
 
-    def all_to_all(
-        self, parts: Sequence[NDArray[Any]], lengths: Sequence[int] | None = None
-    ) -> list[NDArray[Any]]:
-        received = [sent[self.rank] for sent in self._exchange([part.copy() for part in parts])]
-        assert lengths is None or [len(part) for part in received] == list(lengths)
-        self.sent_bytes += sum(part.nbytes for r, part in enumerate(parts) if r != self.rank)
-        return received
-
-    def lane_sums(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.concatenate(self._exchange(own))
+    def _lengths(self, sent: Sequence[int]) -> list[int]:
+        return [int(lengths[self.rank]) for lengths in self._exchange(list(sent))]
 
 
 def run_threads(size: int, function: Callable[[Ranks], Any], lanes: int = 24) -> list[Any]:

@@ -164,16 +164,16 @@ class Ranks:
                         f"{first} on rank 0 ({self.hosts[0]}){remedy}"
                     )
 
-    def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
+    def gather(
+        self, array: NDArray[Any], lengths: Sequence[int] | None = None
+    ) -> list[NDArray[Any]]:
         """Return every rank's array, in rank order, on every rank.
 
         Args:
             array: (rows, ...); the ranks' rows may differ, type and further axes may not.
+            lengths: Rows of each rank, where they are known: saves an exchange.
         """
-        if self.size == 1:
-            return [array]
-        lengths = self._lengths([len(array)] * self.size)
-        return self._gather(array, lengths)
+        return self.all_to_all([array] * self.size, lengths)
 
     def gather_json(self, value: Any) -> list[Any]:
         """Return every rank's value, which JSON holds, in rank order; floats keep all bits."""
@@ -230,8 +230,9 @@ class Ranks:
         sent = [len(part) for part in parts]
         received = self._lengths(sent) if lengths is None else list(lengths)
         others = [_as_bytes(part) for rank, part in enumerate(parts) if rank != self.rank]
+        in_place = len(others) == 1 and others[0].flags.writeable  # torch takes no other array
         incoming = self.trade(
-            others[0] if len(others) == 1 else np.concatenate(others),
+            others[0] if in_place else np.concatenate(others),
             [n * width for n in sent],
             [n * width for n in received],
         )
@@ -274,7 +275,7 @@ class Ranks:
         if self.size == 1:
             return own
         lengths = [len(self.lanes_of(rank)) for rank in range(self.size)]
-        return np.concatenate(self._gather(own, lengths))
+        return np.concatenate(self.gather(own, lengths))
 
     def _lengths(self, sent: Sequence[int]) -> list[int]:
         import torch
@@ -285,25 +286,6 @@ class Ranks:
             outgoing = torch.tensor(list(sent), dtype=torch.int64)
             dist.all_to_all_single(received, outgoing, group=self._group)
         return [int(n) for n in received]
-
-    def _gather(self, array: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
-        """Gather arrays whose lengths every rank knows."""
-        import torch
-        import torch.distributed as dist
-
-        tail = array.shape[1:]
-        width = array.dtype.itemsize * math.prod(tail)
-        own = np.zeros(max(lengths) * width, np.uint8)
-        own[: len(array) * width] = _as_bytes(array)
-        buffers = [torch.empty(len(own), dtype=torch.uint8) for _ in range(self.size)]
-        if len(own):
-            with self._failures("arrays"):
-                dist.all_gather(buffers, torch.from_numpy(own), group=self._group)
-        self.sent_bytes += len(array) * width * (self.size - 1)
-        return [
-            buffer.numpy()[: n * width].view(array.dtype).reshape(-1, *tail)
-            for buffer, n in zip(buffers, lengths, strict=True)
-        ]
 
     @contextlib.contextmanager
     def _failures(self, what: str) -> Iterator[None]:

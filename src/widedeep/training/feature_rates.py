@@ -99,7 +99,7 @@ class FeatureRates:
             return
         sums = kernels.sum_rates(products_U.numpy(), starts_T)
         own = np.concatenate([sums, np.diff(starts_T)[None] > 0])
-        totals = np.sum(ranks.gather(own[None]), axis=0)[0]
+        totals = np.sum(ranks.gather(own[None], [1] * ranks.size), axis=0)[0]
         touched_T = totals[-1] > 0
         of_products, of_squares = np.split(totals[:-1, touched_T], 2)
         self._move(touched_T, _sum_grids(of_products), _sum_grids(of_squares))

@@ -118,12 +118,16 @@ class LaneGradients:
             received = self.ranks.all_to_all(
                 [_raw(part) for part in parts], lengths=[len(own_nodes) for own_nodes in nodes]
             )
-            sums = torch.cat(self._received(received)).float()  # (nodes, numbers of the slice)
-            for node, values in zip(itertools.chain(*nodes), sums, strict=True):
-                self._tree.push(node.start, values)
+            rows = itertools.chain(*self._received(received))  # numbers of the slice, by node
+            for node, values in zip(itertools.chain(*nodes), rows, strict=True):
+                self._tree.push(node.start, values.float())
             total = self._tree.total()
             total = total.bfloat16() if self.wire == "bf16" else total
-            self._sums.copy_(torch.cat(self._received(self.ranks.gather(_raw(total)))))
+            slices = self.ranks.gather(_raw(total), [len(total)] * size)
+            for (a, b), values in zip(
+                itertools.pairwise(self._edges), self._received(slices), strict=True
+            ):
+                self._sums[a:b] = values
         self._free += totals
         self._totals = []
         for parameter, span in zip(self.parameters, self._spans, strict=True):
