@@ -1,20 +1,22 @@
 """Does exploring pay: four weeks of a store under models that learn of what they showed alone.
 
-A store (one a seed) begins with a day of popular apps, the same for everyone. Then, each night, a
-model is trained on the log of the last two weeks, and ranks the next day: best first (greedy), or
-exploring by a policy of :class:`widedeep.serving.exploration.Exploration`. Each policy lives in a
-copy of the store of its own, so that a model sees nothing but what its own policy showed. Regret is
-what the best lists of the same candidates were to bring, less what the shown lists were to bring,
-by the true probabilities, over the four weeks. "Unknown" is the part of it that best apps would
+A store begins with a day of popular apps, the same for everyone. Then, each night, a
+model is trained on the log so far, and ranks the next day: best first (greedy), or exploring by a
+policy of :class:`widedeep.serving.exploration.Exploration`. Each policy lives in a copy of the
+store of its own, so that a model sees nothing but what its own policy showed. Regret is what the
+best lists of the same candidates were to bring, less what the shown lists were to bring, by the
+true probabilities, over the four weeks. "Unknown" is the part of it that best apps would
 have brought which the policy had shown less than 50 times until then: of these one can learn,
 whereas the rest is of errors about apps that it knows, which no exploration mends.
 
-    python benchmarks/bench_exploration.py [--seeds 5] [--days 28] [--requests 2000] [--new 10]
-                                           [--jobs 2] [--write]
+Stores differ: a seed's regret is the mean of its stores' (``--stores``).
+
+    python benchmarks/bench_exploration.py [--seeds 5] [--stores 4] [--days 28] [--requests 2500]
+                                           [--new 3] [--jobs 2] [--write]
 
 In these stores how good an app is must be found out: installs depend on its hidden quality, price
-and age, and with ``--tastes`` on users' tastes and on pairs of apps too. The stores are those of
-seeds 1 to 5; choices were made on seeds 0 and from 100. Models read what counts in their store.
+and age, and with ``--tastes`` on users' tastes and on pairs of apps too. Choices were made on
+seeds other than 11 to 15. Models read what counts in their store.
 """
 
 from __future__ import annotations
@@ -55,12 +57,11 @@ POLICIES: dict[str, Exploration | None] = {
     "thompson": Exploration(policy="thompson", epsilon=EPSILON, scale=0.5),
     "epsilon": Exploration(policy="epsilon"),
 }
-WINDOW_DAYS = 14
 # A store without ratings and counts: how good an app is must be found out.
 UNKNOWN = ("app_rating", "rating_bucket", "app_installs")
 # Without tastes the users and kinds of apps tell nothing, and a few hundred installs no more than
 # this; weights near the posterior's mode for effects of half a logit, which the stores have.
-WIDE, DEEP = ["app", "position", "price_bucket", "age_bucket"], ["app_price", "app_days"]
+WIDE = ["app", "position", "price_bucket", "age_bucket"]
 FREE_WEIGHTS = {"optimizer": "ftrl", "lr": 1.0, "l1": 0.0, "l2": 4.0}
 FEW_SHOWN = 50
 
@@ -84,12 +85,12 @@ def _without(features: dict[str, Any], names: tuple[str, ...]) -> None:
 
 
 class Nights:
-    """Trains a model each night, by the logs of the last two weeks.
+    """Trains a model each night, by the logs so far.
 
     Args:
         folder: Everything is written below it.
         seed: Seed of training.
-        posterior: Whether bundles get a posterior, by the logs of the last two weeks.
+        posterior: Whether bundles get a posterior, by the logs so far.
         tastes: Whether users and kinds of apps count.
     """
 
@@ -99,14 +100,14 @@ class Nights:
 
     def train(self, log: pa.Table) -> wd.Bundle:
         """Train with a day's log too and return the bundle of the next day."""
-        self.logs = [*self.logs, log][-WINDOW_DAYS:]
+        self.logs.append(log)
         rows = pa.concat_tables(self.logs)
         tables = tomllib.loads(APP_STORE_TOML)
         tables["train"] |= {"seed": self.seed, "threads": 1, "epochs": 2, "schedule": "linear"}
         _without(tables["features"], UNKNOWN)
         if not self.tastes:
-            tables["features"] |= {"crossed": [], "wide": WIDE, "deep": [*DEEP, "position"]}
-            tables["model"]["hidden_units"] = [8]
+            tables["features"] |= {"crossed": [], "wide": WIDE, "deep": []}
+            tables["model"]["hidden_units"] = []
             tables["train"]["wide"] = FREE_WEIGHTS
         config = config_from_tables(tables)
         model = wd.WideDeep(wd.fit_schema(config.spec, rows), config.model)
@@ -169,24 +170,30 @@ def regret(seed: int, policy: str, asked: argparse.Namespace) -> tuple[list[floa
 def report(regrets: dict[str, list[list[float]]], unknown: dict[str, list[float]]) -> str:
     """Return the outcome as Markdown: regrets of each policy by seed and day."""
     lines = [
-        "| policy | regret per request | of that, of the unknown | of greedy's | by store "
+        "| policy | regret per request | of that, of the unknown | of greedy's | by seed "
         "| 95 % interval | of greedy's, last week | 95 % interval |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, stores in regrets.items():
-        whole, last = (_ratios(stores, regrets[GREEDY], days) for days in (0, -7))
-        by_store = " ".join(f"{ratio:.3f}" for ratio in whole)
-        mean = fmean(fmean(days) for days in stores)
+    for name, seeds in regrets.items():
+        whole, last = (_ratios(seeds, regrets[GREEDY], days) for days in (0, -7))
+        by_seed = " ".join(f"{ratio:.3f}" for ratio in whole)
+        mean = fmean(fmean(days) for days in seeds)
         lines.append(
-            f"| {name} | {mean:.4f} | {fmean(unknown[name]):.0%} | {fmean(whole):.3f} | {by_store} "
+            f"| {name} | {mean:.4f} | {fmean(unknown[name]):.0%} | {fmean(whole):.3f} | {by_seed} "
             f"| {_spread(name, whole)} | {fmean(last):.3f} | {_spread(name, last)} |"
         )
     return "\n".join(lines)
 
 
-def _ratios(stores: list[list[float]], greedy: list[list[float]], first: int) -> list[float]:
-    """Return each store's regret of greedy's, from a day on."""
-    pairs = zip(stores, greedy, strict=True)
+def _means(days: list[list[float]], stores: int) -> list[list[float]]:
+    """Return each day's regret, the mean of each seed's stores."""
+    parts = [days[at : at + stores] for at in range(0, len(days), stores)]
+    return [[fmean(values) for values in zip(*part, strict=True)] for part in parts]
+
+
+def _ratios(seeds: list[list[float]], greedy: list[list[float]], first: int) -> list[float]:
+    """Return each seed's regret of greedy's, from a day on."""
+    pairs = zip(seeds, greedy, strict=True)
     return [fmean(own[first:]) / fmean(base[first:]) for own, base in pairs]
 
 
@@ -203,10 +210,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=11)
+    parser.add_argument("--stores", type=int, default=4, help="of each seed")
     parser.add_argument("--days", type=int, default=28)
-    parser.add_argument("--requests", type=int, default=2000, help="a day")
-    parser.add_argument("--new", type=int, default=10, help="new apps a day")
+    parser.add_argument("--requests", type=int, default=2500, help="a day")
+    parser.add_argument("--new", type=int, default=3, help="new apps a day")
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--tastes", action="store_true", help="a store with tastes and pairs too")
     parser.add_argument("--jobs", type=int, default=1, help="stores at a time")
@@ -214,17 +222,19 @@ def main() -> None:
     asked = parser.parse_args()
     policies = list(dict.fromkeys([GREEDY, *asked.policies]))
     seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
-    runs = [(seed, policy) for seed in seeds for policy in policies]
+    stores = [seed + 1000 * number for seed in seeds for number in range(asked.stores)]
+    runs = [(store, policy) for store in stores for policy in policies]
     regrets: dict[str, list[list[float]]] = {name: [] for name in policies}
     unknown: dict[str, list[float]] = {name: [] for name in policies}
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
         outcomes = pool.map(regret, *zip(*runs, strict=True), repeat(asked))
-        for (seed, policy), (days, missed) in zip(runs, outcomes, strict=True):
+        for (store, policy), (days, missed) in zip(runs, outcomes, strict=True):
             regrets[policy].append(days)
             unknown[policy].append(missed)
             ratio = fmean(days) / fmean(regrets[GREEDY][-1])
-            print(f"seed {seed}, {policy}: {fmean(days):.4f} ({ratio:.3f})", flush=True)
-    text = report(regrets, unknown)
+            print(f"store {store}, {policy}: {fmean(days):.4f} ({ratio:.3f})", flush=True)
+    by_seed = {name: _means(days, asked.stores) for name, days in regrets.items()}
+    text = report(by_seed, unknown)
     print(text, flush=True)
     if asked.write:
         _write(text, asked)
@@ -249,9 +259,10 @@ def _write(text: str, asked: argparse.Namespace) -> None:
         "exploration-tastes" if asked.tastes else "exploration",
         f"## Exploration: regret in a store of {kind}\n\n"
         f"`benchmarks/bench_exploration.py` on {machine()}: {asked.days} days of "
-        f"{asked.requests:,} requests in {asked.seeds} stores of 100 apps and {asked.new} new ones "
-        "a day, of which 2 of 50 candidates are shown; a model trained each night by the logs of "
-        "two weeks, which tell no ratings. Regret: installs that the best lists were to bring, "
+        f"{asked.requests:,} requests, {asked.stores} store(s) for each of {asked.seeds} seeds, "
+        f"of 100 apps and {asked.new} new ones a day, of which 2 of 50 candidates are shown; a "
+        "model trained each night by the logs so far, which tell no ratings. Regret: installs "
+        "that the best lists were to bring, "
         "less those that the shown ones were, by the true probabilities; of the unknown: with best "
         f"apps that the policy had shown less than {FEW_SHOWN} times.\n\n{text}",
     )

@@ -305,11 +305,13 @@ def test_train_and_export_keep_a_posterior_by_the_command_line(run: Run, tmp_pat
     assert not (tmp_path / "price" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("singly", [0, 8])
 @pytest.mark.parametrize("k", [None, 0, 1, 3, 7, 8, 99])
 def test_the_first_few_are_those_of_a_whole_sort(
-    k: int | None, monkeypatch: pytest.MonkeyPatch
+    k: int | None, singly: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exploration, "_SORTED_WHOLE", 0)
+    monkeypatch.setattr(exploration, "_PICKED_SINGLY", singly)
     rng = np.random.default_rng(0)
     for _ in range(200):
         keys_B = rng.integers(0, 4, 8).astype(float)
