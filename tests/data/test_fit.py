@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import re
 from collections import Counter
@@ -581,3 +582,24 @@ def test_numbers_of_parquet_may_be_fractions_in_csv(tmp_path: Path) -> None:
         "c": "int64",
         "y": "int64",
     }
+
+
+def test_what_is_learned_does_not_change_with_the_version() -> None:
+    features = [
+        *wd.numeric("age", "capital_gain"),
+        *wd.categorical("occupation", "native_country"),
+        wd.bucketized("hours", source="hours_per_week", quantiles=9),
+        wd.crossed("occupation", "education"),
+    ]
+    spec = wd.FeatureSpec(label="income", features=features)
+    schema = wd.fit_schema(spec, ADULT / "train.parquet", sample_rows=1_000, seed=3)
+    digest = hashlib.sha256()
+    for name, vocabulary in sorted(schema.vocabularies.items()):
+        values = np.asarray(vocabulary.values).tolist()
+        digest.update(repr((name, values, np.asarray(vocabulary.counts).tolist())).encode())
+    digest.update(repr(schema.boundaries["hours"].tolist()).encode())
+    for name in ("age", "capital_gain"):
+        fit = schema.numerics[name]
+        digest.update(repr([cuts.tolist() for cuts in fit.boundaries]).encode())
+        digest.update(repr((fit.fill.tolist(), fit.mean.tolist())).encode())
+    assert digest.hexdigest()[:16] == "b2b0c3462219c38e"
