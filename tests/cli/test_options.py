@@ -104,11 +104,15 @@ def test_every_field_of_a_public_configuration_has_its_help(
     assert "new each day, 0 to 1 (default: 0.08)" in text
 
 
-def test_typed_options_are_repeated(parser: argparse.ArgumentParser) -> None:
+def test_typed_options_are_repeated(
+    parser: argparse.ArgumentParser, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["--set", "a=1", "--set", "b=2", "--data", "x", "y z", "--file=-dash", "--loud"]
     arguments = parser.parse_args(["my a.toml", "--force", *words])
     assert typed_options(arguments, "--data", "--set") == words[:7]
     assert resume_command(arguments) == (
         "widedeep verb 'my a.toml' --resume --set a=1 --set b=2 --data x 'y z' --file=-dash --loud"
     )
+    monkeypatch.setenv("WIDEDEEP_RANKS", "2")
+    assert resume_command(arguments).endswith(" --ranks 2")
     assert typed_options(parser.parse_args(["a.toml"])) == []

@@ -168,6 +168,7 @@ def test_folders_and_patterns_here_and_there_open_the_same_files(folder: str) ->
         input_paths(f"{folder}/*b.parquet")
     followed = dict(follow_folder(folder, idle_s=0, poll_s=0.01))
     assert sorted(followed) == ["deep/er/2.PQ", "deep/part-1.parquet", "part-0.parquet"]
+    assert all(rows_of(data, ["job"]) for data in followed.values())  # a shard is data
     put(folder, "_delta_log/0.json")
     assert input_paths(folder) is None  # a table: its log says which files count
     for data in (f"{folder}/*.parquet", f"{folder}/deep"):

@@ -17,9 +17,9 @@ from widedeep.remote import RemoteFile
 from widedeep.training.stream import shards_of_first
 
 FILES: list[tuple[str, Any]] = [
-    ("a", Path("in/a.parquet")),
+    ("a", InputFile(Path("in/a.parquet"))),
     ("day=1/b", InputFile(Path("in/day=1/b.parquet"), (("day", "1"), ("hour", None)))),
-    ("c", RemoteFile("memory://in/c.parquet", "/in/c.parquet", None, 7, "tag")),
+    ("c", InputFile(RemoteFile("memory://in/c.parquet", "/in/c.parquet", None, 7, "tag"))),
     ("kafka:clicks 0:0-2", [{"job": "cook", "y": 1}, {"job": None, "y": 0.5}]),
 ]
 
@@ -43,7 +43,7 @@ def test_a_source_that_fails_is_told_to_all() -> None:
 def learn_stream(folder: Path) -> dict[str, Any]:
     trainer = make_trainer(checkpoints=folder / "stream")
     ranks = trainer.state.ranks
-    gone = ("gone", folder / "gone.parquet")
+    gone = ("gone", InputFile(folder / "gone.parquet"))
     shards = [("one", rows(200, 1)), gone, ("two", rows(130, 2))]
     trainer.fit_stream(shards_of_first(ranks, shards), grow=True, evict_after=3)
     trainer.export(folder / "bundle")

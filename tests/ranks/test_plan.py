@@ -115,7 +115,8 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--set", "train.batch_size=1000000", "--examples", "1000"]) == 0
     text = capsys.readouterr().out
     assert "batch       1,000 examples, 250 a machine: 1 step a pass" in text
-    assert "a pass has 1 step, expected at least 500" in text
+    assert "a pass has 1 step of 250 examples a machine, expected at least 500 of 2,048" in text
+    assert "raise train.batch_size" not in text
     assert main([*words, "--json", "--memory", "3GB"]) == 1
     document = json.loads(capsys.readouterr().out)
     model = wd.WideDeep(Schema.load(tmp_path / "run" / "schema.safetensors"))

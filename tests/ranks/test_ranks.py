@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.ranks.processes import run_ranks
-from widedeep.errors import ConfigError, RanksError
+from widedeep.errors import ConfigError, DataError, RanksError
 from widedeep.ranks.config import DistributedConfig
-from widedeep.ranks.ranks import Ranks, _joined, ranks_of
+from widedeep.ranks.launch import TOLD_BESIDE
+from widedeep.ranks.ranks import Ranks, _brief, _joined, ranks_of
 
 
 def exchange_all() -> dict[str, Any]:
@@ -100,6 +102,29 @@ def test_an_exchange_after_one_that_failed_says_so(monkeypatch: pytest.MonkeyPat
     ranks.hosts = ["one", "other"]
     with pytest.raises(RanksError, match=r"exchanging a flag failed: another rank .* --resume"):
         ranks.any(True)
+
+
+@pytest.mark.parametrize(
+    ("silent", "speaks"),
+    [((), [True, False, True, False]), ((0,), [True, True, True, False])],
+)
+def test_one_rank_of_each_machine_prints_an_error_of_all(
+    silent: Sequence[int], speaks: list[bool]
+) -> None:
+    for rank in range(4):
+        ranks, error = Ranks(rank=rank, size=4, lanes=4), DataError("x")
+        ranks.hosts = ["one", "one", "other", "other"]
+        ranks.note_if_told_beside(error, silent)
+        assert (TOLD_BESIDE not in getattr(error, "__notes__", ())) == speaks[rank]
+
+
+def test_what_gloo_says_is_cut_to_what_happened() -> None:
+    text = (
+        "[/pytorch/gloo/tcp/pair.cc:537] Read error [127.0.0.1]:7309: Connection reset by peer. "
+        "This is typically caused by a remote worker hanging"
+    )
+    assert _brief(RuntimeError(text)) == "Read error [127.0.0.1]:7309: Connection reset by peer"
+    assert _brief(RuntimeError("Timed out waiting 120000ms\nmore")) == "Timed out waiting 120000ms"
 
 
 def test_more_ranks_than_lanes_are_refused_before_anybody_waits(

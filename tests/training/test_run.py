@@ -41,6 +41,17 @@ def test_the_second_interrupts_at_once() -> None:
     assert held.forced
 
 
+def test_sigterm_waits_where_a_background_job_ignores_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with DeferredInterrupt(terminates=True) as held:
+        press_ctrl_c()
+        assert not held.pending
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            held.check()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_afterwards_ctrl_c_means_what_it_meant() -> None:
     with pytest.raises(ZeroDivisionError), DeferredInterrupt():
         raise ZeroDivisionError

@@ -29,7 +29,7 @@ from widedeep.cli.parser import (
     add_verb,
 )
 from widedeep.errors import ConfigError, WideDeepError, missing_package
-from widedeep.ranks.launch import ON_ALL_RANKS, launched_rank, launched_size
+from widedeep.ranks.launch import TOLD_BESIDE, launched_rank, launched_size
 
 VERBS = {
     "init": "write a first configuration from a table's columns",
@@ -186,7 +186,7 @@ def _drop_output() -> None:
 def _failed(error: Exception, message: str) -> int:
     if os.environ.get("WIDEDEEP_DEBUG") == "1":
         traceback.print_exception(error)
-    if ON_ALL_RANKS in getattr(error, "__notes__", ()) and os.environ.get("LOCAL_RANK", "0") != "0":
+    if TOLD_BESIDE in getattr(error, "__notes__", ()):
         return EXIT_USAGE
     rank = f"rank {launched_rank()}: " if launched_rank() else ""
     show_error(f"widedeep: {rank}error: {_one_line(message)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from widedeep.cli.output import say
 from widedeep.errors import nearest
+from widedeep.ranks.launch import LAUNCHED_HERE
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
 
@@ -130,9 +132,9 @@ def resume_command(arguments: argparse.Namespace) -> str:
     arguments.resume = arguments.force = False
     positional = [a.dest for a in arguments.parser._actions if not a.option_strings]
     words = [str(getattr(arguments, name)) for name in positional]
-    return shlex.join(
-        [*arguments.parser.prog.split(), *words, "--resume", *typed_options(arguments)]
-    )
+    ranks = os.environ.get(LAUNCHED_HERE)
+    words += ["--resume", *typed_options(arguments), *(["--ranks", ranks] if ranks else [])]
+    return shlex.join([*arguments.parser.prog.split(), *words])
 
 
 def whole(text: str, least: int = 0, most: int = 2**63 - 1) -> int:

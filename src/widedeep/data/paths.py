@@ -47,22 +47,18 @@ class InputFile:
     partitions: tuple[tuple[str, str | None], ...] = ()  # Column and value of each such folder
 
 
-def file_to_json(file: InputPath | InputFile) -> dict[str, Any]:
+def file_to_json(file: InputFile) -> dict[str, Any]:
     """Return what another process needs to open the very file that was listed here."""
-    if isinstance(file, InputFile):
-        return {**file_to_json(file.path), "partitions": file.partitions}
-    told: dict[str, Any] = {"path": str(file)}
-    return {**told, "size": file.size, "tag": file.tag} if isinstance(file, RemoteFile) else told
+    path, told = file.path, {"path": str(file.path), "partitions": file.partitions}
+    return {**told, "size": path.size, "tag": path.tag} if isinstance(path, RemoteFile) else told
 
 
-def file_from_json(told: Mapping[str, Any]) -> InputPath | InputFile:
+def file_from_json(told: Mapping[str, Any]) -> InputFile:
     """Return the file that :func:`file_to_json` told of."""
     path: InputPath = Path(told["path"])
     if is_url(told["path"]):
         fs, name = open_filesystem(told["path"])
         path = RemoteFile(told["path"], name, fs, told["size"], told["tag"])
-    if "partitions" not in told:
-        return path
     return InputFile(path, tuple((column, value) for column, value in told["partitions"]))
 
 
@@ -371,7 +367,7 @@ def follow_folder(
     poll_s: float = 1.0,
     idle_s: float | None = None,
     notify: Callable[[str], None] = lambda line: None,
-) -> Iterator[tuple[str, InputPath | InputFile]]:
+) -> Iterator[tuple[str, InputFile]]:
     """Yield each new Parquet file of a folder and those below it, as soon as it is whole."""
     text, seen = check_followed(folder), set(done)
     broken: dict[str, object] = {}
@@ -393,7 +389,7 @@ def follow_folder(
             if name in seen or not _whole(name, file.path, broken, notify):
                 continue
             seen.add(name)
-            yield name, file if file.partitions else file.path
+            yield name, file
             last = time.monotonic()
         if idle_s is not None and time.monotonic() - last >= idle_s:
             return

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from widedeep.data.fragments import column_stream
-from widedeep.data.paths import is_gone
+from widedeep.data.paths import is_gone, names_files
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import BundleError, ConfigError, RanksError, WideDeepError
 from widedeep.files import write_text_whole
@@ -326,7 +326,7 @@ def _together(newest: list[Any]) -> Any:
     present = [data for data in newest if not is_gone(data)]
     if len(present) == 1:
         return present[0]
-    if all(isinstance(data, str | os.PathLike) for data in present):
+    if all(map(names_files, present)):
         return present
     tables = []
     for data in present:

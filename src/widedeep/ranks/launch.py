@@ -13,8 +13,10 @@ from types import FrameType
 
 from widedeep.errors import ConfigError
 
-ON_ALL_RANKS = "raised on all ranks"
-"""The note of an error that every rank raises: one of a machine's ranks prints it."""
+LAUNCHED_HERE = "WIDEDEEP_RANKS"
+"""The variable that says how many ranks ``--ranks`` launched, to those ranks."""
+TOLD_BESIDE = "another rank of this machine prints it"
+"""The note of an error that several ranks of a machine raise, one of which prints it."""
 _GRACE_SECONDS = 30.0
 """How long ranks have to end by themselves once one of them failed: they learn of it at once."""
 
@@ -55,6 +57,7 @@ def launch(size: int, words: Sequence[str]) -> int:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     common: dict[str, object] = {
+        LAUNCHED_HERE: size,
         "WORLD_SIZE": size,
         "LOCAL_WORLD_SIZE": size,
         "MASTER_ADDR": "127.0.0.1",

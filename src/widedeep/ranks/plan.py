@@ -36,6 +36,7 @@ _CORES_A_RANK = 8  # gloo moves 16 Gbit/s a core
 _RANKS = np.log([1, 2, 4, 8, 16, 32, 64])
 # Part of a rank's next rows that the present step moves, which cannot be fetched ahead; 64: guessed
 _MOVED = [0.29, 0.38, 0.47, 0.56, 0.64, 0.71, 0.76]
+_LEAST_ROWS = 2048  # Of a machine in a step: with fewer most of it is exchange
 _LEAST_STEPS = 500  # fewer steps a pass cost quality: AUC .7199 at 976 steps, .7183 at 62
 _USABLE = 0.9  # of a machine's memory
 
@@ -197,19 +198,26 @@ def make_plan(work: Workload, cluster: Cluster, *, lanes: int | None = None) -> 
 def _notes(work: Workload, cluster: Cluster, lanes: int | None) -> list[str]:
     notes = []
     ranks = cluster.machines * cluster.ranks
-    if work.steps < _LEAST_STEPS:
+    own = work.batch_size / cluster.machines
+    mostly_exchanges = cluster.machines > 1 and own < _LEAST_ROWS
+    steps = f"a pass has {work.steps:,} step{'s' if work.steps > 1 else ''}"
+    if work.steps < _LEAST_STEPS and mostly_exchanges:
         notes.append(
-            f"a pass has {work.steps:,} step{'s' if work.steps > 1 else ''}, expected at least "
-            f"{_LEAST_STEPS}: fewer cost quality; lower train.batch_size, or use fewer "
-            "machines"
+            f"{steps} of {own:,.0f} examples a machine, expected at least "
+            f"{_LEAST_STEPS} of {_LEAST_ROWS:,}: the data is too little for {cluster.machines} "
+            "machines; use fewer"
+        )
+    elif work.steps < _LEAST_STEPS:
+        notes.append(
+            f"{steps}, expected at least {_LEAST_STEPS}: fewer cost quality; lower "
+            "train.batch_size, or use fewer machines"
         )
     if lanes is not None and lanes < ranks:
         notes.append(
             f"distributed.lanes = {lanes}, expected at least {ranks}, one for each process; set it "
             "once to the most that will ever be used"
         )
-    own = work.batch_size / cluster.machines
-    if cluster.machines > 1 and own < 2048:
+    if mostly_exchanges and work.steps >= _LEAST_STEPS:
         notes.append(
             f"{own:,.0f} examples a machine and step: most of a step is exchange; raise "
             "train.batch_size to 8,192 a machine or more"

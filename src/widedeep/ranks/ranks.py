@@ -8,6 +8,7 @@ import datetime
 import json
 import math
 import os
+import re
 import socket
 import time
 import traceback
@@ -22,7 +23,7 @@ from widedeep.errors import ConfigError, RanksError
 from widedeep.kernels.threads import instruction_set, usable_cores
 from widedeep.ranks.config import DistributedConfig
 from widedeep.ranks.lanes import spans
-from widedeep.ranks.launch import launched_size
+from widedeep.ranks.launch import TOLD_BESIDE, launched_size
 
 _PATIENCE = datetime.timedelta(hours=1)
 _SILENCE_SECONDS = 3.0
@@ -61,8 +62,8 @@ class Ranks:
         if lanes < size:
             raise ConfigError(
                 f"[distributed]: got lanes = {lanes} with {size} ranks, expected at least as many "
-                "lanes as ranks; set distributed.lanes once to the most ranks that you will ever "
-                "use, such as 24: results depend on it, and not on the number of ranks"
+                "lanes as ranks; set it once to the most ranks that you will ever use, such as "
+                "--set distributed.lanes=24: results depend on it, and not on the number of ranks"
             )
         self.rank, self.size, self.lanes = rank, size, lanes
         self.sent_bytes = 0
@@ -298,8 +299,13 @@ class Ranks:
             self.waited_seconds += time.perf_counter() - started
         except RuntimeError as error:
             traceback.clear_frames(error.__traceback__)  # they hold the connections
-            reason = str(error).strip().splitlines()[0]
-            raise self._error(what, self._silent_ranks(), reason) from error
+            silent = self._silent_ranks()
+            names = ", ".join(f"{rank} ({self.hosts[rank]})" for rank in silent)
+            who = f"rank {names} ended, or did not answer in time" if silent else _UNKNOWN
+            lost = self._error(what, who, _brief(error))
+            if silent:
+                self.note_if_told_beside(lost, silent)
+            raise lost from error
 
     def _error(self, what: str, who: str, reason: str) -> RanksError:
         return RanksError(
@@ -308,11 +314,17 @@ class Ranks:
             f"checkpoint, on as many ranks as there are ({reason})"
         )
 
-    def _silent_ranks(self) -> str:
-        """Name the ranks that do not say that their exchange failed too."""
+    def note_if_told_beside(self, error: BaseException, silent: Sequence[int] = ()) -> None:
+        """Leave it to the first rank of this machine to print an error that all but some raise."""
+        host = self.hosts[self.rank]
+        if any(self.hosts[r] == host and r not in silent for r in range(self.rank)):
+            error.add_note(TOLD_BESIDE)
+
+    def _silent_ranks(self) -> list[int]:
+        """Return the ranks that do not say that their exchange failed too; [] if nobody knows."""
         store = _joined.get("store")
         if store is None:
-            return _UNKNOWN
+            return []
         self._group, _joined["left"] = None, True
         _leave()  # closes the connections: who waits for this rank learns of it now
         silent = [rank for rank in range(self.size) if rank != self.rank]
@@ -322,10 +334,14 @@ class Ranks:
             while silent and time.monotonic() < ends:
                 silent = [r for r in silent if not store.check([f"widedeep/failed/{r}"])]
                 time.sleep(0.05)
-            if silent:
-                names = ", ".join(f"{rank} ({self.hosts[rank]})" for rank in silent)
-                return f"rank {names} ended, or did not answer in time"
-        return _UNKNOWN
+            return silent
+        return []
+
+
+def _brief(error: RuntimeError) -> str:
+    """Return what gloo says happened, without where in its source, and its advice."""
+    line = str(error).strip().splitlines()[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". This is typically")[0]
 
 
 def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

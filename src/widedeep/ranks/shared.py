@@ -22,7 +22,6 @@ from widedeep.errors import (
     WideDeepError,
 )
 from widedeep.files import atomic_directory
-from widedeep.ranks.launch import ON_ALL_RANKS
 from widedeep.ranks.ranks import Ranks
 
 _PULSE_SECONDS = 1.0  # between signs of life of the first rank
@@ -57,7 +56,7 @@ def raise_on_all(ranks: Ranks, own: BaseException | None) -> None:
         if own is None:
             where = f"rank {rank} of {ranks.size} ({ranks.hosts[rank]})"
             own = _BY_NAME[kind](f"{where}: {text}")
-        own.add_note(ON_ALL_RANKS)
+        ranks.note_if_told_beside(own)
     if own is not None:
         raise own
 

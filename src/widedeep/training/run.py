@@ -642,9 +642,9 @@ class DeferredInterrupt:
 
     def __enter__(self) -> DeferredInterrupt:
         # A shell that starts a program in the background lets it ignore Ctrl-C, and nothing else.
-        defaults = (signal.default_int_handler, signal.SIG_DFL)
+        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
         if threading.current_thread() is threading.main_thread():
-            signals = [one for one in self._signals if signal.getsignal(one) in defaults]
+            signals = [one for one in self._signals if signal.getsignal(one) is usual[one]]
             self._before = {one: signal.signal(one, self._defer) for one in signals}
         return self
 
@@ -662,7 +662,8 @@ class DeferredInterrupt:
         self.pending = True
         if self._announce:
             # print may be under way in the very thread that is interrupted here.
-            text = "\nfinishing this step, then saving (Ctrl-C again: stop at once, save nothing)\n"
+            more = "" if len(self._signals) > 1 else " (Ctrl-C again: stop at once, save nothing)"
+            text = f"\nfinishing this step, then saving{more}\n"
             with contextlib.suppress(OSError):
                 os.write(2, text.encode())
 
