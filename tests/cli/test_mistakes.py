@@ -62,6 +62,7 @@ def test_a_rollback_passes_over_folders_that_are_no_bundles(
     assert "holds no version that serves" in err
 
 
+@pytest.mark.parametrize("in_background", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_verb_that_is_ended_leaves_no_temporary_file(
     run: Run,
@@ -69,8 +70,12 @@ def test_a_verb_that_is_ended_leaves_no_temporary_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
+    in_background: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    if in_background:  # of a script, where Ctrl-C is ignored
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     feather.write_feather(pq.read_table(ads_run / "test.parquet"), "rows.feather")
 
@@ -80,6 +85,7 @@ def test_a_verb_that_is_ended_leaves_no_temporary_file(
 
     monkeypatch.setattr("widedeep.cli.score.column_stream", end)
     code, _, err = run("score", ads_run / "run", "rows.feather", "-o", "scores.parquet")
+    signal.signal(signal.SIGINT, before)
     assert (code, err) == (130, "widedeep: interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.feather"]
     assert signal.getsignal(number) is signal.SIG_DFL

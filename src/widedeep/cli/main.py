@@ -98,14 +98,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _ended_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does: state is saved, and temporary files go."""
+    """Let SIGTERM and SIGHUP do what Ctrl-C does: state is saved, and temporary files go.
+
+    Also where Ctrl-C is ignored, as by what a script starts in the background.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)
+        (interrupt if callable(interrupt) else signal.default_int_handler)(number, frame)
+
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for ending in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(ending) is signal.SIG_DFL:
-                before[ending] = signal.signal(
-                    ending, lambda _number, _frame: signal.raise_signal(signal.SIGINT)
-                )
+                before[ending] = signal.signal(ending, end)
     try:
         yield
     finally:

@@ -635,17 +635,21 @@ class DeferredInterrupt:
         self._announce = announce
         self._signals = [signal.SIGINT, signal.SIGTERM] if terminates else [signal.SIGINT]
         self._before: dict[int, Any] = {}
+        self._ignores = False
         self.pending = False
         """True once a signal came."""
         self.forced = False
         """True if a second Ctrl-C interrupted, perhaps in the middle of a step."""
 
     def __enter__(self) -> DeferredInterrupt:
-        # A shell that starts a program in the background lets it ignore Ctrl-C, and nothing else.
-        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-        if threading.current_thread() is threading.main_thread():
-            signals = [one for one in self._signals if signal.getsignal(one) is usual[one]]
-            self._before = {one: signal.signal(one, self._defer) for one in signals}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        # A script that starts a program in the background lets it ignore Ctrl-C, not what else ends
+        # it, which may come by this handler too.
+        self._ignores = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        usual = (signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL)
+        signals = [one for one in self._signals if signal.getsignal(one) in usual]
+        self._before = {one: signal.signal(one, self._defer) for one in signals}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -654,6 +658,8 @@ class DeferredInterrupt:
         self._before = {}
 
     def _defer(self, number: int, frame: FrameType | None) -> Any:
+        if number == signal.SIGINT and self._ignores:
+            return
         if self.pending and len(self._signals) > 1:
             return  # the ranks end together, and a launcher repeats the signals of a terminal
         if self.pending:
