@@ -265,7 +265,7 @@ def test_a_follower_of_a_folder_here_lists_it_and_asks_for_no_pattern(
         assert next(shards)[0] == name
         assert len(globs) == len(TABLE_FORMATS) * len((tmp_path / "in").parents)
     put(str(tmp_path / "in"), "deep/metadata/v1.metadata.json")
-    with pytest.raises(DataError, match="deep: the folder of a Iceberg table"):
+    with pytest.raises(DataError, match="deep: the folder of an Iceberg table"):
         next(shards)
 
 
