@@ -40,10 +40,18 @@ void round_all(float* row, int64_t width) {
 
 // Occurrences of some rows side by side, cut where another row or another lane begins.
 struct LaneSegments {
-  std::vector<int32_t> starts{};  // first occurrence of each, and the end
-  std::vector<int32_t> lanes{};   // of each
-  std::vector<int32_t> firsts{};  // of each row, its first segment, and their number
+  std::vector<int32_t> starts{};   // first occurrence of each, and the end
+  std::vector<int32_t> lanes{};    // of each
+  std::vector<int32_t> firsts{};   // of each row, its first segment, and their number
+  std::vector<int32_t> numbers{};  // of each occurrence, the segments before it
   int64_t n = 0;
+
+  void make_room(int64_t n_occurrences, int64_t rows) {
+    const auto most = static_cast<size_t>(n_occurrences) + 1;
+    if (lanes.size() < most) starts.resize(most), lanes.resize(most), numbers.resize(most);
+    const auto n_firsts = static_cast<size_t>(rows) + 1;
+    if (firsts.size() < n_firsts) firsts.resize(n_firsts);
+  }
 };
 
 // Finds the lanes of rows' occurrences.
@@ -58,29 +66,30 @@ class LaneFinder {
   // Cuts rows [begin, end) up. Without branches: rows are short and of any length, and whether an
   // occurrence is of another lane is a coin toss.
   void cut(int64_t begin, int64_t end, LaneSegments& segments) const {
-    const int32_t first = request_.starts[begin], last = request_.starts[end];
-    const auto most = static_cast<size_t>(last - first) + 1;
-    if (segments.lanes.size() < most) {
-      segments.starts.resize(most), segments.lanes.resize(most), segments.firsts.resize(most + 1);
-    }
+    const int32_t first = request_.starts[begin], n_occurrences = request_.starts[end] - first;
+    segments.make_room(n_occurrences, end - begin);
     int32_t* const starts = segments.starts.data();
     int32_t* const lanes = segments.lanes.data();
-    int32_t* const firsts = segments.firsts.data();
-    int64_t row = begin;
+    int32_t* const numbers = segments.numbers.data();
+    std::fill(numbers, numbers + n_occurrences, 0);
+    for (int64_t row = begin; row < end; ++row) numbers[request_.starts[row] - first] = 1;
+    const int32_t* const cells = request_.cells + first;
     int32_t n = 0, before = -1;
-    for (int32_t i = first; i < last; ++i) {
-      const bool is_row = i == request_.starts[row];
-      const int32_t lane = lane_of(static_cast<uint32_t>(request_.cells[i]));
-      firsts[row - begin] = n;  // for good where the row begins
-      starts[n] = i;
+    for (int32_t i = 0; i < n_occurrences; ++i) {
+      const int32_t lane = lane_of(static_cast<uint32_t>(cells[i]));
+      const int32_t is_new = numbers[i] | (lane != before ? 1 : 0);
+      numbers[i] = n;
+      starts[n] = first + i;
       lanes[n] = lane;
-      row += is_row ? 1 : 0;
-      n += is_row || lane != before ? 1 : 0;
+      n += is_new;
       before = lane;
     }
-    firsts[end - begin] = n;
-    starts[n] = last;
+    starts[n] = first + n_occurrences;
     segments.n = n;
+    for (int64_t row = begin; row < end; ++row) {
+      segments.firsts[static_cast<size_t>(row - begin)] = numbers[request_.starts[row] - first];
+    }
+    segments.firsts[static_cast<size_t>(end - begin)] = n;
   }
 
  private:
