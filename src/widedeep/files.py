@@ -60,6 +60,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         fsync_path(temporary)
         os.replace(temporary, final)
         fsync_path(final.parent)
+    except OSError as error:
+        if error.filename is None and type(error) is OSError:
+            raise OSError(error.errno, error.strerror, os.fspath(final)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -100,6 +104,25 @@ def locked(path: str | os.PathLike[str], mode: int = 0o600) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+@contextlib.contextmanager
+def held_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a folder for this process alone, as far as its file system has locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"{os.fspath(folder)}: another process writes into it; wait for its end, or choose "
+                "another folder"
+            ) from None
+        except OSError:  # some network file systems have none
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

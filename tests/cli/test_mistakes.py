@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.command_line import Run
+from widedeep.files import held_folder
 
 
 @pytest.mark.parametrize("out", [".", "taken"])
@@ -89,3 +90,17 @@ def test_a_verb_that_is_ended_leaves_no_temporary_file(
     assert (code, err) == (130, "widedeep: interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.feather"]
     assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_two_processes_in_one_folder(run: Run, ads: Path) -> None:
+    short = ("--set", "train.epochs=1")
+    assert run("train", "ads.toml", "--out", "run", *short).code == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
+    Path("study").mkdir()
+    with held_folder("run"), held_folder("study"):
+        code, _, err = run("train", "ads.toml", "--out", "run", "--force", *short)
+        assert (code, "run: another process writes into it" in err) == (2, True), err
+        code, _, err = run("tune", "ads.toml", "--out", "study", "--trials", "1", *short)
+        assert (code, "study: another process writes into it" in err) == (2, True), err
+    assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == before
+    assert run("train", "ads.toml", "--out", "run", "--force", *short).code == 0

@@ -102,6 +102,30 @@ def train_run(
 
     ``grows``: the model will get rows for new values of shards.
     """
+    try:
+        return _train_run(
+            config,
+            directory,
+            resume=resume,
+            force=force,
+            progress=progress,
+            warm=warm,
+            grows=grows,
+        )
+    finally:
+        directory.release()
+
+
+def _train_run(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    resume: bool,
+    force: bool,
+    progress: bool,
+    warm: WarmStartConfig | None,
+    grows: bool,
+) -> TrainedRun:
     train, valid = training_data(config)
     # A mistake there is reported before the long way through the data.
     configured_stopping(config.train, has_valid=valid is not None)
@@ -136,8 +160,8 @@ def train_run(
         if progress:
             print(started_warm, file=sys.stderr)
     ranks.barrier()  # all of them have read what is replaced now
-    begin = partial(_begin, config, directory, schema, inputs, started_warm, clear=not resume)
-    on_first(ranks, begin)
+    begin = partial(_begin, config, directory, schema, inputs, started_warm)
+    on_first(ranks, partial(begin, clear=not resume, force=force))
     started = time.perf_counter()
     trainer.fit(
         train,
@@ -158,8 +182,12 @@ def _begin(
     started_warm: WarmStart | None,
     *,
     clear: bool,
+    force: bool,
 ) -> None:
     """Write what a run's folder holds before the first step."""
+    directory.hold()
+    if clear and not force:
+        directory.check_free()  # again: another process may have trained here meanwhile
     if clear:
         # Only now: what is wrong with data or configuration costs no earlier run.
         directory.clear()

@@ -26,7 +26,7 @@ from widedeep.data.lake_tables import pinned
 from widedeep.data.paths import local_files
 from widedeep.data.sources import RowShare, split_rows
 from widedeep.errors import BundleError, ConfigError
-from widedeep.files import write_text_whole
+from widedeep.files import held_folder, write_text_whole
 from widedeep.gate.verdict import verdict_path
 from widedeep.options import as_table
 from widedeep.publish.storage import LocalStore
@@ -85,6 +85,7 @@ class RunDirectory:
         self.attributions = self.path / "attributions.json"
         self.bundle = self.path / "bundle"
         self.candidate = self.path / "candidate"
+        self._held: contextlib.ExitStack | None = None
 
     @classmethod
     def of_config(
@@ -116,6 +117,19 @@ class RunDirectory:
                 f"{self.path}: holds a run that {where}; --resume goes on, "
                 "--force starts anew, --out DIR writes elsewhere"
             )
+
+    def hold(self) -> None:
+        """Let no other process train into the folder, until :meth:`release`."""
+        if self._held is None:
+            self._make()
+            self._held = contextlib.ExitStack()
+            self._held.enter_context(held_folder(self.path))
+
+    def release(self) -> None:
+        """Let other processes train into the folder again."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def clear(self) -> None:
         """Delete the files of a run, except for the prepared schema; other files stay."""

@@ -124,7 +124,11 @@ def run(arguments: argparse.Namespace) -> int:
     ranks = ranks_of(_load_config(arguments).distributed)
     resume, force = arguments.resume, arguments.force
     with run_folder(arguments.out, ranks, resume=resume, force=force) as folder:
-        return _train(arguments, ranks, RunDirectory.of_config(arguments.config, folder))
+        directory = RunDirectory.of_config(arguments.config, folder)
+        try:
+            return _train(arguments, ranks, directory)
+        finally:
+            directory.release()
 
 
 def _train(arguments: argparse.Namespace, ranks: Ranks, directory: RunDirectory) -> int:
@@ -144,6 +148,8 @@ def _train(arguments: argparse.Namespace, ranks: Ranks, directory: RunDirectory)
                 warm=warm,
                 grows=follow.grow,
             )
+        if arguments.follow and ranks.is_first:
+            directory.hold()
         followed = _follow(arguments, config, directory, follow)
         if run is not None and followed is not None:
             run = dataclasses.replace(run, metrics=followed.metrics)

@@ -21,6 +21,7 @@ from widedeep.data.reuse import reuse_inputs
 from widedeep.data.sources import Data, RowShare, split_rows
 from widedeep.errors import ConfigError, DataError, WideDeepError, extra_imports, show_value
 from widedeep.features import FeatureSpec
+from widedeep.files import held_folder
 from widedeep.metrics import find_metric
 from widedeep.metrics.registry import loss_metric
 from widedeep.models.wide_deep import WideDeep
@@ -219,14 +220,18 @@ class _Search:
     @reuse_inputs()
     def run(self, folder: Path | None, *, resume: bool, overwrite: bool) -> Study:
         """Search until the trials or the minutes are spent."""
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{folder}: is a file, expected a folder for the study")
-        if folder is not None and (folder / _JOURNAL).exists() and not (resume or overwrite):
-            raise ConfigError(
-                f"{folder}: holds a study; --resume goes on with it, --force replaces it, "
-                "--out DIR writes elsewhere"
-            )
+        if folder is not None:
+            _check_free(folder, goes_on=resume or overwrite)
         self._prepare()
+        with contextlib.ExitStack() as stack:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(held_folder(folder))
+                # Again: another process may have searched here meanwhile.
+                _check_free(folder, goes_on=resume or overwrite)
+            return self._run(folder, resume=resume, overwrite=overwrite)
+
+    def _run(self, folder: Path | None, *, resume: bool, overwrite: bool) -> Study:
         if folder is not None and overwrite:
             for name in STUDY_FILES:
                 (folder / name).unlink(missing_ok=True)
@@ -299,7 +304,6 @@ class _Search:
 
         storage = None
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
             storage = JournalStorage(JournalFileBackend(str(folder / _JOURNAL)))
         study = optuna.create_study(study_name="tune", storage=storage, load_if_exists=True)
         if storage is not None and not _done(study):  # also one interrupted in its first trial
@@ -503,6 +507,16 @@ def _check_labels(trainer: Trainer, valid: Data) -> None:
                 f"{lows[index]:g} in all {rows:,} rows, on which no setting can be judged; give "
                 "validation data of both classes, or more rows of them"
             )
+
+
+def _check_free(folder: Path, *, goes_on: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file, expected a folder for the study")
+    if (folder / _JOURNAL).exists() and not goes_on:
+        raise ConfigError(
+            f"{folder}: holds a study; --resume goes on with it, --force replaces it, "
+            "--out DIR writes elsewhere"
+        )
 
 
 def _check_same(known: Mapping[str, Any], now: Mapping[str, Any], folder: Path | None) -> None:
