@@ -153,14 +153,16 @@ def test_an_estimator_at_its_best_is_an_ensemble() -> None:
         estimators.WideDeepClassifier(quality="perfect").fit(X, y)
 
 
-@pytest.mark.parametrize("name", ["fm", "deep_fm", "ifm", "ffm"])
-def test_towers_of_products_learn_their_embeddings_slowly(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "rate"), [("fm", 0.02), ("deep_fm", 0.02), ("ifm", 0.02), ("ffm", 0.05)]
+)
+def test_towers_of_products_learn_their_embeddings_slowly(name: str, rate: float) -> None:
     schema = wd.fit_schema(NOISY, noisy_rows(64))
-    for deep in (name, ["mlp", name], {"name": "ensemble", "of": name}):
+    for deep in (name, [name, "lr"], {"name": "ensemble", "of": name}):
         trainer = wd.Trainer(wd.WideDeep(schema, deep=deep), progress=False)
-        assert trainer.config.deep is not None and trainer.config.deep["lr"] == 0.02
+        assert trainer.config.deep is not None and trainer.config.deep["lr"] == rate
     trainer.fit(noisy_rows(64), epochs=2)
-    assert isinstance(trainer.step.deep, wd.Adagrad) and trainer.step.deep.lr == 0.02
+    assert isinstance(trainer.step.deep, wd.Adagrad) and trainer.step.deep.lr == rate
     assert wd.Trainer(wd.WideDeep(schema), progress=False).step.deep == embeddings_optimizer()
 
 

@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError
 from widedeep.models.blocks import FieldAwarePairs, PairSum
 from widedeep.models.mlp import HiddenConfig
-from widedeep.models.tower import (
-    PAIRS_RATE,
-    DeepInput,
-    DeepLayout,
-    TowerConfig,
-    register_tower,
-)
+from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
 from widedeep.options import Count
 
 
@@ -83,8 +77,8 @@ class FFM(TowerConfig):
 
     @property
     def embedding_rate(self) -> float:
-        """A rate for embeddings whose products are the logit."""
-        return PAIRS_RATE
+        """A rate for embeddings whose products are the logit, each of a pair of its own."""
+        return 0.05
 
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none: k for each other feature."""
