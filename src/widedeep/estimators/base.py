@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.callbacks import Callback
+from widedeep.data.fit import fit_schema
 from widedeep.data.infer import infer_spec
 from widedeep.errors import (
     ConfigError,
@@ -45,6 +47,7 @@ from widedeep.features import Feature, FeatureSpec
 from widedeep.models.ensemble import Ensemble
 from widedeep.models.heads import Head
 from widedeep.optim import Adam, OptimizerChoice, describe_optimizer, make_optimizer
+from widedeep.schema import Schema
 from widedeep.training.config import Quality, TrainConfig
 from widedeep.training.defaults import BEST_MEMBERS, auto_batch_size
 from widedeep.training.early_stopping import EarlyStopping
@@ -229,7 +232,7 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             deep = Ensemble(of=of, members=BEST_MEMBERS, training="apart")
         with _rows_as_given(self.spec_, examples):
             self.trainer_ = self._train(
-                *(self.spec_, table, head, setting, seed),
+                *(fit_schema(self.spec_, table, seed=seed), table, head, setting, seed),
                 progress=self.verbose,
                 deep=deep,
                 valid=valid,
@@ -321,10 +324,14 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             return Setting()
         metric = "rmse" if head.kind == "regression" else "log_loss"
 
+        @functools.cache
+        def schema_of(bins: bool, fold: int) -> Schema:
+            features = self._with_setting(spec, Setting(bins=bins))
+            return fit_schema(features, parts[fold][0], seed=seed)
+
         def judge(setting: Setting, fold: int) -> float:
             learned, left_out = parts[fold]
-            features = self._with_setting(spec, setting)
-            trainer = self._train(features, learned, head, setting, seed)
+            trainer = self._train(schema_of(setting.bins, fold), learned, head, setting, seed)
             return trainer.evaluate(left_out)[metric]
 
         bins = self.features is None and any(f.is_bucketed for f in spec.all_features)
@@ -337,7 +344,7 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _train(
         self,
-        spec: FeatureSpec,
+        schema: Schema,
         table: pa.Table,
         head: Head,
         setting: Setting,
@@ -348,12 +355,11 @@ class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         valid: pa.Table | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> Trainer:
-        from widedeep.data.fit import fit_schema
         from widedeep.models.wide_deep import WideDeep
         from widedeep.training.trainer import Trainer
 
         model = WideDeep(
-            fit_schema(spec, table, seed=seed),
+            schema,
             hidden_units=() if deep else self.hidden_units,
             deep=() if deep is None else deep,
             embedding_dim=self.embedding_dim,
@@ -463,7 +469,5 @@ def _rows_as_given(spec: FeatureSpec, examples: Examples) -> Iterator[None]:
     try:
         yield
     except (DataError, FeatureError):
-        from widedeep.data.fit import fit_schema
-
         fit_schema(spec.replace(label=None, weight=None), examples.features)
         raise

@@ -538,9 +538,10 @@ class Feature:
     def changed_options(self) -> dict[str, object]:
         """Return the options that differ from their defaults."""
         options: dict[str, object] = {}
+        names = set(self.option_names())
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if entry.name not in self.option_names():
+            if entry.name not in names:
                 continue
             if value == (None if entry.default is MISSING else entry.default):
                 continue

@@ -175,11 +175,11 @@ class TrainStep:
         """
         if not self.is_current:
             self._restart()
+        done = self.program.run(batch, batch_rows, rates_S3=rates_S3, step=step)
+        if done is not None:
+            return _first_steps(*done, batch_rows)
+        first = batch if len(batch) <= batch_rows else batch.slice(0, batch_rows)
         with kernels.spin_wait() if self.model.device.type == "cpu" else nullcontext():
-            done = self.program.run(batch, batch_rows, rates_S3=rates_S3, step=step)
-            if done is not None:
-                return _first_steps(*done, batch_rows)
-            first = batch if len(batch) <= batch_rows else batch.slice(0, batch_rows)
             return self.by_parts(first, Rates(*rates_S3[0].tolist()), step)
 
     def by_parts(self, batch: Batch, rates: Rates = FULL_RATES, step: int = 1) -> DenseResult:

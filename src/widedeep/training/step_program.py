@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +29,10 @@ from widedeep.training.rollback_log import RollbackLog
 
 MOST_SECONDS = 0.1
 """A run ends after so long, however many steps are left: signals and clocks wait for it."""
+
+# What a step costs, in products of two numbers: a weight's update, an id's row, and the least that
+# is worth a second thread
+_PRODUCTS_OF_UPDATE, _PRODUCTS_OF_ID, _LITTLE = 17, 500, 1 << 21
 
 _KERNELS = {FTRL: "ftrl_rows", Adagrad: "adagrad_rows", Adam: "adam_rows", SGD: "sgd_rows"}
 
@@ -130,26 +135,35 @@ class StepProgram:
         results |= {"losses_B": torch.empty(n)}
         results |= {name: torch.empty(steps) for name in ("totals_S", "weights_S")}
         slots, is_log_loss = len(model.schema.slots), model.losses.is_log_loss
-        done, change = native.run(
-            csr_batch(batch, slots) if slots else None,
-            dense_BK=batch.dense_BK,
-            labels_B=model.losses.labels(batch, 0) if is_log_loss else None,
-            losses=None if is_log_loss else self._losses_of(batch, results),
-            weight_B=batch.weight_B,
-            batch_rows=batch_rows,
-            step=step,
-            factors_S3=rates_S3.reshape(-1),
-            keys_S=keys,
-            frozen_rates=owner.feature_rates is None or owner.feature_rates.frozen,
-            threads=owner.threads,
-            most_seconds=MOST_SECONDS,
-            **{name: tensor.numpy() for name, tensor in results.items()},
-        )
+        threads = self._threads_of(batch, batch_rows)
+        with kernels.spin_wait() if threads > 1 else nullcontext():
+            done, change = native.run(
+                csr_batch(batch, slots) if slots else None,
+                dense_BK=batch.dense_BK,
+                labels_B=model.losses.labels(batch, 0) if is_log_loss else None,
+                losses=None if is_log_loss else self._losses_of(batch, results),
+                weight_B=batch.weight_B,
+                batch_rows=batch_rows,
+                step=step,
+                factors_S3=rates_S3.reshape(-1),
+                keys_S=keys,
+                frozen_rates=owner.feature_rates is None or owner.feature_rates.frozen,
+                threads=threads,
+                most_seconds=MOST_SECONDS,
+                **{name: tensor.numpy() for name, tensor in results.items()},
+            )
         if model.wide_table is not None:
             model.wide_table.count_change(change)
         if isinstance(fused, NativeMLP):
             fused.count_batches(done)
         return (done, results) if done else None
+
+    def _threads_of(self, batch: Batch, batch_rows: int) -> int:
+        """Return one thread for steps that end before another one would be of use."""
+        weights = sum(p.numel() for p in self._step.dense.parameters.values())
+        ids = len(batch.ids_N) * batch_rows // len(batch)
+        work = weights * (3 * batch_rows + _PRODUCTS_OF_UPDATE) + ids * _PRODUCTS_OF_ID
+        return 1 if work < _LITTLE else self._step.threads
 
     def _losses_of(self, batch: Batch, results: Mapping[str, Tensor]) -> Callable[[int, int], bool]:
         """Return the function that fills in the losses of some examples from their logits."""
