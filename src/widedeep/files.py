@@ -48,12 +48,17 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def refuse_folder(path: Path) -> None:
+    """Raise a DataError for a folder in the place of a file that is to be written."""
+    if not path.name or path.is_dir():
+        raise DataError(f"{path}: is a folder, expected the name of a file to write")
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; its file gets that name if the block ends well."""
     final = Path(path)
-    if not final.name or final.is_dir():
-        raise DataError(f"{final}: is a folder, expected the name of a file to write")
+    refuse_folder(final)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary

@@ -22,8 +22,9 @@ def test_a_folder_in_the_place_of_an_output_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").mkdir()
-    code, _, err = run("report", ads_run / "run", "-o", out)
-    assert (code, "is a folder, expected the name of a file" in err) == (2, True), err
+    for verb in ("report", "validate"):
+        code, _, err = run(verb, ads_run / "run", "-o", out)
+        assert (code, "is a folder, expected the name of a file" in err) == (2, True), err
 
 
 def test_a_logit_beside_a_row_that_is_explained(run: Run, ads_run: Path) -> None:
@@ -104,3 +105,18 @@ def test_two_processes_in_one_folder(run: Run, ads: Path) -> None:
         assert (code, "study: another process writes into it" in err) == (2, True), err
     assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == before
     assert run("train", "ads.toml", "--out", "run", "--force", *short).code == 0
+
+
+def test_a_variable_of_the_environment_that_resembles_ours(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WIDEDEEP_PORT", "tcp://10.0.0.1:80")  # as Kubernetes sets for a service
+    assert "WIDEDEEP" not in run("inspect", "nowhere").err
+    monkeypatch.setenv("WIDEDEEP_KERNEL", "reference")
+    assert "did you mean WIDEDEEP_KERNELS?" in run("inspect", "nowhere").err
+
+
+def test_columns_of_rankings_without_propensities(run: Run, ads_run: Path) -> None:
+    words = ("evaluate", ads_run / "run")
+    assert "have no effect" not in run(*words).out
+    assert "--position and --request have no effect" in run(*words, "--position", "place").out

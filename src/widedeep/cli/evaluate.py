@@ -41,6 +41,9 @@ NEXT = "widedeep export runs/ads -o bundles/ads"
 _RESAMPLES = 1000
 
 
+_POSITION = "position"
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     add_option(parser, "model RUN_DIR|BUNDLE", "run folder or bundle")
@@ -61,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser,
         "--position COLUMN",
         "place in the list, from 1, beside propensities",
-        default="position",
+        default=_POSITION,
     )
     add_option(
         parser,
@@ -95,6 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
         request=arguments.request,
     )
     metrics, policy, notes = _measure(bundle, rows.data, log, arguments.threads, ranks)
+    if log is None and (arguments.request is not None or arguments.position != _POSITION):
+        notes.append(
+            "--position and --request have no effect: the rows have no column 'propensity', "
+            "without which no other ranking of theirs can be judged (--propensity names another)"
+        )
     if not ranks.is_first:
         return EXIT_OK
     if bundle.compat is not None:

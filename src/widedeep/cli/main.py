@@ -28,7 +28,7 @@ from widedeep.cli.parser import (
     VerbParser,
     add_verb,
 )
-from widedeep.errors import ConfigError, WideDeepError, missing_package
+from widedeep.errors import ConfigError, WideDeepError, missing_package, nearest
 from widedeep.ranks.launch import TOLD_BESIDE, launched_rank, launched_size
 
 VERBS = {
@@ -63,6 +63,8 @@ VERBS = {
 
 OVER_RANKS = ("prepare", "train", "evaluate")
 """The verbs whose work several ranks share."""
+
+_VARIABLES = ("WIDEDEEP_DEBUG", "WIDEDEEP_KERNELS", "WIDEDEEP_ROWS_DIRECTORY")
 
 EXIT_BROKEN_PIPE = 141
 """The exit code that shells give to a program that a closed pipe ended."""
@@ -133,6 +135,7 @@ def _run(argv: Sequence[str]) -> int:
                 "the value in UTF-8"
             )
     traces.follow_environment(say)
+    _note_misspelt_variables()
     parser = make_parser(argv[:1])
     if not argv:
         parser.print_help()
@@ -147,6 +150,19 @@ def _run(argv: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse: help, version, misuse
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     return code
+
+
+def _note_misspelt_variables() -> None:
+    """Tell of variables of the environment that resemble ours; others may be anybody's."""
+    prefix = "WIDEDEEP_"
+    known = [name.removeprefix(prefix) for name in _VARIABLES]
+    for name in os.environ:
+        word = name.removeprefix(prefix)
+        if name.startswith(prefix) and word not in known:
+            hint = nearest(word, known)
+            if hint.startswith("did you mean"):
+                meant = next(one for one in known if repr(one) in hint)
+                say(f"note: the variable {name} is unknown; did you mean {prefix}{meant}?")
 
 
 def _check_ranks(verb: str) -> None:

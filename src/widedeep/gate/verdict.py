@@ -16,7 +16,7 @@ from widedeep.bundle.manifest import MANIFEST, read_manifest
 from widedeep.bundle.plain_json import plain
 from widedeep.errors import BundleError
 from widedeep.evaluation.statistics import LOSSES
-from widedeep.files import file_sha256, write_text_whole
+from widedeep.files import file_sha256, refuse_folder, write_text_whole
 from widedeep.gate.measures import MEASURES
 from widedeep.gate.verdict_page import verdict_page
 
@@ -99,9 +99,11 @@ class Verdict:
             The page.
 
         Raises:
+            DataError: If it is a folder.
             OSError: If it cannot be written.
         """
         file = Path(path)
+        refuse_folder(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         page = file.with_suffix(".html")
