@@ -518,11 +518,9 @@ def spec_to_table(spec: FeatureSpec) -> dict[str, dict[str, object]]:
     for key, names in (("wide", spec.wide), ("deep", spec.deep)):
         if names is not None:
             features[key] = list(names)
-    data = {
-        key: list(value) if key == "null_values" else value
-        for key in DATA_KEYS
-        if (value := getattr(spec, key)) not in (None, {}, ())
-    }
+    data = {key: getattr(spec, key) for key in DATA_KEYS if getattr(spec, key) not in (None, {})}
+    if not data["null_values"]:
+        del data["null_values"]
     return {"data": data, "features": {k: features[k] for k in _feature_keys() if k in features}}
 
 
