@@ -13,9 +13,10 @@ import pytest
 
 import widedeep as wd
 from widedeep.data import formats
-from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, table_input
+from widedeep.data.fragments import Input, InputFormat, Spool, table_input
 from widedeep.data.sources import open_source
 from widedeep.errors import DataError
+from widedeep.features.learned import ColumnTypes
 
 ROWS = [{"age": 30 + n, "job": "ab"[n % 2], "click": n % 2} for n in range(8)]
 
@@ -24,7 +25,7 @@ def open_json_lines(
     paths: Sequence[Path],
     columns: Sequence[str] | None,
     spool: Spool,
-    declared: Mapping[str, ColumnKind],
+    declared: ColumnTypes,
 ) -> list[Input]:
     return [table_input(pa.json.read_json(path), str(path), columns) for path in paths]
 

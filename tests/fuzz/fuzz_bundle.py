@@ -137,10 +137,12 @@ def write_bases(folder: Path) -> None:
     """Write the sound bundles that cases start from, with a catalogue and a query for each."""
     for number in range(BASES):
         rng = np.random.default_rng(number)
-        bundle = random_bundle(rng, folder / f"{number}")
+        label = "click" if number == POSTERIOR else None
+        bundle = random_bundle(rng, folder / f"{number}", label)
         rows = [random_query(rng) | row for row in random_items(rng, 3).to_pylist()]
         for row in rows:
             row.pop("item")
+        labelled = [row | {"click": place % 2} for place, row in enumerate(rows)]
         curve: Any = Platt(slope=1.5, intercept=0.1)
         if number % 2:
             curve = Isotonic(logits=(-1.0, 0.0, 2.0), values=(0.1, 0.4, 0.9))
@@ -158,7 +160,7 @@ def write_bases(folder: Path) -> None:
             warmup_rows=rows,
             config={"train": {"epochs": 1}},
             calibration={head.name: curve for head in model.heads if head.kind == "binary"},
-            posterior_rows=rows if number == POSTERIOR else None,
+            posterior_rows=labelled if number == POSTERIOR else None,
             overwrite=True,
         )
         if number in PACKED:

@@ -36,9 +36,15 @@ def test_powers_are_numpys_to_the_last_bits(numbers: list[float], exponent: floa
     np.testing.assert_allclose(power(x, exponent), expected, rtol=1e-15, atol=1e-320)
 
 
+def test_a_sigmoid_is_the_same_function() -> None:
+    x = np.linspace(-40.0, 40.0, 101)
+    np.testing.assert_array_equal(sigmoid(x), score_function("sigmoid", x))
+    np.testing.assert_allclose(sigmoid(x), 1 / (1 + np.exp(-x)), rtol=1e-15)
+
+
 def test_shapes_are_kept_and_numbers_broadcast() -> None:
     x = np.arange(6.0).reshape(2, 3)
-    assert score_function("exp", x).shape == sigmoid(x).shape == (2, 3)
+    assert score_function("exp", x).shape == (2, 3)
     assert score_function("exp", 1.0).shape == power(2.0, 3.0).shape == ()
     np.testing.assert_array_equal(power(x.T, [2.0, 1.0]), x.T ** np.array([2.0, 1.0]))
     with pytest.raises(ValueError, match="expected a function of scores, got cosh"):

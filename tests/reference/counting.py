@@ -82,6 +82,20 @@ class CountTable:
         offsets = np.cumsum([0, *(len(key) for key, _ in picked)]).astype(np.int64)
         return data, offsets, np.array([count for _, count in picked], np.int64)
 
+    def ranked(
+        self, min_count: int, max_size: int | None, tail_size: int, tail_bytes: int | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+        """Return bytes, offsets and counts of the leading keys and of a tail behind them."""
+        keys = list(self._counts)
+        order = sorted(range(len(keys)), key=lambda i: (-self._counts[keys[i]], keys[i]))
+        n_leaders = sum(count >= min_count for count in self._counts.values())
+        n_leaders = n_leaders if max_size is None else min(n_leaders, max_size)
+        tail = order[n_leaders : n_leaders + tail_size]
+        if tail_bytes is not None:
+            ends = np.cumsum([len(keys[i]) for i in tail])
+            tail = tail[: int((ends <= tail_bytes).sum())]
+        return self.take(np.array([*order[:n_leaders], *tail], np.uint32))
+
 
 def _hash(key: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")

@@ -115,7 +115,7 @@ def _features(rng: np.random.Generator) -> list[Any]:
     ]
 
 
-def random_schema(rng: np.random.Generator) -> Schema:
+def random_schema(rng: np.random.Generator, label: str | None = None) -> Schema:
     """A schema fitted to a small log, with crosses and a number in any part."""
     features = _features(rng)
     flat = wd.FeatureSpec(features=features).all_features
@@ -124,6 +124,7 @@ def random_schema(rng: np.random.Generator) -> Schema:
     crosses = [feature.name for feature in flat if isinstance(feature, Crossed)]
     indicators = [feature.name for feature in flat if isinstance(feature, Indicator)]
     spec = wd.FeatureSpec(
+        label=label,
         features=features,
         item=["price", "sizes", "price_bucket", "size_buckets", "app", "genres", "maker"],
         wide=[
@@ -136,13 +137,17 @@ def random_schema(rng: np.random.Generator) -> Schema:
     )
     log = [_row(rng, (*QUERY_COLUMNS, *ITEM_COLUMNS), unseen=False) for _ in range(60)]
     table = pa.Table.from_pylist(log, pa.schema(list(_TYPES.items())))
+    for column in spec.labels.values():
+        table = table.append_column(column, pa.array(np.arange(len(log)) % 2))
     return wd.fit_schema(spec, table)
 
 
-def random_bundle(rng: np.random.Generator, path: Path) -> Bundle:
-    """A bundle of random features, shape and weights."""
-    schema = random_schema(rng)
+def random_bundle(rng: np.random.Generator, path: Path, label: str | None = None) -> Bundle:
+    """A bundle of random features, shape and weights; with a label for one head."""
+    schema = random_schema(rng, label)
     heads = [models.BINARY, models.THREE_HEADS][int(rng.integers(2))]
+    if label is not None:
+        heads = models.BINARY
     model = models.model(
         schema,
         heads=heads,

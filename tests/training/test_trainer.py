@@ -713,6 +713,7 @@ def test_encoded_rows_are_read_instead_of_the_raw_ones(
         raise AssertionError("a raw row was encoded")
 
     monkeypatch.setattr(Transform, "__call__", refuse)
+    monkeypatch.setattr(Transform, "pack", refuse)
     assert make_trainer(schema).fit(path, cache=cache)[-1]["rows"] == ROWS
     with pytest.raises(AssertionError, match="a raw row was encoded"):
         make_trainer(schema).fit(path)

@@ -130,7 +130,7 @@ class BundleHead:
             return lognormal_mean(logits)
         if link == "sigmoid":
             if self.kind == "multilabel":
-                return sigmoid(logits)
+                return sigmoid(logits.ravel()).reshape(logits.shape)
             scores = sigmoid(logits[:, 0])
             if self.through is not None:
                 scores *= sigmoid(logits_BC[:, self.through].astype(np.float64))

@@ -155,13 +155,13 @@ def _run(argv: Sequence[str]) -> int:
 def _note_misspelt_variables() -> None:
     """Tell of variables of the environment that resemble ours; others may be anybody's."""
     prefix = "WIDEDEEP_"
-    known = [name.removeprefix(prefix) for name in _VARIABLES]
+    words = [name.removeprefix(prefix) for name in _VARIABLES]
     for name in os.environ:
         word = name.removeprefix(prefix)
-        if name.startswith(prefix) and word not in known:
-            hint = nearest(word, known)
+        if name.startswith(prefix) and word not in words:
+            hint = nearest(word, words)
             if hint.startswith("did you mean"):
-                meant = next(one for one in known if repr(one) in hint)
+                meant = next(one for one in words if repr(one) in hint)
                 say(f"note: the variable {name} is unknown; did you mean {prefix}{meant}?")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -42,15 +43,8 @@ def score_function(
     return _native.score_function(name, _flat(x)).reshape(np.shape(x))
 
 
-def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return 1 / (1 + exp(-x)) of each number; see :func:`score_function`.
-
-    Example:
-        >>> import numpy as np
-        >>> sigmoid(np.array([0.0])).tolist()
-        [0.5]
-    """
-    return score_function("sigmoid", x)
+sigmoid = partial(_native.score_function, "sigmoid")
+"""1 / (1 + exp(-x)) of each number of a contiguous (B,) array; see :func:`score_function`."""
 
 
 def power(x: Any, y: Any) -> NDArray[np.float64]:
