@@ -344,9 +344,8 @@ def main() -> None:
         "",
         "Adagrad moves every weight of the layers once a step: at batch 1 its square roots and "
         "divisions bound the rate. Units of hidden layers without any gradient are passed over, "
-        "and the others move while the backward pass has them in registers; divisions by Newton's "
-        "steps in the units that multiply would have the same bits and take as long. In bf16 the "
-        "products alone take less time: ids, rows, losses and updates cost what they cost in fp32.",
+        "and the others move while the backward pass has them in registers. In bf16 the products "
+        "alone take less time: ids, rows, losses and updates cost what they cost in fp32.",
     ]
     print("\n".join(lines))
     if asked.write:
