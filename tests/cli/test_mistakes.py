@@ -75,7 +75,8 @@ def test_a_verb_that_is_ended_leaves_no_temporary_file(
     in_background: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGINT)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, number)}
+    signal.signal(number, signal.SIG_DFL)  # nohup lets a run of the tests ignore SIGHUP
     if in_background:  # of a script, where Ctrl-C is ignored
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -87,10 +88,12 @@ def test_a_verb_that_is_ended_leaves_no_temporary_file(
 
     monkeypatch.setattr("widedeep.cli.score.column_stream", end)
     code, _, err = run("score", ads_run / "run", "rows.feather", "-o", "scores.parquet")
-    signal.signal(signal.SIGINT, before)
+    after = signal.getsignal(number)
+    for each, handler in before.items():
+        signal.signal(each, handler)
     assert (code, err) == (130, "widedeep: interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.feather"]
-    assert signal.getsignal(number) is signal.SIG_DFL
+    assert after is signal.SIG_DFL
 
 
 def test_two_processes_in_one_folder(run: Run, ads: Path) -> None:
