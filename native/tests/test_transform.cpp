@@ -16,9 +16,9 @@ namespace {
 constexpr std::int64_t kRows = 1500;  // more than two blocks of rows
 
 // Columns "tags" (list of text), "code" (int64, some null) and "price" (float64).
-class Rows {
+class InputRows {
  public:
-  Rows() : validity_((kRows + 7) / 8, 0) {
+  InputRows() : validity_((kRows + 7) / 8, 0) {
     for (std::int64_t row = 0; row < kRows; ++row) {
       for (std::int64_t i = 0; i < row % 4; ++i) {
         const std::string text = "tag" + std::to_string((row * 7 + i) % 11);
@@ -117,7 +117,8 @@ struct Model {
                      {Slot::Kind::cross, 1}};
   }
 
-  Encoded encode(const Rows& rows, const std::vector<std::pair<std::int64_t, std::int64_t>>& slices,
+  Encoded encode(const InputRows& rows,
+                 const std::vector<std::pair<std::int64_t, std::int64_t>>& slices,
                  int threads) const {
     std::vector<std::vector<Column>> columns;
     for (const auto& [begin, n] : slices) columns.push_back(rows.slice(begin, n));
@@ -144,7 +145,7 @@ bool equal(const Encoded& a, const Encoded& b) {
 }  // namespace
 
 TEST(rows_become_the_same_ids_whatever_the_batches_and_threads) {
-  const Rows rows;
+  const InputRows rows;
   const Model model;
   const Encoded whole = model.encode(rows, {{0, kRows}}, 1);
   CHECK(whole.n_rows == kRows && whole.n_offsets == kRows * 4 + 1 && whole.n_dense == 1);
@@ -153,7 +154,7 @@ TEST(rows_become_the_same_ids_whatever_the_batches_and_threads) {
 }
 
 TEST(a_row_alone_becomes_what_it_is_among_others) {
-  const Rows rows;
+  const InputRows rows;
   const Model model;
   const Encoded whole = model.encode(rows, {{0, kRows}}, 2);
   for (std::int64_t row = 0; row < 200; ++row) {
@@ -169,7 +170,7 @@ TEST(a_row_alone_becomes_what_it_is_among_others) {
 }
 
 TEST(nulls_and_empty_lists_follow_the_table_of_ids) {
-  const Rows rows;
+  const InputRows rows;
   const Model model;
   // Row 0: no tags, a null code. Row 1: one tag ("tag7"), code 1. Row 5: one tag, a null code.
   const Encoded out = model.encode(rows, {{0, 6}}, 1);
