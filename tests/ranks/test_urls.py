@@ -54,6 +54,14 @@ def write_days(folder: Path, n_days: int = 3) -> None:
         pq.write_table(rows, folder / f"day={day}" / "a.parquet", row_group_size=GROUP)
 
 
+def served_rows(server: FaultyServer) -> str:
+    """Put rows in several groups behind a URL, and return it."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(ads_table(ROWS, 0), sink, row_group_size=GROUP)
+    server.files["/rows.parquet"] = sink.getvalue().to_pybytes()
+    return f"{server.url}/rows.parquet"
+
+
 def opened(data: Any, ranks: Ranks, columns: list[str] = COLUMNS) -> Source:
     return open_on_ranks(
         data, ranks, "training data", columns=columns, column_types={}, empty="no rows"
@@ -117,10 +125,7 @@ def test_the_first_rank_lists_the_files_of_all(
 def test_a_rank_fetches_the_row_groups_of_its_lanes(
     faulty_server: FaultyServer,  # noqa: F811
 ) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(ads_table(ROWS, 0), sink, row_group_size=GROUP)
-    faulty_server.files["/rows.parquet"] = sink.getvalue().to_pybytes()
-    url = f"{faulty_server.url}/rows.parquet"
+    url = served_rows(faulty_server)
 
     def fetched(ranks: Ranks) -> int:
         """Return how many ranges of row groups a rank asks for."""
@@ -140,10 +145,7 @@ def test_a_rank_fetches_the_row_groups_of_its_lanes(
 def test_an_object_that_changes_meanwhile_is_told_of(
     faulty_server: FaultyServer,  # noqa: F811
 ) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(ads_table(ROWS, 0), sink, row_group_size=GROUP)
-    faulty_server.files["/rows.parquet"] = sink.getvalue().to_pybytes()
-    url = f"{faulty_server.url}/rows.parquet"
+    url = served_rows(faulty_server)
 
     def second_half(ranks: Ranks) -> None:
         with opened(url, ranks) as source:

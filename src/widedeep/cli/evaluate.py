@@ -39,8 +39,6 @@ EXAMPLE = (
 )
 NEXT = "widedeep export runs/ads -o bundles/ads"
 _RESAMPLES = 1000
-
-
 _POSITION = "position"
 
 

@@ -51,9 +51,5 @@ class DeepFM(HiddenConfig):
     """
 
     name = "deep_fm"
+    embedding_rate = PAIRS_RATE
     network = DeepFMTower
-
-    @property
-    def embedding_rate(self) -> float:
-        """A rate for embeddings whose products are the logit."""
-        return PAIRS_RATE

@@ -73,12 +73,8 @@ class FFM(TowerConfig):
     """
 
     name = "ffm"
+    embedding_rate = 0.05  # as PAIRS_RATE, of embeddings each for one other field
     dim: Count = 4
-
-    @property
-    def embedding_rate(self) -> float:
-        """A rate for embeddings whose products are the logit, each of a pair of its own."""
-        return 0.05
 
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none: k for each other feature."""

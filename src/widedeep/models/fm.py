@@ -51,11 +51,7 @@ class FM(TowerConfig):
     """
 
     name = "fm"
-
-    @property
-    def embedding_rate(self) -> float:
-        """A rate for embeddings whose products are the logit."""
-        return PAIRS_RATE
+    embedding_rate = PAIRS_RATE
 
     def make(self, layout: DeepLayout) -> nn.Module:
         """Return the tower."""

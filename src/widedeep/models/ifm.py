@@ -81,9 +81,5 @@ class IFM(HiddenConfig):
     """
 
     name = "ifm"
+    embedding_rate = PAIRS_RATE
     network = IFMTower
-
-    @property
-    def embedding_rate(self) -> float:
-        """A rate for embeddings whose products are the logit."""
-        return PAIRS_RATE

@@ -425,6 +425,14 @@ class Exchange:
             name: np.empty((int(s[-1]), parcel.dim), np.float32)
             for s, (name, parcel) in zip(starts, parcels.items(), strict=True)
         }
+
+        def target(rank: int, index: int, name: str) -> tuple[NDArray[np.float32], Ints | None]:
+            """Return where the rows from a rank go, and their order there."""
+            span = slice(*starts[index][rank : rank + 2].tolist())
+            if orders is None:
+                return values[name][span], None
+            return values[name], orders[index][span]
+
         sent, received = (
             [
                 sum(int(f[r + 1] - f[r]) * n for f, n in zip(firsts, sizes, strict=True))
@@ -438,13 +446,8 @@ class Exchange:
                 matrix, rows, first = outgoing[i]
                 rows = rows[first[r] : first[r + 1]]
                 if r == own:  # from here to here
-                    part = slice(*starts[i][r : r + 2].tolist())
-                    out, to = (
-                        (values[name][part], None)
-                        if orders is None
-                        else (values[name], orders[i][part])
-                    )
-                    kernels.move_rows(matrix, rows, out, to, parcel.format, threads)
+                    out, order = target(r, i, name)
+                    kernels.move_rows(matrix, rows, out, order, parcel.format, threads)
                 else:
                     start, stop = stop, stop + len(rows) * parcel.row_bytes
                     kernels.pack_rows(matrix, rows, buffer[start:stop], parcel.format, threads)
@@ -455,14 +458,10 @@ class Exchange:
             for i, (name, parcel) in enumerate(parcels.items()):
                 if r == own:
                     continue
-                part = slice(*starts[i][r : r + 2].tolist())
-                start, stop = stop, stop + (part.stop - part.start) * parcel.row_bytes
-                out, to = (
-                    (values[name][part], None)
-                    if orders is None
-                    else (values[name], orders[i][part])
-                )
-                kernels.unpack_rows(incoming[start:stop], to, out, parcel.format, threads)
+                n_rows = int(starts[i][r + 1] - starts[i][r])
+                start, stop = stop, stop + n_rows * parcel.row_bytes
+                out, order = target(r, i, name)
+                kernels.unpack_rows(incoming[start:stop], order, out, parcel.format, threads)
         return values
 
 

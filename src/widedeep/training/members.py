@@ -86,8 +86,9 @@ def fit_members(
     state = trainer.state
     joined = _Joined(state, members)
     rows: list[dict[str, Any]] = []
+    losses: list[float] = []  # The last of each member
     before = state.position.updates
-    done = Position()
+    position = Position()
     for member in range(members):
         if trainer.show_progress:
             print(f"member {member + 1} of {members}", file=sys.stderr)
@@ -98,21 +99,25 @@ def fit_members(
         alone.fit(data, valid=valid, early_stopping=stopping, **arguments)
         joined.take(alone.state, member)
         for row in alone.history:
-            at = {"step": done.step + row["step"], "rows": done.rows + row["rows"]}
-            rows.append({**row, **at, "member": member + 1})
+            counts = {"step": position.step + row["step"], "rows": position.rows + row["rows"]}
+            rows.append({**row, **counts, "member": member + 1})
+        losses += [row["loss"] for row in alone.history if "loss" in row][-1:]
         state.history.warnings += alone.history.warnings
-        own = alone.position
-        done.epoch = max(done.epoch, own.epoch)
-        done.step, done.rows = done.step + own.step, done.rows + own.rows
+        position.epoch = max(position.epoch, alone.position.epoch)
+        position.step += alone.position.step
+        position.rows += alone.position.rows
     joined.finish()
-    state.position = dataclasses.replace(done, updates=before + done.step)
+    state.position = dataclasses.replace(position, updates=before + position.step)
     state.inputs, state.step.deep = alone.state.inputs, alone.step.deep
     state.warmup.rows, state.warmup.sample = alone.state.warmup.rows, alone.state.warmup.sample
     state.config = dataclasses.replace(
         alone.config, seed=state.config.seed, log=state.config.log, threads=state.config.threads
     )
-    last: dict[str, Any] = {"epoch": done.epoch, "step": done.step, "rows": done.rows}
-    losses = [row["loss"] for row in rows if "loss" in row][-1:]
+    last: dict[str, Any] = {
+        "epoch": position.epoch,
+        "step": position.step,
+        "rows": position.rows,
+    }
     last |= {"loss": fmean(losses)} if losses else {}
     state.valid_metrics = {}
     if valid is not None:
@@ -182,9 +187,11 @@ class _Joined:
             if shared is None:
                 whole.copy_(own)
             else:
-                part = own.to(torch.float64 if own.dtype == torch.float64 else torch.float32)
-                total = self.sums.get(shared)
-                self.sums[shared] = part.clone() if total is None else total.add_(part)
+                kind = torch.float64 if own.dtype == torch.float64 else torch.float32
+                if shared in self.sums:
+                    self.sums[shared] += own
+                else:
+                    self.sums[shared] = own.to(kind, copy=True)
 
     def finish(self) -> None:
         """Let what members share be their mean."""
@@ -194,19 +201,17 @@ class _Joined:
 
     def _pairs(self, alone: TrainState, member: int) -> list[tuple[Tensor, Tensor, str | None]]:
         """Return a member's tensors, their places, and the name of each that is shared."""
-        theirs = _tensors(alone)
+        tensors = _tensors(alone)
         pairs: list[tuple[Tensor, Tensor, str | None]] = []
         for name, whole in self.tensors.items():
             match = _OF_MEMBER.fullmatch(name)
             if match is not None:
-                kind, tower, part, number, rest = match.groups()
-                place = f"towers.{self.names[tower]}" if part == "towers" else "outputs"
-                rest = rest if part == "towers" else f"{self.names[tower]}.{rest}"
-                own = theirs.get(f"{kind}{place}.{rest}")
+                group, tower, layers, number, parameter = match.groups()
+                own = tensors.get(f"{group}{layers}.{self.names[tower]}.{parameter}")
                 if int(number) == member and own is not None:
                     pairs.append((own, whole, None))
                 continue
-            own = theirs.get(name)
+            own = tensors.get(name)
             if own is None:
                 continue  # the state of an optimizer that has not made a step
             if own.shape == whole.shape:
@@ -225,8 +230,12 @@ def _tensors(state: TrainState) -> Mapping[str, Tensor]:
     }
     if state.step.feature_rates is not None:
         groups["rates"] = state.step.feature_rates.tensors()
-    found = {f"{g}/{name}": x.detach() for g, group in groups.items() for name, x in group.items()}
-    for name, table in state.model.tables.items():
-        kind = "wide" if name == "wide" else "rows"
-        found |= {f"{kind}/{part}": tensor for part, tensor in table.named_state().items()}
-    return found
+    tensors = {
+        f"{kind}/{name}": tensor.detach()
+        for kind, group in groups.items()
+        for name, tensor in group.items()
+    }
+    for table_name, table in state.model.tables.items():
+        kind = "wide" if table_name == "wide" else "rows"
+        tensors |= {f"{kind}/{name}": tensor for name, tensor in table.named_state().items()}
+    return tensors
