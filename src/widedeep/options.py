@@ -174,10 +174,7 @@ def _as_toml(value: Any) -> Any:
 
 def with_options(config: Section, options: Mapping[str, Any], owner: str) -> Section:
     """Return a configuration with fields replaced by keyword arguments of ``owner``."""
-    names = [entry.name for entry in dataclasses.fields(config)]  # type: ignore[arg-type]
-    for name in options:
-        if name not in names:
-            raise TypeError(f"{owner}: got the unknown option {name!r}; {nearest(name, names)}")
+    check_option_names(options, type(config), owner)
     return dataclasses.replace(config, **options)  # type: ignore[type-var]
 
 
@@ -190,12 +187,22 @@ def as_count(name: str, count: Any) -> Any:
         raise ConfigError(f"got {name}={show_value(count)}, expected an integer of at least 1")
 
 
-def keyword_signature(owner: type, config_class: type) -> inspect.Signature:
-    """Return the signature of a class whose ``**options`` are a configuration's fields."""
-    own = inspect.signature(owner.__init__).parameters  # type: ignore[misc]
-    fields = inspect.signature(config_class).parameters
-    parameters = [own[name] for name in own if name not in ("self", "options")]
-    return inspect.Signature([*parameters, *(fields[name] for name in fields if name not in own)])
+def keyword_signature(
+    owner: Callable[..., Any], config_class: type, *left_out: str
+) -> inspect.Signature:
+    """Return the signature of a class or function whose ``**options`` are a dataclass's fields."""
+    own, fields = inspect.signature(owner).parameters, inspect.signature(config_class).parameters
+    parameters = [own[name] for name in own if name != "options"]
+    further = [fields[name] for name in fields if name not in (*own, *left_out)]
+    return inspect.Signature([*parameters, *further])
+
+
+def check_option_names(names: Iterable[str], config_class: type, owner: str) -> None:
+    """Raise TypeError for a keyword that is no field of a dataclass."""
+    known = [entry.name for entry in dataclasses.fields(config_class)]
+    for name in names:
+        if name not in known:
+            raise TypeError(f"{owner}: got the unknown option {name!r}; {nearest(name, known)}")
 
 
 def import_modules(

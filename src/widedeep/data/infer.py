@@ -657,9 +657,9 @@ def _spec(
     deep: list[str] = []
     names = {column.name for column in columns}
     for column in columns:
-        declare = {"numeric": numeric, "categorical": categorical}.get(column.role)
-        if declare is not None:
-            declared = declare(column.name, **column.options)  # type: ignore[operator]
+        if column.is_feature:
+            declare = numeric if column.role == "numeric" else categorical
+            declared: Sequence[Feature] = declare(column.name, **column.options)
             # Bins tell where a number's mass lies; beside them its size says more than its rank,
             # and that of a long tail by its logarithm.
             scales = column.is_number and column.may_be_scaled

@@ -72,7 +72,7 @@ class InferredColumn:
 
     profile: ColumnProfile  # What a sample of it holds
     role: Role  # Label, weight, group, time of the row, feature, or nothing
-    options: Mapping[str, object] = field(default_factory=dict)  # The feature's options
+    options: Mapping[str, Any] = field(default_factory=dict)  # The feature's options
     bins: bool = False  # True for a number that is also cut into bins
     position: bool = False  # True for the place in a list, which is not known when the list is made
     # True for a key by which a join found what belongs to a user or an item

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+import itertools
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.errors import FeatureError, show_value
-from widedeep.features.embedding import EmbeddingOptions, embedding_options
+from widedeep.features.embedding import EmbeddingOptions
 from widedeep.features.encoding import BucketEncoding, Encoding
 from widedeep.features.id_map import IdMap, match_buckets, no_ids, reserved_ids
 from widedeep.features.kind import (
@@ -24,12 +25,13 @@ from widedeep.features.kind import (
     NumberInput,
     SchemaChange,
     bucket_text,
-    check_feature_names,
+    declare_features,
     finite_number,
     register_kind,
 )
 from widedeep.features.learned import FIRST_KNOWN_ID, ColumnType
 from widedeep.features.numbers import NumberSummary, bin_cuts, quantile_cuts
+from widedeep.options import keyword_signature
 
 
 @register_kind
@@ -95,11 +97,10 @@ class Bucketized(Feature):
         self.require_at_least(1, "embedding_dim", most=MAX_WIDTH)
         self._set_embedding(self.embedding, by_value=False)
         if self.boundaries is not None:
+            cuts = _plain_boundaries(self.name, self.boundaries)
+            object.__setattr__(self, "boundaries", cuts)
             self.require(
-                isinstance(self.boundaries, tuple)
-                and len(self.boundaries) > 0
-                and all(finite_number(value) is not None for value in self.boundaries)
-                and all(a < b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)),
+                len(cuts) > 0 and all(a < b for a, b in itertools.pairwise(cuts)),
                 f"got boundaries={show_value(self.boundaries)}, "
                 "expected strictly increasing finite numbers",
             )
@@ -163,37 +164,16 @@ class Bucketized(Feature):
             return f"vectors of {older.size} numbers became {self.size}"
         return Feature.key_change(self, older, change)
 
-    @classmethod
-    def declare(cls, name: str, options: Mapping[str, Any]) -> Bucketized:
-        return bucketized(name, **options)
 
-
-def bucketized(
-    name: str,
-    *,
-    source: str,
-    boundaries: Sequence[float] | None = None,
-    quantiles: int | None = None,
-    bins: int | None = None,
-    size: int = 1,
-    embedding_dim: int | None = None,
-    combiner: Combiner = "mean",
-    embedding: EmbeddingOptions | Mapping[str, Any] | None = None,
-) -> Bucketized:
+def bucketized(name: str, *, source: str, **options: Any) -> Bucketized:
     """Declare a number cut into buckets.
 
     Args:
         name: The feature's name.
         source: The numeric column.
-        boundaries: Strictly increasing cut points; buckets are closed on the left.
-        quantiles: Learn this many buckets of equal mass instead.
-        bins: Learn at most this many buckets by value instead, see :class:`Bucketized`; 255 suits
-            most columns.
-        size: Length of the column's vectors, see :class:`Bucketized`; 1 for a plain number.
-        embedding_dim: Width of the embedding if placed in the deep part.
-        combiner: How the components of a vector become one vector in the deep part.
-        embedding: How its rows start and are trained, as a table of the options of
-            :class:`widedeep.features.EmbeddingOptions`.
+        options: Fields of :class:`Bucketized` by keyword: one of ``boundaries``, ``quantiles`` and
+            ``bins`` (255 suits most columns), and perhaps others; lists and tables stand for tuples
+            and :class:`widedeep.features.EmbeddingOptions`.
 
     Returns:
         The feature.
@@ -210,19 +190,10 @@ def bucketized(
         >>> bucketized("corner", source="corners", boundaries=[0, 1], size=2).size
         2
     """
-    check_feature_names((name,), None)
-    cuts = None if boundaries is None else _plain_boundaries(name, boundaries)
-    return Bucketized(
-        name=name,
-        source=source,
-        boundaries=cuts,
-        quantiles=quantiles,
-        bins=bins,
-        size=size,
-        embedding_dim=embedding_dim,
-        combiner=combiner,
-        embedding=embedding_options(name, embedding),
-    )
+    return declare_features(Bucketized, (name,), source, options)[0]
+
+
+bucketized.__signature__ = keyword_signature(bucketized, Bucketized)  # type: ignore[attr-defined]
 
 
 def _plain_boundaries(name: str, boundaries: Sequence[float]) -> tuple[float, ...]:

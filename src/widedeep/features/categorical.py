@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from widedeep.errors import FeatureError, show_value
-from widedeep.features.embedding import EmbeddingOptions, embedding_options
+from widedeep.features.embedding import EmbeddingOptions
 from widedeep.features.encoding import Encoding, ValueEncoding
 from widedeep.features.id_map import IdMap, match_vocabulary, no_ids, same_ids
 from widedeep.features.kind import (
@@ -28,12 +28,13 @@ from widedeep.features.kind import (
     ValueInput,
     WeightInput,
     check,
-    check_feature_names,
+    declare_features,
     is_name,
     is_word,
     register_kind,
 )
 from widedeep.features.learned import FIRST_KNOWN_ID, ColumnType
+from widedeep.options import keyword_signature
 
 OOV_POLICIES = ("id", "drop")
 COMPOSITIONS = ("quotient_remainder",)
@@ -131,6 +132,8 @@ class Categorical(Feature):
 
     def __post_init__(self) -> None:
         self._check_name_and_source()
+        if self.vocabulary is not None:
+            object.__setattr__(self, "vocabulary", _plain_values(self.name, self.vocabulary))
         self.require_text("vocabulary_file", "weights", "table", "parallel")
         ways = {
             "vocabulary": self.vocabulary,
@@ -414,59 +417,15 @@ class Categorical(Feature):
             return "another vocabulary"
         return ""
 
-    @classmethod
-    def declare(cls, name: str, options: Mapping[str, Any]) -> Categorical:
-        return categorical(name, **options)[0]
 
-
-def categorical(
-    *names: str,
-    source: str | None = None,
-    vocabulary: Sequence[str] | Sequence[int] | None = None,
-    vocabulary_file: str | None = None,
-    min_count: int = 1,
-    max_size: int | None = None,
-    hash_buckets: int | None = None,
-    compose: Literal["quotient_remainder"] | None = None,
-    num_buckets: int | None = None,
-    oov_buckets: int = 0,
-    oov: Literal["id", "drop"] = "id",
-    default_value: str | int | None = None,
-    empty_as_null: bool = False,
-    weights: str | None = None,
-    embedding_dim: int | None = None,
-    combiner: Combiner | None = "mean",
-    table: str | None = None,
-    maxlen: int | None = None,
-    keep: Literal["last", "first"] = "last",
-    parallel: str | None = None,
-    embedding: EmbeddingOptions | Mapping[str, Any] | None = None,
-) -> list[Categorical]:
+def categorical(*names: str, source: str | None = None, **options: Any) -> list[Categorical]:
     """Declare categorical features, one for each name.
 
     Args:
         *names: Names of the features, which are also their columns.
         source: The column, if it has another name (one feature only).
-        vocabulary: See :class:`Categorical`, also for the options that follow.
-        vocabulary_file: One value a line.
-        min_count: Least number of times a value of a learned vocabulary was seen.
-        max_size: Most values of a learned vocabulary.
-        hash_buckets: Hash instead of learning a vocabulary.
-        compose: ``"quotient_remainder"``: two shared rows a hash bucket instead of one of its own.
-        num_buckets: The values are ids already.
-        oov_buckets: Ids for unseen values.
-        oov: ``"id"`` or ``"drop"``.
-        default_value: Value that an unseen one is read as.
-        empty_as_null: Read ``""`` as a null.
-        weights: Column with one weight a value.
-        embedding_dim: Width of the embedding.
-        combiner: ``"mean"``, ``"sum"``, ``"sqrtn"``, ``"max"``, or None to keep the sequence.
-        table: Name of a shared embedding table.
-        maxlen: Most values of a list that are read.
-        keep: End of a longer list that is read: ``"last"`` or ``"first"``.
-        parallel: Another sequence whose events this one describes too.
-        embedding: How its rows start and are trained, as a table of the options of
-            :class:`widedeep.features.EmbeddingOptions`.
+        options: Fields of :class:`Categorical` by keyword, such as ``hash_buckets=1000``; lists and
+            tables stand for tuples and :class:`widedeep.features.EmbeddingOptions`.
 
     Returns:
         A list, to be unpacked into ``features=[...]`` or given as it is.
@@ -478,33 +437,10 @@ def categorical(
         >>> categorical("country", hash_buckets=1000)[0].hash_buckets
         1000
     """
-    check_feature_names(names, source)
-    return [
-        Categorical(
-            name=name,
-            source=name if source is None else source,
-            vocabulary=None if vocabulary is None else _plain_values(name, vocabulary),
-            vocabulary_file=vocabulary_file,
-            min_count=min_count,
-            max_size=max_size,
-            hash_buckets=hash_buckets,
-            compose=compose,
-            num_buckets=num_buckets,
-            oov_buckets=oov_buckets,
-            oov=oov,
-            default_value=default_value,
-            empty_as_null=empty_as_null,
-            weights=weights,
-            embedding_dim=embedding_dim,
-            combiner=combiner,
-            table=table,
-            maxlen=maxlen,
-            keep=keep,
-            parallel=parallel,
-            embedding=embedding_options(name, embedding),
-        )
-        for name in names
-    ]
+    return declare_features(Categorical, names, source, options)
+
+
+categorical.__signature__ = keyword_signature(categorical, Categorical, "name")  # type: ignore[attr-defined]
 
 
 def _plain_values(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
@@ -530,11 +466,6 @@ def _plain_values(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
 def _check_vocabulary(name: str, vocabulary: Sequence[str] | Sequence[int] | None) -> None:
     if vocabulary is None:
         return
-    check(
-        isinstance(vocabulary, tuple),
-        name,
-        f"got vocabulary={show_value(vocabulary)}, expected a tuple of values",
-    )
     check(len(vocabulary) > 0, name, "got an empty vocabulary, expected at least one value")
     kinds = {type(value) for value in vocabulary}
     check(

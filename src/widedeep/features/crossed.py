@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from widedeep.errors import FeatureError, show_value
-from widedeep.features.embedding import EmbeddingOptions, embedding_options
+from widedeep.features.embedding import EmbeddingOptions
 from widedeep.features.encoding import HASH_KEY, CrossEncoding
 from widedeep.features.id_map import (
     IdMap,
@@ -35,6 +35,7 @@ from widedeep.features.kind import (
 )
 from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.features.toml import toml_list
+from widedeep.options import check_option_names, keyword_signature
 
 MAX_COMBINATIONS = 65_536
 """Combinations that the lists of one row may make in a cross."""
@@ -57,7 +58,8 @@ class Crossed(Feature):
         hash_key: Integer of 64 bits that hashes begin with; None: 0xDECAFCAFFE, TensorFlow's.
         embedding_dim: Width of the embedding if the feature is placed in the deep part.
         combiner: How several combinations become one vector in the deep part.
-        max_combinations: A row whose lists make more is refused, in training and serving alike.
+        max_combinations: Most combinations of one row, where parts are lists: three lists of 40
+            values make 64,000. A row of more is refused, in training and serving alike.
         embedding: How its rows start and are trained: see
             :class:`widedeep.features.EmbeddingOptions`.
     """
@@ -208,32 +210,13 @@ class Crossed(Feature):
         return crossed(*entry["parts"], name=entry.get("name"), **cls.read_options(label, options))
 
 
-def crossed(
-    *parts: str,
-    name: str | None = None,
-    min_count: int = 1,
-    max_size: int | None = None,
-    hash_buckets: int | None = None,
-    hash_key: int | None = None,
-    embedding_dim: int | None = None,
-    combiner: Combiner = "mean",
-    max_combinations: int = MAX_COMBINATIONS,
-    embedding: EmbeddingOptions | Mapping[str, Any] | None = None,
-) -> Crossed:
+def crossed(*parts: str, name: str | None = None, **options: Any) -> Crossed:
     """Declare the cross-product of two or more features.
 
     Args:
         *parts: Names of categorical or bucketized features, or of raw columns.
         name: The cross's name; the parts joined by ``_x_`` if not given.
-        min_count: Combinations seen at least this many times get an id of their own.
-        max_size: At most this many combinations.
-        hash_buckets: Hash combinations instead of learning ids.
-        hash_key: Integer that hashes begin with, see :class:`Crossed`.
-        embedding_dim: Width of the embedding if placed in the deep part.
-        combiner: How several combinations become one vector in the deep part.
-        max_combinations: Most combinations of one row, where parts are lists: three lists of 40
-            values make 64,000. A row of more is refused, in training and serving alike.
-        embedding: How its rows start and are trained, as a table of the options of
+        options: Fields of :class:`Crossed` by keyword, such as ``min_count=2``; a table stands for
             :class:`widedeep.features.EmbeddingOptions`.
 
     Returns:
@@ -247,15 +230,8 @@ def crossed(
         'education_x_occupation'
     """
     check_feature_names(parts or ("cross",), None)
-    return Crossed(
-        name=name or "_x_".join(parts),
-        parts=tuple(parts),
-        min_count=min_count,
-        max_size=max_size,
-        hash_buckets=hash_buckets,
-        hash_key=hash_key,
-        embedding_dim=embedding_dim,
-        combiner=combiner,
-        max_combinations=max_combinations,
-        embedding=embedding_options(name or "_x_".join(parts), embedding),
-    )
+    check_option_names(options, Crossed, Crossed.kind)
+    return Crossed(name=name or "_x_".join(parts), parts=parts, **options)
+
+
+crossed.__signature__ = keyword_signature(crossed, Crossed)  # type: ignore[attr-defined]

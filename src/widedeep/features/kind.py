@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -30,6 +30,7 @@ from widedeep.features.id_map import (
 from widedeep.features.learned import ColumnType, NumericFit, Vocabulary
 from widedeep.features.numbers import NumberSummary
 from widedeep.features.toml import toml_list, toml_table
+from widedeep.options import check_option_names
 
 Combiner = Literal["sum", "mean", "sqrtn", "max"]
 DriftForm = Literal["numbers", "values", "combinations"]
@@ -677,6 +678,15 @@ def finite_number(value: object) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def declare_features(
+    kind: Callable[..., _Kind], names: tuple[str, ...], source: str | None, options: dict[str, Any]
+) -> list[_Kind]:
+    """Return a feature of each name, whose column is called so too unless ``source`` says it."""
+    check_feature_names(names, source)
+    check_option_names(options, kind, kind.kind)  # type: ignore[arg-type, attr-defined]
+    return [kind(name=name, source=name if source is None else source, **options) for name in names]
 
 
 def check_feature_names(names: tuple[str, ...], source: str | None) -> None:

@@ -32,7 +32,7 @@ from widedeep.features.kind import (
     PeriodicEmbedding,
     SchemaChange,
     bucket_text,
-    check_feature_names,
+    declare_features,
     finite_number,
     is_word,
     register_kind,
@@ -48,6 +48,7 @@ from widedeep.features.numbers import (
     quantiles,
     signed_log,
 )
+from widedeep.options import keyword_signature
 
 NumericTransform = Literal["quantile", "standard", "minmax", "log1p", "none"]
 
@@ -486,46 +487,14 @@ def _plain_scaling(value: Any) -> Any:
     return tuple(plain) if isinstance(plain, list) else plain
 
 
-def numeric(
-    *names: str,
-    source: str | None = None,
-    transform: NumericTransform = "quantile",
-    shift: float | Sequence[float] | None = None,
-    scale: float | Sequence[float] | None = None,
-    quantiles: int = 256,
-    missing: Literal["mean", "indicator"] | float = "mean",
-    size: int = 1,
-    embedding: NumberEmbedding | None = None,
-    bins: int = 255,
-    embedding_dim: int | None = None,
-    frequencies: int = 48,
-    frequency_std: float = 3.0,
-    parallel: str | None = None,
-    maxlen: int | None = None,
-    keep: Literal["last", "first"] = "last",
-) -> list[Numeric]:
+def numeric(*names: str, source: str | None = None, **options: Any) -> list[Numeric]:
     """Declare numeric features, one for each name.
 
     Args:
         *names: Names of the features, which are also their columns.
         source: The column, if it has another name (one feature only).
-        transform: See :class:`Numeric`.
-        shift: Given with ``scale`` for ``"standard"``: (x - shift) * scale; a number, or one per
-            component.
-        scale: See ``shift``.
-        quantiles: See :class:`Numeric`.
-        missing: See :class:`Numeric`.
-        size: Length of the vector, 1 for a plain number.
-        embedding: None for a plain number; ``"bins"``, ``"piecewise"`` or ``"periodic"`` for a
-            vector of its own, see :class:`Numeric`.
-        bins: See :class:`Numeric`.
-        embedding_dim: Width of the embedding. The model's default if not given.
-        frequencies: See :class:`Numeric`.
-        frequency_std: See :class:`Numeric`.
-        parallel: A sequence whose events the numbers of a list column describe, see
-            :class:`Numeric`.
-        maxlen: Most events that are read.
-        keep: End of a longer list that is read: ``"last"`` or ``"first"``.
+        options: Fields of :class:`Numeric` by keyword, such as ``transform="log1p"``; lists stand
+            for tuples.
 
     Returns:
         A list, to be unpacked into ``features=[...]`` or given as it is.
@@ -543,25 +512,7 @@ def numeric(
         >>> numeric("seconds_watched", parallel="watched", maxlen=50)[0].kind_text
         'numeric sequence, quantile'
     """
-    check_feature_names(names, source)
-    return [
-        Numeric(
-            name=name,
-            source=name if source is None else source,
-            transform=transform,
-            shift=_plain_scaling(shift),
-            scale=_plain_scaling(scale),
-            quantiles=quantiles,
-            missing=missing,
-            size=size,
-            embedding=embedding,
-            bins=bins,
-            embedding_dim=embedding_dim,
-            frequencies=frequencies,
-            frequency_std=frequency_std,
-            parallel=parallel,
-            maxlen=maxlen,
-            keep=keep,
-        )
-        for name in names
-    ]
+    return declare_features(Numeric, names, source, options)
+
+
+numeric.__signature__ = keyword_signature(numeric, Numeric, "name")  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from widedeep.join.config import (
     ActionLog,
@@ -25,6 +25,7 @@ from widedeep.join.config import (
 )
 from widedeep.join.dataset import JoinResult, open_dataset
 from widedeep.join.run import run_join
+from widedeep.options import check_option_names, keyword_signature
 from widedeep.traces import traced
 
 __all__ = [
@@ -53,22 +54,9 @@ def join_actions(
     output: str | os.PathLike[str],
     window: str | float = "1d",
     kinds: Sequence[str] = (),
-    labels: Label | Sequence[Label] | None = None,
-    touch: Literal["last", "first", "all"] = "last",
-    user_attributes: Attributes | None = None,
-    item_attributes: Attributes | None = None,
-    history: History | Sequence[History] = (),
-    split: Split | None = None,
-    negatives: Negatives | None = None,
-    open_windows: Literal["drop", "keep"] = "drop",
-    duplicates: Literal["error", "drop"] = "error",
-    null_keys: Literal["error", "drop"] = "error",
-    seed: int = 0,
-    engine: Literal["duckdb", "spark"] = "duckdb",
-    memory_limit: str | None = None,
-    partition_rows: int = 1_000_000,
     resume: bool = False,
     progress: bool = False,
+    **options: Any,
 ) -> JoinResult:
     """Label impressions by the actions that follow them, and write the examples of three splits.
 
@@ -80,25 +68,10 @@ def join_actions(
         output: The folder that is made.
         window: How long after an impression an action still counts.
         kinds: Kinds of actions that make the label; empty: all.
-        labels: Several labels, in place of ``window`` and ``kinds``.
-        touch: The impression that gets the credit where several precede an action.
-        user_attributes: Users' attributes, versioned.
-        item_attributes: Items' attributes, versioned.
-        history: Features computed from earlier events.
-        split: How examples are split; default: by time, 80/10/10.
-        negatives: How negatives are sampled or drawn.
-        open_windows: Leave out or keep impressions whose window had not closed: the log ends where
-            both logs reach. What else a person should know is in the result's ``notes``.
-        duplicates: What to do about duplicate impressions.
-        null_keys: What to do about rows without a user, item, time or request.
-        seed: Seed of all random draws.
-        engine: ``"duckdb"`` or ``"spark"``; a cluster is named in a :class:`JoinConfig`.
-        memory_limit: DuckDB's memory limit, such as ``"1GB"``; beyond it DuckDB spills to disk.
-        partition_rows: Impressions a pass over a part of the users, about. Examples come one part
-            after the other, in order of time within a part: at least as many as there are
-            impressions keeps all in order of time, and needs the memory.
         resume: Go on with what an interrupted run has finished.
         progress: Show progress on standard error.
+        options: Fields of :class:`JoinConfig` by keyword, such as ``touch="first"``; ``labels``, in
+            place of ``window`` and ``kinds``, and ``history`` may be one or several.
 
     Raises:
         ConfigError: If the settings do not fit each other or the inputs.
@@ -121,26 +94,21 @@ def join_actions(
         impressions = ImpressionLog(path=impressions)
     if not isinstance(actions, ActionLog):
         actions = ActionLog(path=actions)
+    check_option_names(options, JoinConfig, "join_actions")
+    options = {name: value for name, value in options.items() if value is not None}
+    labels = _listed(options.pop("labels", None), Label)
     config = JoinConfig(
         output=os.fspath(output),
         impressions=impressions,
         actions=actions,
-        labels=_listed(labels, Label) or (Label(window=window, kinds=_listed(kinds, str)),),
-        touch=touch,
-        user_attributes=user_attributes,
-        item_attributes=item_attributes,
-        history=_listed(history, History),
-        split=split or Split(),
-        negatives=negatives or Negatives(),
-        open_windows=open_windows,
-        duplicates=duplicates,
-        null_keys=null_keys,
-        seed=seed,
-        engine=engine,
-        memory_limit=memory_limit,
-        partition_rows=partition_rows,
+        labels=labels or (Label(window=window, kinds=_listed(kinds, str)),),
+        history=_listed(options.pop("history", None), History),
+        **options,
     )
     return run_join(config, resume=resume, progress=progress)
+
+
+join_actions.__signature__ = keyword_signature(join_actions, JoinConfig)  # type: ignore[attr-defined]
 
 
 def _listed(values: Any, kind: type[Any]) -> tuple[Any, ...]:
