@@ -240,7 +240,7 @@ void bind_updates(nb::module_& m) {
         nb::kw_only(), "lr"_a, "l1"_a = 0.0, "l2"_a = 0.0, "beta"_a = 0.0, "lr_power"_a = -0.5,
         "shrinkage"_a = 0.0, "grad_scale"_a = 1.0, "rates_U"_a = nb::none(),
         "products_U"_a = nb::none(), "threads"_a = 1, "rounding"_a.none() = nb::none());
-  m.def("init_rows", &bind_init, "out_nD"_a, "key"_a, "first_row"_a, "scale"_a, "threads"_a,
+  m.def("fill_rows", &bind_init, "out_nD"_a, "key"_a, "first_row"_a, "scale"_a, "threads"_a,
         "distribution"_a, "ids_n"_a = nb::none());
 }
 

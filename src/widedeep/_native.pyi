@@ -302,7 +302,7 @@ def ftrl_rows(
     ``rates_U`` are factors of each row's lr; ``products_U`` is filled with sums of g * w (before).
     """
 
-def init_rows(
+def fill_rows(
     out_nD: _Floats,
     key: int,
     first_row: int,

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep._native import init_rows as _init_rows
+from widedeep._native import fill_rows as _init_rows
 
 RowDistribution = Literal["normal", "uniform", "truncated_normal"]
 # Standard deviation of the sum of four independent integers, uniform on 0 .. 2**16 - 1.
