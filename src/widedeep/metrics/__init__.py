@@ -37,6 +37,7 @@ from widedeep.metrics.registry import (
     Metric,
     StreamingMetric,
     Undefined,
+    add_metric,
     find_metric,
     register,
     registered,
@@ -78,16 +79,8 @@ __all__ = [
     "unregister",
 ]
 
-register(
-    Metric(
-        name="rows",
-        kinds=["binary", "ranking", "multiclass", "multilabel", "regression"],
-        direction=None,
-        input="count",
-        value=float,
-        table_order=92,
-    )
-)
+_COUNTED: list[LabelKind] = ["binary", "ranking", "multiclass", "multilabel", "regression"]
+add_metric("rows", float, 92, None, input="count", kinds=_COUNTED)
 
 
 def metrics_of(

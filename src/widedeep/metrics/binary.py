@@ -21,7 +21,7 @@ from widedeep.metrics.accumulate import (
 )
 from widedeep.metrics.collection import MetricCollection, SingleMetric, checked_cuts
 from widedeep.metrics.ranking import rank_groups
-from widedeep.metrics.registry import LabelKind, Metric, Undefined, ratio, register
+from widedeep.metrics.registry import LabelKind, Undefined, add_metric, ratio
 from widedeep.metrics.rows import (
     BINARY_ROW,
     GROUPED_ROW,
@@ -369,93 +369,63 @@ def _named_cuts(names: Sequence[str]) -> list[int]:
 
 
 _NOTHING_PREDICTED = "no row of positive weight has a probability above 0.5"
-_of_curve = partial(Metric, input="curve")
-_of_sums = partial(Metric, input="sums")
+# name, value, order in tables, better values, title
+_of_curve = partial(add_metric, input="curve")
+_of_sums = partial(add_metric, input="sums")
 
-for _metric in (
-    _of_curve(
-        name="auc",
-        title="AUC",
-        direction="higher",
-        value=lambda curve: curve.auc,
-        table_order=0,
-        headline=0,
-    ),
-    _of_curve(
-        name="pr_auc",
-        title="average precision",
-        direction="higher",
-        value=lambda curve: curve.average_precision,
-        table_order=2,
-    ),
-    _of_curve(
-        name="ece",
-        title="expected calibration error",
-        value=lambda curve: curve.calibration_error,
-        table_order=8,
-    ),
-    _of_sums(
-        name="log_loss", value=lambda sums: sums.loss / sums.weight, table_order=3, headline=1
-    ),
-    _of_sums(
-        name="normalized_entropy",
-        title="normalised entropy",
-        value=lambda sums: ratio(sums.loss / sums.weight, sums.entropy, sums.missing_class),
-        table_order=4,
-    ),
-    _of_sums(
-        name="accuracy",
-        direction="higher",
-        value=lambda sums: sums.correct / sums.weight,
-        table_order=5,
-    ),
-    _of_sums(
-        name="accuracy_baseline",
-        title="accuracy of one answer for all",
-        direction=None,
-        value=lambda sums: max(sums.positive, sums.negative) / sums.weight,
-        table_order=6,
-    ),
-    _of_sums(
-        name="precision",
-        direction="higher",
-        value=lambda sums: ratio(sums.true_positive, sums.predicted_positive, _NOTHING_PREDICTED),
-        table_order=20,
-        detail=True,
-    ),
-    _of_sums(
-        name="recall",
-        direction="higher",
-        value=lambda sums: ratio(sums.true_positive, sums.positive, sums.missing_class),
-        table_order=21,
-        detail=True,
-    ),
-    _of_sums(
-        name="calibration",
-        title="calibration (predicted / observed)",
-        short="calibration",
-        direction="nearest_1",
-        value=lambda sums: ratio(sums.predictions, sums.positive, sums.missing_class),
-        table_order=7,
-        headline=2,
-    ),
-    _of_sums(
-        name="label_mean",
-        kinds=["binary", "ranking"],
-        title="mean label",
-        direction=None,
-        value=lambda sums: sums.positive / sums.weight,
-        table_order=90,
-    ),
-    _of_sums(
-        name="prediction_mean",
-        title="mean prediction",
-        direction=None,
-        value=lambda sums: sums.predictions / sums.weight,
-        table_order=91,
-    ),
-):
-    register(_metric)
+_of_curve("auc", lambda curve: curve.auc, 0, "higher", "AUC", headline=0)
+_of_curve("pr_auc", lambda curve: curve.average_precision, 2, "higher", "average precision")
+_of_curve("ece", lambda curve: curve.calibration_error, 8, "lower", "expected calibration error")
+_of_sums("log_loss", lambda sums: sums.loss / sums.weight, 3, headline=1)
+_of_sums(
+    "normalized_entropy",
+    lambda sums: ratio(sums.loss / sums.weight, sums.entropy, sums.missing_class),
+    4,
+    "lower",
+    "normalised entropy",
+)
+_of_sums("accuracy", lambda sums: sums.correct / sums.weight, 5, "higher")
+_of_sums(
+    "accuracy_baseline",
+    lambda sums: max(sums.positive, sums.negative) / sums.weight,
+    6,
+    None,
+    "accuracy of one answer for all",
+)
+_of_sums(
+    "precision",
+    lambda sums: ratio(sums.true_positive, sums.predicted_positive, _NOTHING_PREDICTED),
+    20,
+    "higher",
+    detail=True,
+)
+_of_sums(
+    "recall",
+    lambda sums: ratio(sums.true_positive, sums.positive, sums.missing_class),
+    21,
+    "higher",
+    detail=True,
+)
+_of_sums(
+    "calibration",
+    lambda sums: ratio(sums.predictions, sums.positive, sums.missing_class),
+    7,
+    "nearest_1",
+    "calibration (predicted / observed)",
+    short="calibration",
+    headline=2,
+)
+_of_sums(
+    "label_mean",
+    lambda sums: sums.positive / sums.weight,
+    90,
+    None,
+    "mean label",
+    kinds=["binary", "ranking"],
+)
+_of_sums(
+    "prediction_mean", lambda sums: sums.predictions / sums.weight, 91, None, "mean prediction"
+)
 
 
 class BinaryMetric(SingleMetric):

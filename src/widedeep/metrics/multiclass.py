@@ -20,7 +20,7 @@ from widedeep.metrics.accumulate import (
 )
 from widedeep.metrics.binary import score_curve
 from widedeep.metrics.collection import MetricCollection, SingleMetric
-from widedeep.metrics.registry import Metric, ReasonedValue, Undefined, ratio, register
+from widedeep.metrics.registry import ReasonedValue, Undefined, add_metric, ratio
 from widedeep.metrics.rows import (
     BINARY_ROW,
     Rows,
@@ -275,57 +275,35 @@ def _log_softmax(logits_BC: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 _ONE_CLASS = "only one class: every row of positive weight has the same label"
-_of_curve = partial(Metric, kinds=["multiclass"], input="curve")
-_of_sums = partial(Metric, kinds=["multiclass"], input="sums")
+# name, value, order in tables, better values, title
+_of_curve = partial(add_metric, kinds=["multiclass"], input="curve")
+_of_sums = partial(add_metric, kinds=["multiclass"], input="sums")
 
-for _metric in (
-    _of_sums(
-        name="accuracy",
-        direction="higher",
-        value=lambda sums: sums.correct / sums.weight,
-        table_order=5,
-        headline=0,
-    ),
-    _of_sums(
-        name="accuracy_baseline",
-        title="accuracy of one answer for all",
-        direction=None,
-        value=lambda sums: float(sums.rates.max()),
-        table_order=6,
-    ),
-    _of_sums(
-        name="top_{k}_accuracy",
-        title="top-k accuracy",
-        direction="higher",
-        value=lambda sums, k: sums.within_top / sums.weight,
-        table_order=None,
-    ),
-    _of_sums(
-        name="log_loss", value=lambda sums: sums.loss / sums.weight, table_order=3, headline=1
-    ),
-    _of_sums(
-        name="normalized_entropy",
-        title="normalised entropy",
-        value=lambda sums: ratio(sums.loss / sums.weight, sums.entropy, _ONE_CLASS),
-        table_order=4,
-    ),
-    _of_curve(
-        name="auc",
-        title="AUC",
-        direction="higher",
-        value=lambda aucs: aucs.mean,
-        table_order=0,
-        headline=2,
-    ),
-    _of_curve(
-        name="auc_classes",
-        title="classes with an AUC",
-        direction=None,
-        value=lambda aucs: len(aucs.defined),
-        table_order=None,
-    ),
-):
-    register(_metric)
+_of_sums("accuracy", lambda sums: sums.correct / sums.weight, 5, "higher", headline=0)
+_of_sums(
+    "accuracy_baseline",
+    lambda sums: float(sums.rates.max()),
+    6,
+    None,
+    "accuracy of one answer for all",
+)
+_of_sums(
+    "top_{k}_accuracy",
+    lambda sums, k: sums.within_top / sums.weight,
+    None,
+    "higher",
+    "top-k accuracy",
+)
+_of_sums("log_loss", lambda sums: sums.loss / sums.weight, 3, headline=1)
+_of_sums(
+    "normalized_entropy",
+    lambda sums: ratio(sums.loss / sums.weight, sums.entropy, _ONE_CLASS),
+    4,
+    "lower",
+    "normalised entropy",
+)
+_of_curve("auc", lambda aucs: aucs.mean, 0, "higher", "AUC", headline=2)
+_of_curve("auc_classes", lambda aucs: len(aucs.defined), None, None, "classes with an AUC")
 
 
 class MulticlassMetric(SingleMetric):

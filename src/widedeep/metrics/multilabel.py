@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from widedeep.errors import ConfigError, DataError
 from widedeep.metrics.binary import BinaryMetrics
 from widedeep.metrics.collection import MetricCollection
-from widedeep.metrics.registry import Metric, ReasonedValue, Undefined, register
+from widedeep.metrics.registry import ReasonedValue, Undefined, add_metric
 from widedeep.metrics.rows import ScoreKind, finite_matrix
 
 _BY_CLASS = ("auc", "log_loss", "label_mean", "prediction_mean")
@@ -128,42 +128,11 @@ def _calibration(by_class: ByClass) -> float:
     return _sum("prediction_mean")(by_class) / labels
 
 
-_of_classes = partial(Metric, kinds=["multilabel"], input="classes")
+# name, value, order in tables, better values, title
+_of_classes = partial(add_metric, kinds=["multilabel"], input="classes")
 
-for _metric in (
-    _of_classes(
-        name="auc",
-        title="mean AUC of the classes",
-        short="AUC",
-        direction="higher",
-        value=_mean_auc,
-        table_order=0,
-        headline=0,
-    ),
-    _of_classes(
-        name="log_loss", title="log loss", value=_mean("log_loss"), table_order=3, headline=1
-    ),
-    _of_classes(
-        name="calibration",
-        title="predicted / observed",
-        direction="nearest_1",
-        value=_calibration,
-        table_order=7,
-        headline=2,
-    ),
-    _of_classes(
-        name="label_mean",
-        title="mean number of classes",
-        direction=None,
-        value=_sum("label_mean"),
-        table_order=90,
-    ),
-    _of_classes(
-        name="prediction_mean",
-        title="mean predicted number",
-        direction=None,
-        value=_sum("prediction_mean"),
-        table_order=91,
-    ),
-):
-    register(_metric)
+_of_classes("auc", _mean_auc, 0, "higher", "mean AUC of the classes", short="AUC", headline=0)
+_of_classes("log_loss", _mean("log_loss"), 3, "lower", "log loss", headline=1)
+_of_classes("calibration", _calibration, 7, "nearest_1", "predicted / observed", headline=2)
+_of_classes("label_mean", _sum("label_mean"), 90, None, "mean number of classes")
+_of_classes("prediction_mean", _sum("prediction_mean"), 91, None, "mean predicted number")

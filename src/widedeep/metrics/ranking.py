@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.metrics.accumulate import CompensatedSum, changes, tie_runs
-from widedeep.metrics.registry import Metric, ratio, register
+from widedeep.metrics.registry import add_metric, ratio
 from widedeep.metrics.rows import Rows
 
 RELEVANT_FROM = 0.5
@@ -171,65 +171,17 @@ def _at(offset: int) -> Callable[[GroupRanking, int], float]:
     return lambda ranking, k: ranking.mean_at(offset, k)
 
 
-_by_group = partial(Metric, kinds=["binary", "ranking"], groups=True, input="ranking")
+# name, value, order in tables, better values, title
+_by_group = partial(add_metric, kinds=["binary", "ranking"], groups=True, input="ranking")
 
-for _metric in (
-    _by_group(
-        name="gauc",
-        title="AUC within groups",
-        direction="higher",
-        value=lambda ranking: ranking.gauc,
-        table_order=1,
-        headline=3,
-    ),
-    _by_group(
-        name="mrr",
-        title="mean reciprocal rank",
-        direction="higher",
-        value=lambda ranking: ranking.mean(6),
-        table_order=24,
-        detail=True,
-    ),
-    _by_group(
-        name="groups",
-        direction=None,
-        value=lambda ranking: ranking.count(0),
-        table_order=93,
-        detail=True,
-    ),
-    _by_group(
-        name="groups_one_class",
-        direction=None,
-        value=lambda ranking: ranking.count(1),
-        table_order=None,
-    ),
-    _by_group(
-        name="groups_without_positive",
-        direction=None,
-        value=lambda ranking: ranking.count(2),
-        table_order=None,
-    ),
-    _by_group(
-        name="ndcg@{k}", title="NDCG", direction="higher", value=_at(0), table_order=22, detail=True
-    ),
-    _by_group(
-        name="map@{k}",
-        title="mean average precision",
-        direction="higher",
-        value=_at(1),
-        table_order=23,
-        detail=True,
-    ),
-    _by_group(
-        name="hit_rate@{k}",
-        title="hit rate",
-        direction="higher",
-        value=_at(2),
-        table_order=25,
-        detail=True,
-    ),
-):
-    register(_metric)
+_by_group("gauc", lambda ranking: ranking.gauc, 1, "higher", "AUC within groups", headline=3)
+_by_group("mrr", lambda ranking: ranking.mean(6), 24, "higher", "mean reciprocal rank", detail=True)
+_by_group("groups", lambda ranking: ranking.count(0), 93, None, detail=True)
+_by_group("groups_one_class", lambda ranking: ranking.count(1), None, None)
+_by_group("groups_without_positive", lambda ranking: ranking.count(2), None, None)
+_by_group("ndcg@{k}", _at(0), 22, "higher", "NDCG", detail=True)
+_by_group("map@{k}", _at(1), 23, "higher", "mean average precision", detail=True)
+_by_group("hit_rate@{k}", _at(2), 25, "higher", "hit rate", detail=True)
 
 
 def _rank_span(above: Floats, rows: Floats, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -211,6 +211,19 @@ def register(metric: Metric) -> None:
     _REGISTRY.append(metric)
 
 
+def add_metric(
+    name: str,
+    value: Callable[..., float],
+    table_order: int | None,
+    direction: Direction | None = "lower",
+    title: str | None = None,
+    **options: Any,
+) -> None:
+    """Register one of ours in a line; ``options`` are the other fields of :class:`Metric`."""
+    order: dict[str, Any] = {"direction": direction, "table_order": table_order}
+    register(Metric(name=name, title=title, value=value, **order, **options))
+
+
 def unregister(name: str) -> None:
     """Remove a metric of your own.
 

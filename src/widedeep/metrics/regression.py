@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from widedeep.metrics.accumulate import BlockedStream, CompensatedSum
 from widedeep.metrics.collection import MetricCollection, SingleMetric
-from widedeep.metrics.registry import LabelKind, Metric, Undefined, register
+from widedeep.metrics.registry import LabelKind, Undefined, add_metric
 from widedeep.metrics.rows import Rows, finite_column, weight_column
 
 __all__ = ["AmountMetrics", "RegressionMetric", "RegressionMetrics"]
@@ -194,72 +194,28 @@ def poisson_deviances(
     return 2.0 * (np.where(label > 0, logs, 0.0) - label + prediction)
 
 
-_of_number = partial(Metric, kinds=["regression"], input="sums")
-_of_amount = partial(Metric, kinds=["amount"], input="sums")
-for _metric in (
-    _of_number(
-        name="mse", title="mean squared error", value=lambda sums: sums.mean(1), table_order=None
-    ),
-    _of_number(
-        name="rmse",
-        title="root mean squared error",
-        short="RMSE",
-        value=lambda sums: math.sqrt(sums.mean(1)),
-        table_order=10,
-        headline=0,
-    ),
-    _of_number(
-        name="mae",
-        title="mean absolute error",
-        value=lambda sums: sums.mean(2),
-        table_order=11,
-        headline=1,
-    ),
-    _of_number(
-        name="r2",
-        title="R²",
-        direction="higher",
-        value=lambda sums: sums.r2,
-        table_order=12,
-        headline=2,
-    ),
-    _of_number(
-        name="mean_bias",
-        direction="nearest_0",
-        value=lambda sums: sums.mean(0),
-        table_order=13,
-        detail=True,
-    ),
-    _of_amount(
-        name="calibration",
-        title="predicted / observed",
-        direction="nearest_1",
-        value=lambda sums: sums.calibration,
-        table_order=7,
-        headline=3,
-    ),
-    _of_amount(
-        name="poisson_deviance",
-        title="Poisson deviance",
-        value=lambda sums: sums.deviance,
-        table_order=9,
-    ),
-    _of_number(
-        name="label_mean",
-        title="mean label",
-        direction=None,
-        value=lambda sums: sums.label_mean,
-        table_order=90,
-    ),
-    _of_number(
-        name="prediction_mean",
-        title="mean prediction",
-        direction=None,
-        value=lambda sums: sums.mean(3),
-        table_order=91,
-    ),
-):
-    register(_metric)
+# name, value, order in tables, better values, title
+_of_number = partial(add_metric, kinds=["regression"], input="sums")
+_of_amount = partial(add_metric, kinds=["amount"], input="sums")
+_of_number("mse", lambda sums: sums.mean(1), None, "lower", "mean squared error")
+_of_number(
+    "rmse",
+    lambda sums: math.sqrt(sums.mean(1)),
+    10,
+    "lower",
+    "root mean squared error",
+    short="RMSE",
+    headline=0,
+)
+_of_number("mae", lambda sums: sums.mean(2), 11, "lower", "mean absolute error", headline=1)
+_of_number("r2", lambda sums: sums.r2, 12, "higher", "R²", headline=2)
+_of_number("mean_bias", lambda sums: sums.mean(0), 13, "nearest_0", detail=True)
+_of_amount(
+    "calibration", lambda sums: sums.calibration, 7, "nearest_1", "predicted / observed", headline=3
+)
+_of_amount("poisson_deviance", lambda sums: sums.deviance, 9, "lower", "Poisson deviance")
+_of_number("label_mean", lambda sums: sums.label_mean, 90, None, "mean label")
+_of_number("prediction_mean", lambda sums: sums.mean(3), 91, None, "mean prediction")
 
 
 class RegressionMetric(SingleMetric):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from widedeep.models.blocks import PairAttention
@@ -20,10 +18,10 @@ class AFMTower(nn.Module):
 
     reads_numbers = False
 
-    def __init__(self, dim: int, config: AFM) -> None:
+    def __init__(self, layout: DeepLayout, config: AFM) -> None:
         super().__init__()
-        self.dim = dim
-        self.pool = PairAttention(dim, config.attention_units)
+        self.dim = layout.field_dim(config.name, least=2)
+        self.pool = PairAttention(self.dim, config.attention_units)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, inputs: DeepInput) -> Tensor:
@@ -33,7 +31,6 @@ class AFMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class AFM(TowerConfig):
     """An attentional factorization machine (Xiao et al. 2017, *Attentional FM*).
 
@@ -50,9 +47,6 @@ class AFM(TowerConfig):
     """
 
     name = "afm"
+    network = AFMTower
     attention_units: Count = 8
     dropout: FractionBelow1 = 0.0
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return AFMTower(layout.field_dim(self.name, least=2), self)

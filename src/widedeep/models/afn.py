@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -83,8 +81,7 @@ class AFNTower(nn.Module):
                     "one: with beside_units each part reads half of it; change embedding_dim"
                 )
             self.n_powers //= 2
-            numbers = layout.numbers
-            beside = n_fields * self.n_powers + numbers
+            beside = n_fields * self.n_powers + layout.numbers
             self.beside = config.hidden_layers(beside, config.beside_units)
         self.neurons = LogNeurons(n_fields, config.log_neurons)
         self.hidden = config.hidden_layers(config.log_neurons * self.n_powers)
@@ -100,7 +97,6 @@ class AFNTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class AFN(HiddenConfig):
     """Interactions of learned order (Cheng et al. 2020, *Adaptive Factorization Network*).
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +38,6 @@ class AutoIntTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class AutoInt(HiddenConfig):
     """Self-attention between fields (Song et al. 2019, *AutoInt*).
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +45,6 @@ class BehaviourTransformer(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class BST(TargetConfig):
     """Behaviour sequence transformer (Chen et al. 2019): the history in its order.
 

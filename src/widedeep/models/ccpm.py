@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -63,8 +61,7 @@ class CCPMTower(nn.Module):
             convolutions.append(FieldConvolution(maps, filters, min(width, size), k))
             maps, size = filters, k
         self.convolutions = nn.Sequential(*convolutions)
-        numbers = layout.numbers
-        self.hidden = config.hidden_layers(maps * self.dim * size + numbers)
+        self.hidden = config.hidden_layers(maps * self.dim * size + layout.numbers)
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the last hidden layer, (B, hidden_units[-1])."""
@@ -88,7 +85,6 @@ class CCPMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class CCPM(HiddenConfig):
     """Convolutions over fields (Liu et al. 2015, *A Convolutional Click Prediction Model*).
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +50,6 @@ class DBMTLTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class DBMTL(TasksConfig):
     """Linked tasks (Wang et al. 2019, *Deep Bayesian Multi-Target Learning*).
 

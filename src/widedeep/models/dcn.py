@@ -130,10 +130,10 @@ class CrossTower(nn.Module):
         DeepInput with ``concat_BX`` (B, X) -> features (B, width)
     """
 
-    def __init__(self, layout: DeepLayout, config: CrossConfig, crosses: nn.Module) -> None:
+    def __init__(self, layout: DeepLayout, config: CrossConfig) -> None:
         super().__init__()
         self.stacked = config.structure == "stacked"
-        self.crosses = crosses
+        self.crosses = config.crosses(layout.width)
         self.hidden = config.hidden_layers(layout.width) if config.hidden_units else None
 
     def forward(self, inputs: DeepInput) -> Tensor:
@@ -151,13 +151,21 @@ class CrossTower(nn.Module):
 class CrossConfig(HiddenConfig):
     """A tower of cross layers: the options that all of these have."""
 
+    network = CrossTower
     layers: Count = 3  # Number of cross layers
     # ``"parallel"``: hidden layers beside the cross layers; ``"stacked"``: over them
     structure: Literal["parallel", "stacked"] = "parallel"
 
+    def crosses(self, width: int) -> nn.Module:
+        """Return the cross layers, (B, X) -> (B, X): those of :meth:`layer` with a matrix."""
+        return MatrixCrosses(self.layer(width) for _ in range(self.layers))
+
+    def layer(self, width: int) -> nn.Module:
+        """Return a cross layer, (B, X), (B, X) -> (B, X)."""
+        raise NotImplementedError
+
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class DCN(CrossConfig):
     """A Deep & Cross network (Wang et al. 2017, *Deep & Cross Network for Ad Click Predictions*).
 
@@ -180,16 +188,18 @@ class DCN(CrossConfig):
     name = "dcn"
     cross: Literal["vector", "matrix"] = "vector"
 
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        if self.cross == "vector":
-            return CrossTower(layout, self, VectorCrosses(layout.width, self.layers))
-        layers = (CrossLayer(layout.width, None) for _ in range(self.layers))
-        return CrossTower(layout, self, MatrixCrosses(layers))
+    def crosses(self, width: int) -> nn.Module:
+        """Return the cross layers."""
+        return (
+            VectorCrosses(width, self.layers) if self.cross == "vector" else super().crosses(width)
+        )
+
+    def layer(self, width: int) -> nn.Module:
+        """Return a cross layer with a matrix."""
+        return CrossLayer(width, None)
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class DCNv2(CrossConfig):
     """Cross layers with a matrix (Wang et al. 2021, *DCN V2*).
 
@@ -213,14 +223,12 @@ class DCNv2(CrossConfig):
     name = "dcn_v2"
     rank: Count | None = None
 
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        layers = (CrossLayer(layout.width, self.rank) for _ in range(self.layers))
-        return CrossTower(layout, self, MatrixCrosses(layers))
+    def layer(self, width: int) -> nn.Module:
+        """Return a cross layer."""
+        return CrossLayer(width, self.rank)
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class DCNMix(CrossConfig):
     """Cross layers with a mixture of low-rank experts (Wang et al. 2021, *DCN V2*, section 3.3).
 
@@ -246,7 +254,6 @@ class DCNMix(CrossConfig):
     experts: Count = 4
     rank: Count = 32
 
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        crosses = ExpertCrosses(layout.width, self.layers, self.experts, self.rank)
-        return CrossTower(layout, self, crosses)
+    def crosses(self, width: int) -> nn.Module:
+        """Return the cross layers."""
+        return ExpertCrosses(width, self.layers, self.experts, self.rank)

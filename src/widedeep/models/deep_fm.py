@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from widedeep.models.fm import FMTower
@@ -22,7 +20,7 @@ class DeepFMTower(nn.Module):
 
     def __init__(self, layout: DeepLayout, config: DeepFM) -> None:
         super().__init__()
-        self.fm = FMTower(layout.field_dim(config.name, least=2), layout.n_logits)
+        self.fm = FMTower(layout, config)
         self.hidden = config.hidden_layers(layout.width)
         self.output = nn.Linear(self.hidden.out_features, layout.n_logits, bias=False)
 
@@ -33,7 +31,6 @@ class DeepFMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class DeepFM(HiddenConfig):
     """A factorization machine and a perceptron that share embeddings (Guo et al. 2017, *DeepFM*).
 

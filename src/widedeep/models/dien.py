@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -93,7 +91,6 @@ class InterestEvolution(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class DIEN(InterestConfig):
     """Deep interest evolution network (Zhou et al. 2019): interests change, and one leads here.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from widedeep.models.blocks import FieldAttention
@@ -43,7 +41,6 @@ class DIFMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class DIFM(HiddenConfig):
     """A dual input-aware factorization machine (Lu et al. 2020, *A Dual Input-aware FM*).
 

@@ -92,7 +92,6 @@ class InterestConfig(TargetConfig):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class DIN(InterestConfig):
     """Deep interest network (Zhou et al. 2018): what of a history speaks for this candidate.
 

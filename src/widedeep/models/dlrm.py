@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +44,6 @@ class DLRMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class DLRM(HiddenConfig):
     """The deep learning recommendation model (Naumov et al. 2019, *DLRM*).
 

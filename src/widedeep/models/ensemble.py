@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -129,7 +129,6 @@ def _member_columns(span: slice, layout: DeepLayout, member: int, copies: int) -
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class Ensemble(TowerConfig):
     """M towers of one kind in one model, their logits averaged (Lakshminarayanan et al. 2017).
 

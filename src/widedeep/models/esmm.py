@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -35,7 +35,6 @@ class ESMMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class ESMM(TasksConfig):
     """The entire space multi-task model (Ma et al. 2018, *Entire Space Multi-Task Model*).
 

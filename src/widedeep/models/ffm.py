@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_t
 from widedeep.options import Count
 
 
-def check_aware_width(layout: DeepLayout, config: TowerConfig, dim: int) -> int:
+def aware_fields(layout: DeepLayout, config: TowerConfig, dim: int) -> int:
     """Return F, if all fields have embeddings of the width that a field-aware tower demands.
 
     Raises:
@@ -42,11 +41,12 @@ class FFMTower(nn.Module):
     returns = "logits"
     reads_numbers = False
 
-    def __init__(self, n_fields: int, dim: int, n_logits: int) -> None:
+    def __init__(self, layout: DeepLayout, config: FFM) -> None:
         super().__init__()
-        self.shape = (n_fields, n_fields - 1, dim)
+        n_fields = aware_fields(layout, config, config.dim)
+        self.shape = (n_fields, n_fields - 1, config.dim)
         self.pairs = FieldAwarePairs(n_fields)
-        self.output = PairSum(dim, n_logits)
+        self.output = PairSum(config.dim, layout.n_logits)
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the logits, (B, C)."""
@@ -56,7 +56,6 @@ class FFMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class FFM(TowerConfig):
     """A field-aware factorization machine (Juan et al. 2016, *Field-aware Factorization Machines*).
 
@@ -73,17 +72,13 @@ class FFM(TowerConfig):
     """
 
     name = "ffm"
+    network = FFMTower
     embedding_rate = 0.05  # as PAIRS_RATE, of embeddings each for one other field
     dim: Count = 4
 
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none: k for each other feature."""
         return max(1, fields - 1) * self.dim
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        n_fields = check_aware_width(layout, self, self.dim)
-        return FFMTower(n_fields, self.dim, layout.n_logits)
 
 
 class DeepFFMTower(nn.Module):
@@ -93,14 +88,15 @@ class DeepFFMTower(nn.Module):
         DeepInput with F embeddings of width (F - 1) k -> features (B, hidden_units[-1])
     """
 
-    def __init__(self, n_fields: int, n_numbers: int, config: DeepFFM) -> None:
+    def __init__(self, layout: DeepLayout, config: DeepFFM) -> None:
         super().__init__()
+        n_fields = aware_fields(layout, config, config.dim)
         self.shape = (n_fields, n_fields - 1, config.dim)
         self.inner = config.product == "inner"
         self.pairs = FieldAwarePairs(n_fields)
         n_pairs = n_fields * (n_fields - 1) // 2
         products = n_pairs * (1 if self.inner else config.dim)
-        self.hidden = config.hidden_layers(products + n_numbers)
+        self.hidden = config.hidden_layers(products + layout.numbers)
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the last hidden layer, (B, hidden_units[-1])."""
@@ -112,7 +108,6 @@ class DeepFFMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class DeepFFM(HiddenConfig):
     """A perceptron over field-aware products (Zhang et al. 2019, *FAT-DeepFFM*, section 3.1).
 
@@ -132,14 +127,10 @@ class DeepFFM(HiddenConfig):
     """
 
     name = "deep_ffm"
+    network = DeepFFMTower
     dim: Count = 4
     product: Literal["hadamard", "inner"] = "hadamard"
 
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none: k for each other feature."""
         return max(1, fields - 1) * self.dim
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        n_fields = check_aware_width(layout, self, self.dim)
-        return DeepFFMTower(n_fields, layout.numbers, self)

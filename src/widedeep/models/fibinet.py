@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -63,8 +62,7 @@ class FiBiNETTower(nn.Module):
         self.gates = FieldGates(n_fields, max(1, n_fields // config.reduction))
         self.pairs = BilinearPairs(n_fields, self.dim, config.bilinear)
         products = n_fields * (n_fields - 1) * self.dim
-        numbers = layout.numbers
-        self.hidden = config.hidden_layers(products + numbers)
+        self.hidden = config.hidden_layers(products + layout.numbers)
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the last hidden layer, (B, hidden_units[-1])."""
@@ -84,7 +82,6 @@ class FiBiNETTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class FiBiNET(HiddenConfig):
     """Weighed fields and bilinear products (Huang et al. 2019, *FiBiNET*).
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -83,10 +81,19 @@ class FinalMLPTower(nn.Module):
 
     def __init__(self, layout: DeepLayout, config: FinalMLP) -> None:
         super().__init__()
-        contexts = (config.first_context, config.second_context)
+        contexts = {
+            option: getattr(config, option) for option in ("first_context", "second_context")
+        }
+        for option, feature in ((o, name) for o, names in contexts.items() for name in names):
+            if feature not in layout.columns:
+                raise ConfigError(
+                    f"tower {config.name!r}: got {option} with {feature!r}, expected features of "
+                    f"the deep part; {nearest(feature, layout.columns)}"
+                )
         self.gates = None
         if config.gate_units:
-            self.gates = nn.ModuleList(FeatureGates(layout, config, names) for names in contexts)
+            gates = (FeatureGates(layout, config, names) for names in contexts.values())
+            self.gates = nn.ModuleList(gates)
         self.first = config.hidden_layers(layout.width)
         self.second = config.hidden_layers(layout.width, config.second_units or None)
         self.fusion = BilinearFusion(
@@ -103,7 +110,6 @@ class FinalMLPTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class FinalMLP(HiddenConfig):
     """Two perceptrons and their bilinear fusion (Mao et al. 2023, *FinalMLP*).
 
@@ -127,6 +133,7 @@ class FinalMLP(HiddenConfig):
     """
 
     name = "finalmlp"
+    network = FinalMLPTower
     second_units: Widths = ()
     heads: Count = 1
     gate_units: Widths = (64,)
@@ -147,14 +154,3 @@ class FinalMLP(HiddenConfig):
                 f"{owner}: got a context and no gate_units, which read it; give gate_units, or "
                 "drop first_context and second_context"
             )
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        for option in ("first_context", "second_context"):
-            for feature in getattr(self, option):
-                if feature not in layout.columns:
-                    raise ConfigError(
-                        f"tower {self.name!r}: got {option} with {feature!r}, expected features of "
-                        f"the deep part; {nearest(feature, layout.columns)}"
-                    )
-        return FinalMLPTower(layout, self)

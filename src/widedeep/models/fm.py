@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from widedeep.models.blocks import PairSum, pair_products
@@ -26,10 +24,10 @@ class FMTower(nn.Module):
     returns = "logits"
     reads_numbers = False
 
-    def __init__(self, dim: int, n_logits: int) -> None:
+    def __init__(self, layout: DeepLayout, config: TowerConfig) -> None:
         super().__init__()
-        self.dim = dim
-        self.output = PairSum(dim, n_logits)
+        self.dim = layout.field_dim(config.name, least=2)
+        self.output = PairSum(self.dim, layout.n_logits)
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the logits, (B, C)."""
@@ -38,7 +36,6 @@ class FMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class FM(TowerConfig):
     """A factorization machine of second order (Rendle 2010, *Factorization Machines*, equation 1).
 
@@ -51,8 +48,5 @@ class FM(TowerConfig):
     """
 
     name = "fm"
+    network = FMTower
     embedding_rate = PAIRS_RATE
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return FMTower(layout.field_dim(self.name, least=2), layout.n_logits)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from widedeep.models.blocks import linear
-from widedeep.models.dcn import CrossConfig, CrossTower, MatrixCrosses
-from widedeep.models.tower import DeepLayout, register_tower
+from widedeep.models.dcn import CrossConfig
+from widedeep.models.tower import register_tower
 
 
 class GatedCrossLayer(nn.Module):
@@ -31,7 +29,6 @@ class GatedCrossLayer(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class GDCN(CrossConfig):
     """A gated Deep & Cross network (Wang et al. 2023, *Towards Deeper, Lighter CTR Prediction*).
 
@@ -52,7 +49,6 @@ class GDCN(CrossConfig):
 
     name = "gdcn"
 
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        layers = (GatedCrossLayer(layout.width) for _ in range(self.layers))
-        return CrossTower(layout, self, MatrixCrosses(layers))
+    def layer(self, width: int) -> nn.Module:
+        """Return a cross layer."""
+        return GatedCrossLayer(width)

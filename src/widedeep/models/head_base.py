@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
 import torch.nn.functional as F
@@ -204,8 +204,9 @@ Config = TypeVar("Config", bound=type[Head])
 _registered: dict[str, type[Head]] = {}
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def register_head(name: str) -> Callable[[Config], Config]:
-    """Make a head known by a name, as a decorator of its class, a frozen dataclass.
+    """Make a head known by a name, as a decorator of its class: a frozen dataclass from then on.
 
     Its fields are its options, in Python, in TOML and in checkpoints:
     ``head = { kind = "cauchy", scale = 2.0 }`` with ``imports = ["my_heads"]``.
@@ -220,6 +221,8 @@ def register_head(name: str) -> Callable[[Config], Config]:
         other = _registered.get(name)
         if other is not None and other.__qualname__ != head.__qualname__:
             raise ConfigError(f"head {name!r} is registered already, as {other.__qualname__}")
+        if "__dataclass_params__" not in vars(head):
+            dataclass(frozen=True, kw_only=True)(head)
         _registered[name] = head
         return head
 

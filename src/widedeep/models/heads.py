@@ -55,7 +55,6 @@ def within(labels_B: Tensor, lowest: float, highest: float = math.inf) -> bool:
 
 
 @register_head("binary")
-@dataclass(frozen=True, kw_only=True)
 class Binary(Head):
     """Logistic regression on one logit; labels in [0, 1] (soft labels too).
 
@@ -176,7 +175,6 @@ class Binary(Head):
 
 
 @register_head("multiclass")
-@dataclass(frozen=True, kw_only=True)
 class Multiclass(Head):
     """Softmax over ``classes`` logits; labels are class indices 0 to ``classes`` - 1.
 
@@ -254,7 +252,6 @@ class Multiclass(Head):
 
 
 @register_head("multilabel")
-@dataclass(frozen=True, kw_only=True)
 class Multilabel(Head):
     """Any number of classes an example: one logit and one sigmoid each, for a column of lists.
 
@@ -328,7 +325,6 @@ _REGRESSION_LOSSES = ("squared", "absolute", "huber", "quantile", "log_cosh", "s
 
 
 @register_head("regression")
-@dataclass(frozen=True, kw_only=True)
 class Regression(Head):
     """A number from one logit; the prediction is the logit, or what ``squared_log`` makes of it.
 
@@ -431,7 +427,6 @@ class _Amount(Head):
 
 
 @register_head("poisson")
-@dataclass(frozen=True, kw_only=True)
 class Poisson(_Amount):
     """Counts: the prediction is the rate exp(logit), the loss half the Poisson deviance.
 
@@ -450,7 +445,6 @@ class Poisson(_Amount):
 
 
 @register_head("tweedie")
-@dataclass(frozen=True, kw_only=True)
 class Tweedie(_Amount):
     """Amounts with many zeros: the prediction is the mean exp(logit).
 
@@ -474,7 +468,6 @@ class Tweedie(_Amount):
 
 
 @register_head("ziln")
-@dataclass(frozen=True, kw_only=True)
 class ZeroInflatedLognormal(_Amount):
     """Amounts that are 0 or log-normal, from three logits (Wang, Liu and Miao 2019).
 
@@ -509,7 +502,6 @@ class ZeroInflatedLognormal(_Amount):
 
 
 @register_head("ranking")
-@dataclass(frozen=True, kw_only=True)
 class Ranking(Head):
     """The order of a request's candidates; the score is the logit, of meaning within a request.
 

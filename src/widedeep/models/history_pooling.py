@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
@@ -38,7 +37,6 @@ class PooledHistory(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class HistoryPooling(HistoryConfig):
     """Pooled histories beside everything else, under hidden layers: DIN's baseline.
 

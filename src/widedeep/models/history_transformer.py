@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
@@ -49,7 +48,6 @@ class EncodedHistory(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class HistoryTransformer(HistoryConfig):
     """A transformer encoder over each history (Vaswani et al. 2017), whatever the candidate is.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +59,6 @@ class IFMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class IFM(HiddenConfig):
     """An input-aware factorization machine (Yu et al. 2019, *An Input-aware FM*).
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
@@ -18,7 +16,7 @@ class LRTower(nn.Module):
 
     returns = "logits"
 
-    def __init__(self, layout: DeepLayout) -> None:
+    def __init__(self, layout: DeepLayout, config: LR) -> None:
         super().__init__()
         self.output = nn.Linear(layout.width, layout.n_logits, bias=False)
 
@@ -49,7 +47,6 @@ class NumbersTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class LR(TowerConfig):
     """A linear function of all embeddings and numbers (Richardson et al. 2007).
 
@@ -61,7 +58,4 @@ class LR(TowerConfig):
     """
 
     name = "lr"
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return LRTower(layout)
+    network = LRTower

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -109,7 +108,6 @@ class ParallelMaskNet(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class MaskNet(HiddenConfig):
     """Instance-guided masks (Wang et al. 2021, *MaskNet*).
 

@@ -65,7 +65,6 @@ class HiddenConfig(TowerConfig):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class MLP(HiddenConfig):
     """A multi-layer perceptron over all embeddings and numbers: the deep part of Cheng et al. 2016.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,11 +19,11 @@ class MLRTower(nn.Module):
 
     returns = "logits"
 
-    def __init__(self, layout: DeepLayout, regions: int) -> None:
+    def __init__(self, layout: DeepLayout, config: MLR) -> None:
         super().__init__()
-        self.shape = (layout.n_logits, regions)
-        self.region = nn.Linear(layout.width, layout.n_logits * regions)
-        self.expert = nn.Linear(layout.width, layout.n_logits * regions)
+        self.shape = (layout.n_logits, config.regions)
+        self.region = nn.Linear(layout.width, layout.n_logits * config.regions)
+        self.expert = nn.Linear(layout.width, layout.n_logits * config.regions)
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the logits, (B, C): the odds' logarithm, in which softmax's divisor cancels."""
@@ -38,7 +36,6 @@ class MLRTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class MLR(TowerConfig):
     """Mixed logistic regression, LS-PLM (Gai et al. 2017, *Learning Piece-wise Linear Models*).
 
@@ -55,8 +52,5 @@ class MLR(TowerConfig):
     """
 
     name = "mlr"
+    network = MLRTower
     regions: Count = 4
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return MLRTower(layout, self.regions)

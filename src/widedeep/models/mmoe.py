@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +44,6 @@ class MMoETower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class MMoE(TasksConfig):
     """A multi-gate mixture of experts (Ma et al. 2018, *Modeling Task Relationships*).
 

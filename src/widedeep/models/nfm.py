@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +22,7 @@ class NFMTower(nn.Module):
         super().__init__()
         self.dim = layout.field_dim(config.name, least=2)
         self.drop = nn.Dropout(config.pooling_dropout)
-        numbers = layout.numbers
-        self.hidden = config.hidden_layers(self.dim + numbers)
+        self.hidden = config.hidden_layers(self.dim + layout.numbers)
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the last hidden layer, (B, hidden_units[-1])."""
@@ -35,7 +32,6 @@ class NFMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class NFM(HiddenConfig):
     """A neural factorization machine (He & Chua 2017, *Neural Factorization Machines*).
 

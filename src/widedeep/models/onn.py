@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from widedeep.kernels.torch_blocks import aware_products
 from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.blocks import FieldAwarePairs
-from widedeep.models.ffm import check_aware_width
+from widedeep.models.ffm import aware_fields
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count
@@ -23,12 +21,13 @@ class ONNTower(nn.Module):
         DeepInput with F embeddings of width F k -> features (B, hidden_units[-1])
     """
 
-    def __init__(self, n_fields: int, n_numbers: int, config: ONN) -> None:
+    def __init__(self, layout: DeepLayout, config: ONN) -> None:
         super().__init__()
+        n_fields = aware_fields(layout, config, config.dim)
         self.shape = (n_fields, n_fields, config.dim)
         self.pairs = FieldAwarePairs(n_fields)
         products = n_fields * (n_fields - 1) // 2
-        self.hidden = config.hidden_layers(n_fields * config.dim + products + n_numbers)
+        self.hidden = config.hidden_layers(n_fields * config.dim + products + layout.numbers)
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the last hidden layer, (B, hidden_units[-1])."""
@@ -45,7 +44,6 @@ class ONNTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class ONN(HiddenConfig):
     """An operation-aware network (Yang et al. 2019, *Operation-aware Neural Networks*).
 
@@ -66,13 +64,9 @@ class ONN(HiddenConfig):
     """
 
     name = "onn"
+    network = ONNTower
     dim: Count = 4
 
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none: k for each operation."""
         return max(1, fields) * self.dim
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        n_fields = check_aware_width(layout, self, self.dim)
-        return ONNTower(n_fields, layout.numbers, self)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -94,7 +92,6 @@ class PLETower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class PLE(TasksConfig):
     """Progressive layered extraction (Tang et al. 2020, *Progressive Layered Extraction*).
 

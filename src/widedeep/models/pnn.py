@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -65,7 +64,6 @@ class PNNTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class PNN(HiddenConfig):
     """A product-based network (Qu et al. 2016, *Product-based Neural Networks*).
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from widedeep.models.tasks import TasksConfig, TaskTowers
@@ -32,7 +30,6 @@ class SharedBottomTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class SharedBottom(TasksConfig):
     """Tasks that share all but their last layers (Caruana 1997, *Multitask Learning*).
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -80,7 +79,6 @@ class TabMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class TabM(TowerConfig):
     """An ensemble of perceptrons in one (Gorishniy, Kotelnikov and Babenko 2024, *TabM*).
 

@@ -14,7 +14,7 @@ import pkgutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 import numpy as np
 import torch
@@ -437,12 +437,11 @@ def empty_input(rows: int, layout: DeepLayout) -> DeepInput:
 class TowerConfig:
     """The options of a tower, and how it is made of them.
 
-    A tower of one's own is a frozen dataclass with a ``name``, registered by
-    :func:`register_tower`: it may then be named in Python and TOML as those of
+    A tower of one's own is a subclass with a ``name``, which :func:`register_tower` makes a frozen
+    dataclass: it may then be named in Python and TOML as those of
     :mod:`widedeep.models` are, and is trained, resumed, warm-started and exported like them.
 
     Example:
-        >>> from dataclasses import dataclass
         >>> from torch import nn
         >>> import widedeep as wd
         >>> from widedeep.models import TowerConfig, register_tower, unregister_tower
@@ -453,7 +452,6 @@ class TowerConfig:
         ...     def forward(self, inputs):
         ...         return self.layer(inputs.concat_BX) * self.gate(inputs.concat_BX).sigmoid()
         >>> @register_tower
-        ... @dataclass(frozen=True, kw_only=True)
         ... class GatedConfig(TowerConfig):
         ...     name = "gated"
         ...     width: int = 8
@@ -520,8 +518,9 @@ Config = TypeVar("Config", bound=type[TowerConfig])
 _registered: dict[str, type[TowerConfig]] = {}
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def register_tower(config: Config) -> Config:
-    """Make a tower known by its name, as a decorator of its configuration.
+    """Make a class of options a frozen dataclass, unless it is one, and a tower known by its name.
 
     Raises:
         ConfigError: If the name is no identifier, or another tower's.
@@ -533,6 +532,8 @@ def register_tower(config: Config) -> Config:
     known = _registered.get(config.name)
     if known is not None and known.__qualname__ != config.__qualname__:
         raise ConfigError(f"tower {config.name!r} is registered already, as {known.__qualname__}")
+    if "__dataclass_params__" not in vars(config):
+        dataclass(frozen=True, kw_only=True)(config)
     _registered[config.name] = config
     return config
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -175,7 +174,6 @@ def _label(layout: DeepLayout, config: TwoTower) -> str:
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class TwoTower(HiddenConfig):
     """Two towers for retrieval, trained beside a ranker on the same rows and tables.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -95,7 +93,6 @@ class WuKongTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class WuKong(HiddenConfig):
     """Stacked factorization machines (Zhang et al. 2024, *Wukong*).
 

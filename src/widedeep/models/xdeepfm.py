@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -104,7 +102,6 @@ class XDeepFMTower(nn.Module):
 
 
 @register_tower
-@dataclass(frozen=True, kw_only=True)
 class XDeepFM(HiddenConfig):
     """A compressed interaction network beside a perceptron (Lian et al. 2018, *xDeepFM*).
 
