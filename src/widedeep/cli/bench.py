@@ -24,7 +24,6 @@ from widedeep.cli.parser import (
     EXIT_OK,
     VerbParser,
     Verbs,
-    add_option,
     add_verb,
     positive,
     threads,
@@ -59,7 +58,7 @@ EXAMPLE = (
 )
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the benchmarks."""
     targets = parser.add_subparsers(
         title="targets", metavar="TARGET", required=True, parser_class=VerbParser
@@ -78,7 +77,7 @@ def _add_table1(targets: Verbs) -> None:
         "  widedeep bench table1 --memorisation 0      # the wide part has nothing to remember\n\n"
         "Exit code 1 if Wide & Deep is not significantly ahead of both.",
     )
-    add_option(parser, "--out FOLDER", "folder for logs, examples and bundles (default: temporary)")
+    parser.option("--out FOLDER", "folder for logs, examples and bundles (default: temporary)")
     config = Table1Config()
     add_fields(parser, config, _TABLE1, {"threads": threads})
     add_fields(parser, config.store, _TABLE1_STORE)
@@ -111,22 +110,21 @@ def _add_serve(targets: Verbs) -> None:
         "  widedeep bench serve runs/run --connections 1 8 --seconds 10\n\n"
         "Exit code 1 if a request failed.",
     )
-    add_option(parser, "models MODELS", "bundle or run folder, as 'widedeep serve' takes it")
-    add_option(parser, "--items PARQUET", "catalogue of items")
-    add_option(parser, "--item-id COLUMN", "column of item ids in the catalogue")
-    add_option(parser, "--bfloat16", "multiply in bfloat16")
-    add_option(parser, "--workers N", "processes", type=threads, default=1)
-    add_option(parser, "--threads N", "threads per request", type=threads, default=1)
-    add_option(parser, "--candidates N", "candidates per request", type=positive, default=200)
-    add_option(
-        parser,
+    parser.option("models MODELS", "bundle or run folder, as 'widedeep serve' takes it")
+    parser.option("--items PARQUET", "catalogue of items")
+    parser.option("--item-id COLUMN", "column of item ids in the catalogue")
+    parser.option("--bfloat16", "multiply in bfloat16")
+    parser.option("--workers N", "processes", type=threads, default=1)
+    parser.option("--threads N", "threads per request", type=threads, default=1)
+    parser.option("--candidates N", "candidates per request", type=positive, default=200)
+    parser.option(
         "--connections N",
         "concurrent connections, one run for each number (default: 1 4 16)",
         type=positive,
         nargs="+",
         default=[1, 4, 16],
     )
-    add_option(parser, "--seconds S", "seconds per run, at most 60", type=positive, default=5)
+    parser.option("--seconds S", "seconds per run, at most 60", type=positive, default=5)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from widedeep.cli.output import (
     print_table,
     print_text,
 )
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, threads
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, VerbParser, threads
 from widedeep.cli.runs import labelled_rows, load_bundle
 from widedeep.evaluation.slice_calibration import SliceCalibration, calibrate_slices
 
@@ -27,32 +27,29 @@ EXAMPLE = (
 NEXT = "widedeep validate bundles/ads --against models --data newer.parquet"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "model RUN_DIR|BUNDLE", "run folder or bundle")
-    add_option(
-        parser,
+    parser.option("model RUN_DIR|BUNDLE", "run folder or bundle")
+    parser.option(
         "data DATA",
         "labelled rows that training has not seen: a path, a glob, or a run folder (default: the "
         "run's test data, else its validation data)",
         nargs="?",
     )
-    add_option(
-        parser,
+    parser.option(
         "--by FEATURES",
         "features of the wide part, separated by commas; each of their values is corrected",
         required=True,
     )
-    add_option(parser, "--head NAME", "binary head (default: the first)")
-    add_option(parser, "-o --out BUNDLE", "bundle to write (default: a free name in bundles)")
-    add_option(
-        parser,
+    parser.option("--head NAME", "binary head (default: the first)")
+    parser.option("-o --out BUNDLE", "bundle to write (default: a free name in bundles)")
+    parser.option(
         "--posterior ROWS",
         "fit the posterior of the last layer by these rows, shown and labelled, for a server that "
         "explores by thompson or linucb; without it the new bundle holds none",
     )
-    add_option(parser, "--force", "replace a bundle that is there")
-    add_option(parser, "--threads N", "threads", type=threads, default=1)
+    parser.option("--force", "replace a bundle that is there")
+    parser.option("--threads N", "threads", type=threads, default=1)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from widedeep.cli.join import (
     print_join_check,
 )
 from widedeep.cli.output import count, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, add_set, positive
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, VerbParser, positive
 from widedeep.cli.runs import RunDirectory, train_command, training_data
 from widedeep.config import load_config, load_follow_config
 from widedeep.data.arrow_types import is_text, logical_type
@@ -55,17 +55,16 @@ _UNSEEN_MUCH = 0.2
 _SHOWN = 10
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "config CONFIG.toml", "configuration of a run or a join")
-    add_option(
-        parser,
+    parser.option("config CONFIG.toml", "configuration of a run or a join")
+    parser.option(
         "--rows N",
         "rows to sample from each data set, or impressions to join",
         type=positive,
         default=50_000,
     )
-    add_set(parser)
+    parser.set_option()
 
 
 @reuse_inputs()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from widedeep.cli.output import count, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_OK, add_option, threads
+from widedeep.cli.parser import EXIT_OK, VerbParser, threads
 from widedeep.cli.runs import load_bundle
 from widedeep.errors import ConfigError
 from widedeep.evaluation.position_bias import PositionBias, fit_position_bias, write_weights
@@ -18,34 +18,31 @@ EXAMPLE = (
 NEXT = "widedeep init weighted.parquet --label click   # the column weight is the examples' weight"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "log LOG", "log of rankings: paths or globs", nargs="+")
-    add_option(parser, "--label COLUMN", "labels, 0 or 1", required=True)
-    add_option(
-        parser,
-        "--position COLUMN",
-        "places in the list, from 1; null: not shown",
-        default="position",
+    parser.option("log LOG", "log of rankings: paths or globs", nargs="+")
+    parser.option("--label COLUMN", "labels, 0 or 1", required=True)
+    parser.option(
+        "--position COLUMN", "places in the list, from 1; null: not shown", default="position"
     )
     learned_by = parser.add_mutually_exclusive_group()
-    add_option(
-        learned_by,
+    parser.option(
         "--propensity COLUMN",
         "chance that each item had to get its place (default: 'propensity' without --model)",
+        group=learned_by,
     )
-    add_option(
-        learned_by,
+    parser.option(
         "--model RUN_DIR|BUNDLE",
         "model that says how much items are wanted, for logs without propensities",
+        group=learned_by,
     )
-    add_option(
-        learned_by,
+    parser.option(
         "--examination NUMBERS",
         "how likely each place from 1 on is looked at, such as 1,0.7,0.5 (default: learned)",
+        group=learned_by,
     )
-    add_option(parser, "-o --out PARQUET", "file for the rows with a column weight")
-    add_option(parser, "--threads N", "threads", type=threads, default=1)
+    parser.option("-o --out PARQUET", "file for the rows with a column weight")
+    parser.option("--threads N", "threads", type=threads, default=1)
 
 
 def run(arguments: argparse.Namespace) -> int:

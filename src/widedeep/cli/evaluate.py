@@ -17,7 +17,7 @@ from widedeep.cli.output import (
     print_table,
     print_text,
 )
-from widedeep.cli.parser import EXIT_OK, add_option, threads, without_option
+from widedeep.cli.parser import EXIT_OK, VerbParser, threads, without_option
 from widedeep.cli.runs import labelled_rows, load_bundle, local_model
 from widedeep.cli.validate import print_validate
 from widedeep.data.reuse import reuse_inputs
@@ -42,36 +42,29 @@ _RESAMPLES = 1000
 _POSITION = "position"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "model RUN_DIR|BUNDLE", "run folder or bundle")
-    add_option(
-        parser,
+    parser.option("model RUN_DIR|BUNDLE", "run folder or bundle")
+    parser.option(
         "data DATA",
         "labelled data: a path, a glob, or a run folder (default: the run's test data, else its "
         "validation data)",
         nargs="?",
     )
-    add_option(
-        parser,
+    parser.option(
         "--propensity COLUMN",
         "chance that each item had to be shown where it was: estimates what the model's rankings "
         "would earn (default: 'propensity', where DATA has it)",
     )
-    add_option(
-        parser,
-        "--position COLUMN",
-        "place in the list, from 1, beside propensities",
-        default=_POSITION,
+    parser.option(
+        "--position COLUMN", "place in the list, from 1, beside propensities", default=_POSITION
     )
-    add_option(
-        parser,
+    parser.option(
         "--request COLUMN",
         "id of the request, beside propensities (default: request_id, or the group of the model)",
     )
-    add_option(parser, "--threads N", "threads", type=threads, default=1)
-    add_option(
-        parser,
+    parser.option("--threads N", "threads", type=threads, default=1)
+    parser.option(
         "--ranks N",
         "score by N processes of this machine (torchrun launches those of several)",
         type=threads,

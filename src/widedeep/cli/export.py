@@ -21,7 +21,7 @@ from widedeep.cli.output import (
     print_text,
     shown_path,
 )
-from widedeep.cli.parser import EXIT_OK, add_option
+from widedeep.cli.parser import EXIT_OK, VerbParser
 from widedeep.cli.runs import load_bundle, model_to_start_from, run_of, training_data
 from widedeep.cli.validate import print_validate
 from widedeep.config import config_from_tables
@@ -39,43 +39,38 @@ EXAMPLE = (
 NEXT = "widedeep validate bundles/ads-2 --data runs/ads"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(
-        parser,
+    parser.option(
         "model RUN_DIR|CHECKPOINT|BUNDLE",
         "run folder, a step-* folder in it, or, for ONNX and --tables, a bundle",
     )
-    add_option(parser, "-o --out OUT", "folder, or ONNX file, to write", required=True)
-    add_option(
-        parser,
+    parser.option("-o --out OUT", "folder, or ONNX file, to write", required=True)
+    parser.option(
         "--format",
         "what to write: a bundle, or the bundle's whole model from raw columns to scores as one "
         "ONNX file, checked on the bundle's stored rows",
         choices=("bundle", "onnx"),
         default="bundle",
     )
-    add_option(
-        parser,
+    parser.option(
         "--posterior DATA",
         "store how uncertain the last layer is after these rows, shown and labelled, for a server "
         "that explores by thompson or linucb",
     )
-    add_option(
-        parser,
+    parser.option(
         "--items PATH",
         "items whose vectors the bundle keeps, for a model with two towers (default: [data] items "
         "of the run)",
     )
-    add_option(
-        parser,
+    parser.option(
         "--tables",
         "numbers of the tables of embeddings: int8 takes a quarter of the memory, int4 an eighth, "
         "and the bundle tells how much scores change (default: [train] bundle_tables of the run, "
         "fp32)",
         choices=get_args(TableKind),
     )
-    add_option(parser, "--force", "replace an existing OUT")
+    parser.option("--force", "replace an existing OUT")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from widedeep._version import __version__
 from widedeep.cli.output import check_free, count, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_OK, add_option, add_set, share
+from widedeep.cli.parser import EXIT_OK, VerbParser, share
 from widedeep.cli.runs import RunDirectory
 from widedeep.config import load_config
 from widedeep.errors import ConfigError
@@ -32,43 +32,37 @@ EXAMPLE = (
 NEXT = "widedeep serve runs/ads/bundle"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(
-        parser,
+    parser.option(
         "model SAVED_MODEL|CHECKPOINT",
         "what estimator.export_saved_model wrote, or the folder of its versions: the newest; with "
         "--spec a checkpoint alone",
     )
-    add_option(parser, "-o --out RUN_DIR", "folder to write", required=True)
-    add_option(
-        parser,
+    parser.option("-o --out RUN_DIR", "folder to write", required=True)
+    parser.option(
         "--checkpoint MODEL_DIR",
         "the estimator's model_dir, or a checkpoint of the same step, for the state of the "
         "optimizers (default: they start anew)",
     )
-    add_option(
-        parser,
+    parser.option(
         "--spec RUN.toml",
         "for a checkpoint alone: a configuration that declares features, activation and head as "
         "the estimator had them",
     )
-    add_option(
-        parser,
+    parser.option(
         "--label COLUMNS",
         "column of the label; of a label of several values their columns, separated by commas",
         default="label",
     )
-    add_option(parser, "--weight COLUMN", "column of example weights")
-    add_option(
-        parser,
+    parser.option("--weight COLUMN", "column of example weights")
+    parser.option(
         "--lists COLUMNS",
         "columns, separated by commas, that hold a list in each row, beside those that do in the "
         "warm-up requests",
         default="",
     )
-    add_option(
-        parser,
+    parser.option(
         "--dropout P",
         "probability to drop a hidden unit, which a SavedModel does not hold",
         type=share,
@@ -76,8 +70,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     for name, what in (("train", "training"), ("valid", "validation"), ("test", "test")):
         parser.add_argument(f"--{name}", metavar="DATA", help=f"{what} data to go on with")
-    add_option(parser, "--force", "replace an existing RUN_DIR")
-    add_set(parser, "train.batch_size=512")
+    parser.option("--force", "replace an existing RUN_DIR")
+    parser.set_option("train.batch_size=512")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from widedeep.census import load_census
 from widedeep.cli.output import check_free, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_OK, add_option
+from widedeep.cli.parser import EXIT_OK, VerbParser
 from widedeep.config import config_from_tables
 from widedeep.data.infer import InferredSpec, data_lines, features_block, infer_spec
 from widedeep.data.paths import input_paths
@@ -37,18 +37,17 @@ batch_size = "auto"  # by the number of rows\
 """
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "data DATA", "training data: a Parquet or CSV file, or a glob", nargs="?")
-    add_option(
-        parser,
+    parser.option("data DATA", "training data: a Parquet or CSV file, or a glob", nargs="?")
+    parser.option(
         "--dataset",
         "write a data set of the package into a folder of its name, and take that",
         choices=("census",),
     )
-    add_option(parser, "--label NAME", "label column (default: guessed if it is obvious)")
-    add_option(parser, "-o --out FILE", "configuration to write", default="run.toml")
-    add_option(parser, "--force", "replace an existing FILE")
+    parser.option("--label NAME", "label column (default: guessed if it is obvious)")
+    parser.option("-o --out FILE", "configuration to write", default="run.toml")
+    parser.option("--force", "replace an existing FILE")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from widedeep.cli.output import (
     print_text,
     say,
 )
-from widedeep.cli.parser import EXIT_OK, add_option, positive, whole
+from widedeep.cli.parser import EXIT_OK, VerbParser, positive, whole
 from widedeep.cli.runs import holds_bundle, load_bundle
 from widedeep.data.transform import misspelt_keys
 from widedeep.errors import ConfigError, DataError
@@ -44,17 +44,15 @@ EXAMPLE = (
 NEXT = "widedeep report runs/ads"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(
-        parser,
+    parser.option(
         "model BUNDLE|SCHEMA|RUN_DIR|MODELS",
         "bundle, schema file, run folder, or folder of versions",
     )
-    add_option(parser, "--top N", "wide weights to show of each sign", type=positive, default=20)
-    add_option(parser, "--row JSON", "row to explain the score of, a JSON object")
-    add_option(
-        parser,
+    parser.option("--top N", "wide weights to show of each sign", type=positive, default=20)
+    parser.option("--row JSON", "row to explain the score of, a JSON object")
+    parser.option(
         "--logit N",
         "logit to show the weights of, where there are several (default: 0)",
         type=whole,

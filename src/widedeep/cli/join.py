@@ -21,14 +21,7 @@ from widedeep.cli.output import (
     say,
     shown_path,
 )
-from widedeep.cli.parser import (
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    add_option,
-    add_set,
-    resume_command,
-    typed_options,
-)
+from widedeep.cli.parser import EXIT_INTERRUPTED, EXIT_OK, VerbParser, resume_command, typed_options
 from widedeep.data.profile import ColumnProfile, profile_columns
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.join.config import SPLITS, JoinConfig, is_join, load_join_config
@@ -48,15 +41,15 @@ NEXT = "widedeep init examples/train --label click"
 _MISSING_MUCH = 0.5
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "config JOIN.toml", "configuration of the join")
-    add_option(parser, "--resume", "continue an interrupted join from its finished parts")
-    add_option(
-        parser, "--engine", "SQL engine (default: the configuration's)", choices=("duckdb", "spark")
+    parser.option("config JOIN.toml", "configuration of the join")
+    parser.option("--resume", "continue an interrupted join from its finished parts")
+    parser.option(
+        "--engine", "SQL engine (default: the configuration's)", choices=("duckdb", "spark")
     )
-    add_option(parser, "--spark-master URL", "where Spark runs, such as spark://HOST:7077")
-    add_set(parser, "split.by=user")
+    parser.option("--spark-master URL", "where Spark runs, such as spark://HOST:7077")
+    parser.set_option("split.by=user")
 
 
 def run(arguments: argparse.Namespace) -> int:

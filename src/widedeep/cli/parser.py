@@ -44,6 +44,35 @@ class VerbParser(argparse.ArgumentParser):
         options = [name for action in self._actions for name in action.option_strings]
         self.error(f"got the unknown option {got!r}; {nearest(got, options)}")
 
+    def option(
+        self,
+        words: str,
+        text: str,
+        *,
+        default: Any = None,
+        group: Parser | None = None,
+        **settings: Any,
+    ) -> None:
+        """Add an option, ``"-o --out FILE"``, a flag, ``"--force"``, or an argument, ``"data D"``.
+
+        ``text`` is its help, to which the default is added; it stands in ``group``, if that is
+        given; ``settings`` are argparse's.
+        """
+        *names, last = words.split()
+        help_text = with_default(text, default).replace("%", "%%")
+        if not last.startswith("-"):
+            settings["metavar"] = last
+        else:
+            names.append(last)
+            if not settings.keys() & {"choices", "action"}:
+                settings["action"], default = "store_true", False
+        (group or self).add_argument(*names, help=help_text, default=default, **settings)
+
+    def set_option(self, example: str = "train.epochs=3") -> None:
+        """Add ``--set``, which overrides the configuration."""
+        text = f"override a value of the configuration, such as --set {example}; may be repeated"
+        self.option("--set SECTION.KEY=VALUE", text, action="append", default=[])
+
 
 def add_verb(
     verbs: Verbs,
@@ -53,9 +82,9 @@ def add_verb(
     *,
     example: str,
     following: str = "",
-) -> argparse.ArgumentParser:
+) -> VerbParser:
     """Add a verb and return its parser; ``--json`` goes with what runs, not with mere targets."""
-    parser: argparse.ArgumentParser = verbs.add_parser(
+    parser: VerbParser = verbs.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
@@ -64,27 +93,9 @@ def add_verb(
         allow_abbrev=False,
     )
     if run is not None:
-        add_option(parser, "--json", "print one JSON document")
+        parser.option("--json", "print one JSON document")
         parser.set_defaults(run=run, parser=parser)
     return parser
-
-
-def add_option(
-    parser: Parser, words: str, text: str, *, default: Any = None, **settings: Any
-) -> None:
-    """Add an option, ``"-o --out FILE"``, a flag, ``"--force"``, or an argument, ``"data DATA"``.
-
-    ``text`` is its help, to which the default is added; ``settings`` are argparse's.
-    """
-    *names, last = words.split()
-    help_text = with_default(text, default).replace("%", "%%")
-    if not last.startswith("-"):
-        settings["metavar"] = last
-    else:
-        names.append(last)
-        if not settings.keys() & {"choices", "action"}:
-            settings["action"], default = "store_true", False
-    parser.add_argument(*names, help=help_text, default=default, **settings)
 
 
 def with_default(text: str, default: object) -> str:
@@ -188,14 +199,3 @@ def real(text: str, least: float = 0.0, most: float = math.inf) -> float:
             f"got {text[:40]!r}, expected a number of at least {least:g}{upper}"
         )
     return value
-
-
-def add_set(parser: argparse.ArgumentParser, example: str = "train.epochs=3") -> None:
-    """Add ``--set``, which overrides the configuration."""
-    add_option(
-        parser,
-        "--set SECTION.KEY=VALUE",
-        f"override a value of the configuration, such as --set {example}; may be repeated",
-        action="append",
-        default=[],
-    )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from widedeep.cli.output import print_json, print_next, print_text
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, add_set, positive, real
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, VerbParser, positive, real
 from widedeep.cli.runs import RunDirectory, train_command
 from widedeep.config import load_config
 from widedeep.errors import ConfigError
@@ -49,36 +49,28 @@ def network_rate(text: str) -> float:
     return float(match[1]) * {"G": 1.0, "M": 1e-3}[match[2]]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "config RUN.toml", "configuration of the run")
-    add_option(parser, "-o --out RUN_DIR", "folder of the prepared run (default: runs/RUN)")
-    add_option(parser, "--machines N", "machines", type=positive, default=1)
-    add_option(
-        parser, "--memory SIZE", "memory of each (default: 64GB)", type=memory_size, default=64e9
+    parser.option("config RUN.toml", "configuration of the run")
+    parser.option("-o --out RUN_DIR", "folder of the prepared run (default: runs/RUN)")
+    parser.option("--machines N", "machines", type=positive, default=1)
+    parser.option("--memory SIZE", "memory of each (default: 64GB)", type=memory_size, default=64e9)
+    parser.option(
+        "--network RATE", "network of each (default: 25Gbit)", type=network_rate, default=25.0
     )
-    add_option(
-        parser,
-        "--network RATE",
-        "network of each (default: 25Gbit)",
-        type=network_rate,
-        default=25.0,
-    )
-    add_option(parser, "--cores N", "cores of each", type=positive, default=16)
-    add_option(
-        parser,
+    parser.option("--cores N", "cores of each", type=positive, default=16)
+    parser.option(
         "--examples N",
         "examples of a pass (default: those that the schema was fitted on)",
         type=lambda text: round(real(text, 1.0, 1e18)),
     )
-    add_option(
-        parser,
+    parser.option(
         "--cpu-us US",
         "CPU microseconds that an example takes here, from a trial run: 1e6 x threads / examples a "
         "second (default: estimated from the model's size)",
         type=lambda text: real(text, 1e-3, 1e9),
     )
-    add_set(parser)
+    parser.set_option()
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from widedeep.cli.output import print_json, print_next, print_text, say
-from widedeep.cli.parser import EXIT_OK, add_option, add_set, threads, without_option
+from widedeep.cli.parser import EXIT_OK, VerbParser, threads, without_option
 from widedeep.cli.runs import RunDirectory, pin_tables, train_command, training_data
 from widedeep.config import load_config
 from widedeep.data.counts import CountsFolder
@@ -40,24 +40,22 @@ NEXT = "widedeep train ads.toml"
 _TIMEOUT = "1h"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "config RUN.toml", "configuration of the run")
-    add_option(parser, "-o --out RUN_DIR", "folder of the run (default: runs/RUN)")
-    add_option(parser, "--encode", "save the encoded training rows too, in encoded/")
-    add_option(
-        parser,
+    parser.option("config RUN.toml", "configuration of the run")
+    parser.option("-o --out RUN_DIR", "folder of the run (default: runs/RUN)")
+    parser.option("--encode", "save the encoded training rows too, in encoded/")
+    parser.option(
         "--counts DIR",
         "learn from the counts beside a dataset that was joined on Spark, not from its rows",
     )
-    add_option(
-        parser,
+    parser.option(
         "--ranks N",
         "fit on N processes of this machine, each on its part of the rows; several machines launch "
         "them by torchrun",
         type=threads,
     )
-    add_set(parser)
+    parser.set_option()
 
 
 @reuse_inputs()

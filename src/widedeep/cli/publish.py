@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from widedeep.cli.output import print_json, print_next, print_text, say
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, whole
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, VerbParser, whole
 from widedeep.cli.runs import bundle_path_of
 from widedeep.gate import Verdict, verdict_path
 from widedeep.publish import publish
@@ -22,23 +22,20 @@ EXAMPLE = (
 NEXT = "widedeep serve models"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "model CANDIDATE", "bundle or run folder")
-    add_option(parser, "models MODELS", "folder of versions, or its URL")
-    add_option(
-        parser, "--verdict FILE", "verdict of 'validate' (default: the one beside the bundle)"
-    )
-    add_option(parser, "--version NAME", "name of the version (default: the next number)")
-    add_option(
-        parser,
+    parser.option("model CANDIDATE", "bundle or run folder")
+    parser.option("models MODELS", "folder of versions, or its URL")
+    parser.option("--verdict FILE", "verdict of 'validate' (default: the one beside the bundle)")
+    parser.option("--version NAME", "name of the version (default: the next number)")
+    parser.option(
         "--full-every N",
         "publish every Nth version whole, and those between as patches",
         type=lambda text: whole(text, 1, MOST_PATCHES),
         default=1,
     )
-    add_option(parser, "--force", "publish a model that has not passed")
-    add_option(parser, "--reason TEXT", "reason for --force; kept with the version")
+    parser.option("--force", "publish a model that has not passed")
+    parser.option("--reason TEXT", "reason for --force; kept with the version")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from widedeep.cli.output import print_json, print_next, print_table, print_text
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, positive, share, threads, whole
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, VerbParser, positive, share, threads, whole
 from widedeep.cli.runs import load_bundle
 from widedeep.errors import ConfigError, DataError
 from widedeep.evaluation.compare import difference_of_labels
@@ -22,45 +22,36 @@ EXAMPLE = (
 NEXT = "widedeep validate runs/ads --against models/7 --data recent.parquet"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "first BUNDLE_A", "bundle or run folder, as a rule served")
-    add_option(parser, "second BUNDLE_B", "bundle or run folder to compare")
-    add_option(
-        parser,
+    parser.option("first BUNDLE_A", "bundle or run folder, as a rule served")
+    parser.option("second BUNDLE_B", "bundle or run folder to compare")
+    parser.option(
         "log LOG",
         "ranked rows with their features: paths or globs; or requests as JSON lines (.jsonl)",
         nargs="+",
     )
-    add_option(parser, "-k K", "first places to compare", type=positive, default=10)
-    add_option(
-        parser,
-        "--request COLUMN",
-        "id of the request (default: request_id, or the group of the model)",
+    parser.option("-k K", "first places to compare", type=positive, default=10)
+    parser.option(
+        "--request COLUMN", "id of the request (default: request_id, or the group of the model)"
     )
-    add_option(
-        parser,
-        "--item COLUMN",
-        "name of the item (default: item_id, or the first of the model's item)",
+    parser.option(
+        "--item COLUMN", "name of the item (default: item_id, or the first of the model's item)"
     )
-    add_option(parser, "--items PARQUET", "catalogue, for JSON lines with ids")
-    add_option(parser, "--item-id COLUMN", "column of ids in the catalogue")
-    add_option(
-        parser, "--explain N", "requests to explain, those that change most", type=whole, default=20
+    parser.option("--items PARQUET", "catalogue, for JSON lines with ids")
+    parser.option("--item-id COLUMN", "column of ids in the catalogue")
+    parser.option(
+        "--explain N", "requests to explain, those that change most", type=whole, default=20
     )
-    add_option(
-        parser,
+    parser.option(
         "--min-overlap SHARE",
         "exit with 1 if fewer of the first K are in common, 0 to 1 (default: never)",
         type=share,
     )
-    add_option(
-        parser,
-        "-o --out PAGE",
-        "HTML page to write, or a .json file of its values",
-        default="replay.html",
+    parser.option(
+        "-o --out PAGE", "HTML page to write, or a .json file of its values", default="replay.html"
     )
-    add_option(parser, "--threads N", "threads", type=threads, default=1)
+    parser.option("--threads N", "threads", type=threads, default=1)
 
 
 def run(arguments: argparse.Namespace) -> int:

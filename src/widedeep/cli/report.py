@@ -12,7 +12,7 @@ from typing import Any
 
 from widedeep.bundle import Bundle
 from widedeep.cli.output import print_json, print_metrics, print_next, print_text
-from widedeep.cli.parser import EXIT_OK, add_option, positive, threads, whole
+from widedeep.cli.parser import EXIT_OK, VerbParser, positive, threads, whole
 from widedeep.cli.runs import (
     RunDirectory,
     bundle_path_of,
@@ -42,47 +42,42 @@ EXAMPLE = (
 )
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "model RUN_DIR|BUNDLE|MODELS", "run folder, bundle, or folder of versions")
-    add_option(
-        parser,
+    parser.option("model RUN_DIR|BUNDLE|MODELS", "run folder, bundle, or folder of versions")
+    parser.option(
         "--data DATA",
         "labelled rows: paths, globs, or a run folder for its held-out rows (default: the test or "
         "validation data of the run)",
         nargs="+",
         default=[],
     )
-    add_option(
-        parser,
+    parser.option(
         "--against MODEL",
         "model to compare with: a bundle, a run folder, or a folder of versions (default: with "
         "--models, the version before, or the serving one)",
     )
-    add_option(parser, "--models MODELS", "folder of versions to show")
-    add_option(
-        parser,
+    parser.option("--models MODELS", "folder of versions to show")
+    parser.option(
         "-o --out PAGE",
         "HTML page to write, or a .json file of its values (default: report.html in the run "
         "folder, or here)",
     )
-    add_option(
-        parser,
+    parser.option(
         "--slices COLUMNS",
         "columns to slice by, separated by commas, or 'none' (default: categorical columns of few "
         "values)",
     )
-    add_option(parser, "--unit COLUMN", "column of users or requests, to resample as wholes")
-    add_option(parser, "--top N", "wide weights to show of each sign", type=positive, default=12)
-    add_option(
-        parser,
+    parser.option("--unit COLUMN", "column of users or requests, to resample as wholes")
+    parser.option("--top N", "wide weights to show of each sign", type=positive, default=12)
+    parser.option(
         "--importance-rows N",
         "rows on which columns are shuffled to see what each is worth; 0 leaves that out "
         f"(default: {IMPORTANCE_ROWS:,})",
         type=whole,
         default=IMPORTANCE_ROWS,
     )
-    add_option(parser, "--threads N", "threads (default: all)", type=threads)
+    parser.option("--threads N", "threads (default: all)", type=threads)
 
 
 @reuse_inputs()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.cli.output import print_json, print_next, print_text, say
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, VerbParser
 from widedeep.remote import is_url, local_path
 from widedeep.serving.loading import PrivateCopies, default_cache
 from widedeep.serving.remote_models import RemoteModels
@@ -30,10 +30,10 @@ EXAMPLE = (
 NEXT = "widedeep inspect models"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "models MODELS", "folder of versions that is served, or its URL")
-    add_option(parser, "--to VERSION", "version to serve (default: the one before the serving one)")
+    parser.option("models MODELS", "folder of versions that is served, or its URL")
+    parser.option("--to VERSION", "version to serve (default: the one before the serving one)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -102,76 +102,53 @@ def train_run(
 
     ``grows``: the model will get rows for new values of shards.
     """
-    try:
-        return _train_run(
-            config,
-            directory,
-            resume=resume,
-            force=force,
-            progress=progress,
-            warm=warm,
-            grows=grows,
+    with directory:
+        train, valid = training_data(config)
+        # A mistake there is reported before the long way through the data.
+        configured_stopping(config.train, has_valid=valid is not None)
+        make_optimizers(config.train)
+        checked_device(config.train.device)
+        make_loggers(config.train.log, directory.path)
+        ranks = ranks_of(config.distributed)
+        progress = progress and ranks.is_first
+        if resume:
+            on_first(ranks, partial(directory.check_same_config, config))
+        elif not force:
+            on_first(ranks, directory.check_free)
+        schema, inputs = _run_schema(
+            config, directory, ranks, resume=resume, progress=progress, warm=warm, grows=grows
         )
-    finally:
-        directory.release()
-
-
-def _train_run(
-    config: RunConfig,
-    directory: RunDirectory,
-    *,
-    resume: bool,
-    force: bool,
-    progress: bool,
-    warm: WarmStartConfig | None,
-    grows: bool,
-) -> TrainedRun:
-    train, valid = training_data(config)
-    # A mistake there is reported before the long way through the data.
-    configured_stopping(config.train, has_valid=valid is not None)
-    make_optimizers(config.train)
-    checked_device(config.train.device)
-    make_loggers(config.train.log, directory.path)
-    ranks = ranks_of(config.distributed)
-    progress = progress and ranks.is_first
-    if resume:
-        on_first(ranks, partial(directory.check_same_config, config))
-    elif not force:
-        on_first(ranks, directory.check_free)
-    schema, inputs = _run_schema(
-        config, directory, ranks, resume=resume, progress=progress, warm=warm, grows=grows
-    )
-    goes_on = resume and CheckpointDirectory(directory.checkpoints).latest(ranks) is not None
-    trainer = make_trainer(
-        schema,
-        config,
-        checkpoints=directory.checkpoints,
-        progress=progress,
-        restored=goes_on,
-    )
-    if config.train.posterior:
-        ranked_head(bundle_model(trainer.model))  # a head without one is told of at once
-    check_items(trainer.model, config.data.items)
-    started_warm = None
-    if warm is not None and goes_on:
-        directory.check_warm_start(warm.path)
-    elif warm is not None:
-        started_warm = trainer.warm_start(warm.path, transfer=warm.transfer, widths=warm.widths)
-        if progress:
-            print(started_warm, file=sys.stderr)
-    ranks.barrier()  # all of them have read what is replaced now
-    begin = partial(_begin, config, directory, schema, inputs, started_warm)
-    on_first(ranks, partial(begin, clear=not resume, force=force))
-    started = time.perf_counter()
-    trainer.fit(
-        train,
-        valid=valid,
-        resume=resume,
-        cache=directory.encoded if directory.encoded.exists() else None,
-    )
-    seconds = time.perf_counter() - started
-    run = _finish(trainer, config, directory, seconds)
-    return dataclasses.replace(run, warm=started_warm)
+        goes_on = resume and CheckpointDirectory(directory.checkpoints).latest(ranks) is not None
+        trainer = make_trainer(
+            schema,
+            config,
+            checkpoints=directory.checkpoints,
+            progress=progress,
+            restored=goes_on,
+        )
+        if config.train.posterior:
+            ranked_head(bundle_model(trainer.model))  # a head without one is told of at once
+        check_items(trainer.model, config.data.items)
+        started_warm = None
+        if warm is not None and goes_on:
+            directory.check_warm_start(warm.path)
+        elif warm is not None:
+            started_warm = trainer.warm_start(warm.path, transfer=warm.transfer, widths=warm.widths)
+            if progress:
+                print(started_warm, file=sys.stderr)
+        ranks.barrier()  # all of them have read what is replaced now
+        begin = partial(_begin, config, directory, schema, inputs, started_warm)
+        on_first(ranks, partial(begin, clear=not resume, force=force))
+        started = time.perf_counter()
+        trainer.fit(
+            train,
+            valid=valid,
+            resume=resume,
+            cache=directory.encoded if directory.encoded.exists() else None,
+        )
+        seconds = time.perf_counter() - started
+        run = _finish(trainer, config, directory, seconds)
+        return dataclasses.replace(run, warm=started_warm)
 
 
 def _begin(

@@ -119,13 +119,16 @@ class RunDirectory:
             )
 
     def hold(self) -> None:
-        """Let no other process train into the folder, until :meth:`release`."""
+        """Let no other process train into the folder, until the end of a ``with``."""
         if self._held is None:
             self._make()
             self._held = contextlib.ExitStack()
             self._held.enter_context(held_folder(self.path))
 
-    def release(self) -> None:
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Let other processes train into the folder again."""
         if self._held is not None:
             self._held.close()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle
 from widedeep.bundle.bundle import Scores
 from widedeep.cli.output import count, next_line, print_json, say
-from widedeep.cli.parser import EXIT_OK, add_option, threads
+from widedeep.cli.parser import EXIT_OK, VerbParser, threads
 from widedeep.cli.runs import load_bundle
 from widedeep.data.arrow_types import logical_type
 from widedeep.data.batch import Batch, count_values
@@ -51,25 +51,23 @@ Writer: TypeAlias = Callable[[Kept, Scores], None]
 Columns: TypeAlias = "list[tuple[str, NDArray[np.float64]]]"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "model BUNDLE", "bundle or run folder")
-    add_option(parser, "data INPUT", "file or glob, or '-' for standard input")
-    add_option(
-        parser,
+    parser.option("model BUNDLE", "bundle or run folder")
+    parser.option("data INPUT", "file or glob, or '-' for standard input")
+    parser.option(
         "-o --out OUTPUT",
         ".parquet or .jsonl file (default: JSON lines on standard output)",
         default="-",
     )
-    add_option(
-        parser,
+    parser.option(
         "--keep COLUMNS",
         "input columns to write: 'all' (default), 'none', or names separated by commas",
         default="all",
     )
-    add_option(parser, "--name NAME", "name of the score column", default="score")
-    add_option(parser, "--strict", "refuse JSON rows that lack a key (default: read it as null)")
-    add_option(parser, "--threads N", "threads", type=threads, default=1)
+    parser.option("--name NAME", "name of the score column", default="score")
+    parser.option("--strict", "refuse JSON rows that lack a key (default: read it as null)")
+    parser.option("--threads N", "threads", type=threads, default=1)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from widedeep.bundle.layout import POSTERIOR, SCHEMA, read_warmup
 from widedeep.bundle.manifest import read_manifest
 from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import next_line, print_json, say
-from widedeep.cli.parser import add_option, period, positive, seconds, share, threads
+from widedeep.cli.parser import VerbParser, period, positive, seconds, share, threads
 from widedeep.cli.runs import served_bundle
 from widedeep.errors import BundleError, ConfigError, DataError, nearest
 from widedeep.features.spec import item_columns
@@ -97,32 +97,35 @@ _READERS = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
     settings = Settings()
-    add_option(
-        parser,
+    parser.option(
         "models MODELS",
         "a bundle, a run's folder, a folder of versions, or several of these; NAME=PATH names a "
         "model",
         nargs="+",
     )
     network = parser.add_argument_group("network")
-    add_option(
-        network,
+    parser.option(
         "--http [HOST]:PORT",
         f"HTTP address (default: :{settings.port}, on loopback)",
         default=f":{settings.port}",
+        group=network,
     )
-    add_option(network, "--grpc [HOST]:PORT", "gRPC address, for the Open Inference Protocol")
+    parser.option(
+        "--grpc [HOST]:PORT", "gRPC address, for the Open Inference Protocol", group=network
+    )
     add_fields(network, settings, _NETWORK, _READERS)
     models = parser.add_argument_group("models and items")
-    add_option(models, "--latest N", "newest versions to keep loaded", type=positive, default=1)
-    add_option(
-        models,
+    parser.option(
+        "--latest N", "newest versions to keep loaded", type=positive, default=1, group=models
+    )
+    parser.option(
         "--bfloat16",
         "multiply in bfloat16: half the memory for the items' part, faster, slightly different "
         "scores",
+        group=models,
     )
     add_fields(models, RegistryOptions(), _REGISTRY, _READERS)
     add_fields(models, settings, _CATALOGUE)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import number, print_json, print_next, print_table, print_text, say
-from widedeep.cli.parser import EXIT_OK, add_option, positive, share
+from widedeep.cli.parser import EXIT_OK, VerbParser, positive, share
 from widedeep.errors import ConfigError
 from widedeep.simulate import (
     AppStore,
@@ -61,27 +61,25 @@ STATE = "store.npz"
 CATALOGUE = "catalogue.parquet"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "folder FOLDER", "folder for the logs")
-    add_option(parser, "--days N", "days to simulate", type=positive, default=7)
-    add_option(
-        parser,
+    parser.option("folder FOLDER", "folder for the logs")
+    parser.option("--days N", "days to simulate", type=positive, default=7)
+    parser.option(
         "--policy [ARM=]POLICY",
         "ranking policy: popularity (default), random, oracle, the folder of a bundle, or the URL "
         "of a server; may be repeated, to split the users equally",
         action="append",
         default=[],
     )
-    add_option(
-        parser,
+    parser.option(
         "--explore FRACTION",
         "fraction of requests to rank in random order",
         type=share,
         default=0.0,
     )
-    add_option(parser, "--resume FOLDER", "folder of an earlier simulation to continue")
-    add_option(parser, "--catalogue FILE", "catalogue file of a server, to update every night")
+    parser.option("--resume FOLDER", "folder of an earlier simulation to continue")
+    parser.option("--catalogue FILE", "catalogue file of a server, to update every night")
     add_fields(parser.add_argument_group("a new store"), StoreConfig(), _STORE)
 
 

@@ -19,8 +19,7 @@ from widedeep.cli.output import (
 from widedeep.cli.parser import (
     EXIT_INTERRUPTED,
     EXIT_OK,
-    add_option,
-    add_set,
+    VerbParser,
     period,
     resume_command,
     seconds,
@@ -65,52 +64,47 @@ _FOLLOW = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "config RUN.toml", "configuration of the run")
-    add_option(parser, "--out RUN_DIR", "folder of the run, or its URL (default: runs/RUN)")
+    parser.option("config RUN.toml", "configuration of the run")
+    parser.option("--out RUN_DIR", "folder of the run, or its URL (default: runs/RUN)")
     going_on = parser.add_mutually_exclusive_group()
-    add_option(going_on, "--resume", "continue from the last checkpoint")
-    add_option(going_on, "--force", "replace an existing run")
-    add_option(
-        parser,
+    parser.option("--resume", "continue from the last checkpoint", group=going_on)
+    parser.option("--force", "replace an existing run", group=going_on)
+    parser.option(
         "--quality",
         "how much time to spend: fast, good, or best: an averaged ensemble in one bundle (default: "
         "that of [train], good)",
         choices=get_args(Quality),
     )
-    add_option(
-        parser,
+    parser.option(
         "--warm-start MODEL",
         "start from the parameters of a run, a checkpoint or a bundle, or of its URL",
     )
-    add_option(
-        parser,
+    parser.option(
         "--carry PATTERN",
         "tensors to transfer, such as 'wide/*'; may be repeated (default: all)",
         action="append",
     )
-    add_option(parser, "--project", "project embeddings of another width")
+    parser.option("--project", "project embeddings of another width")
     _add_following(parser)
-    add_option(
-        parser,
+    parser.option(
         "--ranks N",
         "train by N processes of this machine (torchrun launches those of several)",
         type=threads,
     )
-    add_set(parser)
+    parser.set_option()
 
 
-def _add_following(parser: argparse.ArgumentParser) -> None:
-    add_option(
-        parser,
+def _add_following(parser: VerbParser) -> None:
+    parser.option(
         "--follow DIR",
         "then train on the Parquet files that arrive in DIR, or on the messages of "
         "kafka://HOST:PORT/TOPIC",
     )
-    add_option(parser, "--poll S", "seconds between looks at DIR", type=period, default=1.0)
-    add_option(
-        parser, "--idle S", "stop after S seconds without a new file (default: never)", type=seconds
+    parser.option("--poll S", "seconds between looks at DIR", type=period, default=1.0)
+    parser.option(
+        "--idle S", "stop after S seconds without a new file (default: never)", type=seconds
     )
     add_fields(parser, FollowConfig(), _FOLLOW)
 
@@ -123,12 +117,11 @@ def run(arguments: argparse.Namespace) -> int:
         return launch(arguments.ranks, without_option(arguments.words, "--ranks"))
     ranks = ranks_of(_load_config(arguments).distributed)
     resume, force = arguments.resume, arguments.force
-    with run_folder(arguments.out, ranks, resume=resume, force=force) as folder:
-        directory = RunDirectory.of_config(arguments.config, folder)
-        try:
-            return _train(arguments, ranks, directory)
-        finally:
-            directory.release()
+    with (
+        run_folder(arguments.out, ranks, resume=resume, force=force) as folder,
+        RunDirectory.of_config(arguments.config, folder) as directory,
+    ):
+        return _train(arguments, ranks, directory)
 
 
 def _train(arguments: argparse.Namespace, ranks: Ranks, directory: RunDirectory) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from widedeep._version import __version__
 from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import count, number, print_json, print_next, print_table, print_text, say
-from widedeep.cli.parser import EXIT_INTERRUPTED, EXIT_OK, add_option, add_set, resume_command
+from widedeep.cli.parser import EXIT_INTERRUPTED, EXIT_OK, VerbParser, resume_command
 from widedeep.cli.runs import RunDirectory, training_data
 from widedeep.config import load_config, load_tune_config
 from widedeep.features.toml import toml_text
@@ -33,22 +33,21 @@ NEXT = "widedeep train runs/ads-tune/best.toml"
 _FLAGS = {"trials": "--trials N", "minutes": "--minutes M", "seed": "--seed N"}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "config RUN.toml", "configuration of a run")
-    add_option(parser, "-o --out DIR", "folder of the study (default: runs/RUN-tune)")
+    parser.option("config RUN.toml", "configuration of a run")
+    parser.option("-o --out DIR", "folder of the study (default: runs/RUN-tune)")
     going_on = parser.add_mutually_exclusive_group()
-    add_option(going_on, "--resume", "go on with the study; --trials counts all of it")
-    add_option(going_on, "--force", "replace an existing study; other files stay")
+    parser.option("--resume", "go on with the study; --trials counts all of it", group=going_on)
+    parser.option("--force", "replace an existing study; other files stay", group=going_on)
     add_fields(parser, TuneConfig(), _FLAGS)
-    add_option(
-        parser,
+    parser.option(
         "--models TOWER",
         "towers to try beside the configuration's own (default: mlp and dcn_v2, where it has one "
         "of these)",
         nargs="+",
     )
-    add_set(parser)
+    parser.set_option()
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from widedeep.cli.output import (
     print_text,
     say,
 )
-from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_option, add_set, threads, typed_options
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, VerbParser, threads, typed_options
 from widedeep.cli.runs import (
     bundle_path_of,
     labelled_rows,
@@ -49,32 +49,29 @@ MODELS = "models"
 """The folder of versions that a next step names where nobody named one."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: VerbParser) -> None:
     """Add the verb's options."""
-    add_option(parser, "model CANDIDATE", "bundle or run folder")
-    add_option(
-        parser,
+    parser.option("model CANDIDATE", "bundle or run folder")
+    parser.option(
         "--against SERVING",
         "serving model to compare with: a bundle, a run folder, or a folder of versions (or its "
         "URL)",
     )
-    add_option(
-        parser,
+    parser.option(
         "--data DATA",
         "recent labelled rows: paths, globs, or a run folder for its held-out rows (default: those "
         "of CANDIDATE's run)",
         nargs="+",
         default=[],
     )
-    add_option(parser, "--config TOML", "file with a section [gate]")
-    add_option(
-        parser,
+    parser.option("--config TOML", "file with a section [gate]")
+    parser.option(
         "-o --out VERDICT",
         "JSON file for the verdict, and an .html page beside it (default: BUNDLE.verdict.json "
         "beside the bundle, also behind a URL)",
     )
-    add_option(parser, "--threads N", "threads (default: all)", type=threads)
-    add_set(parser, "gate.max_auc_drop=0.01")
+    parser.option("--threads N", "threads (default: all)", type=threads)
+    parser.set_option("gate.max_auc_drop=0.01")
 
 
 def run(arguments: argparse.Namespace) -> int:
