@@ -143,48 +143,6 @@ def required_bound(history: History, tower: str) -> int:
     return history.maxlen
 
 
-@dataclass(frozen=True, kw_only=True)
-class HistoryConfig(HiddenConfig):
-    """A tower over histories: the options that all of these have.
-
-    Args:
-        hidden_units: Width of each hidden layer over the histories and all other columns; empty
-            for none.
-        activation: Activation of the hidden layers, see :class:`MLP`.
-        dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
-        batch_norm: Normalise each hidden layer.
-    """
-
-    def histories(self, layout: DeepLayout) -> Iterator[History]:
-        """Yield the histories that the tower reads."""
-        yield from find_histories(layout, self.name, {}, compared=False)
-
-    def summary(self, history: History) -> nn.Module:
-        """Return the module from :class:`Events` to (B, out_features)."""
-        raise NotImplementedError
-
-    def output_layers(self, in_features: int) -> nn.Module:
-        """Return the hidden layers over histories and other columns."""
-        return self.hidden_layers(in_features)
-
-    def make(self, layout: DeepLayout) -> nn.Module:
-        """Return the tower."""
-        return HistoryTower(layout, self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetConfig(HistoryConfig):
-    """A tower that compares histories with the candidate."""
-
-    # Sequence to the feature that it is compared with. By default the pooled feature that shares
-    # its table. Of parallel sequences, those without a target are what is said of an event
-    targets: Mapping[str, str] = field(default_factory=dict)
-
-    def histories(self, layout: DeepLayout) -> Iterator[History]:
-        """Yield the histories that the tower reads, with their targets."""
-        yield from find_histories(layout, self.name, self.targets, compared=True)
-
-
 class HistoryTower(nn.Module):
     """Hidden layers over the concatenated input and a summary of each history.
 
@@ -208,6 +166,46 @@ class HistoryTower(nn.Module):
         if self.hidden is not None:
             features_BH = self.hidden(features_BH)
         return features_BH
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryConfig(HiddenConfig):
+    """A tower over histories: the options that all of these have.
+
+    Args:
+        hidden_units: Width of each hidden layer over the histories and all other columns; empty
+            for none.
+        activation: Activation of the hidden layers, see :class:`MLP`.
+        dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
+        batch_norm: Normalise each hidden layer.
+    """
+
+    network = HistoryTower
+
+    def histories(self, layout: DeepLayout) -> Iterator[History]:
+        """Yield the histories that the tower reads."""
+        yield from find_histories(layout, self.name, {}, compared=False)
+
+    def summary(self, history: History) -> nn.Module:
+        """Return the module from :class:`Events` to (B, out_features)."""
+        raise NotImplementedError
+
+    def output_layers(self, in_features: int) -> nn.Module:
+        """Return the hidden layers over histories and other columns."""
+        return self.hidden_layers(in_features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig(HistoryConfig):
+    """A tower that compares histories with the candidate."""
+
+    # Sequence to the feature that it is compared with. By default the pooled feature that shares
+    # its table. Of parallel sequences, those without a target are what is said of an event
+    targets: Mapping[str, str] = field(default_factory=dict)
+
+    def histories(self, layout: DeepLayout) -> Iterator[History]:
+        """Yield the histories that the tower reads, with their targets."""
+        yield from find_histories(layout, self.name, self.targets, compared=True)
 
 
 def _width(summary: nn.Module) -> int:

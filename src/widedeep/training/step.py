@@ -209,16 +209,9 @@ class TrainStep:
         sums: dict[str, list[Tensor]] = {}
         results: list[DenseResult] = []
         for i, span in enumerate(ranks.spans_of()):
+            own = edges[i] - edges[i][0]
             try:
-                results += self._learn_span(
-                    exchange,
-                    looked_up,
-                    i,
-                    sums,
-                    span=span,
-                    starts=edges[i] - edges[i][0],
-                    step=step,
-                )
+                results += self._learn_span(looked_up, i, sums, span=span, starts=own, step=step)
             except RowError as error:
                 row = error.row + int(edges[i][0])
                 raise RowError(error.subject, row, error.problem) from None
@@ -236,7 +229,6 @@ class TrainStep:
 
     def _learn_span(
         self,
-        exchange: Exchange,
         looked_up: LookedUp,
         index: int,
         sums: dict[str, list[Tensor]],
@@ -245,13 +237,16 @@ class TrainStep:
         starts: NDArray[np.int64],
         step: int,
     ) -> list[DenseResult]:
-        """Compute some lanes of this rank one after the other, and the sums of their rows."""
-        batch, groups = looked_up.batches[index], exchange.groups(looked_up, index)
-        results = self._span_results(
-            exchange, looked_up, index, span=span, starts=starts, step=step
-        )
-        trained = list(self._trained_tables())
-        for name, table, _ in trained:
+        """Compute some lanes of this rank, together or one by one, and the sums of their rows."""
+        exchange, batch = self.exchange, looked_up.batches[index]
+        assert exchange is not None
+        groups, lanes = exchange.groups(looked_up, index), (span, starts)
+        if self._sums_rows and len(batch):
+            with exchange.reading(looked_up, index):
+                results = [self._learn_at_once(batch, groups, *lanes, step=step)]
+        else:
+            results = self._learn_one_by_one(looked_up, index, groups, *lanes, step=step)
+        for name, table, _ in self._trained_tables():
             if any(rule.l2 is not None for rule in table.rules.values()):
                 counts_U1 = groups[name].counts.float()[:, None]
                 sums.setdefault(name + COUNTS, []).append(counts_U1)
@@ -267,26 +262,23 @@ class TrainStep:
                     sums.setdefault(gradient.name, []).append(gradient.grads_UD)
         return results
 
-    def _span_results(
+    def _learn_one_by_one(
         self,
-        exchange: Exchange,
         looked_up: LookedUp,
         index: int,
-        *,
+        groups: Mapping[str, Groups],
         span: range,
         starts: NDArray[np.int64],
+        *,
         step: int,
     ) -> list[DenseResult]:
-        """Compute some lanes: together, or one after the other and their deep inputs' gradients."""
-        batch, groups = looked_up.batches[index], exchange.groups(looked_up, index)
-        if self._sums_rows and len(batch):
-            with exchange.reading(looked_up, index):
-                return [self._learn_at_once(batch, groups, span=span, starts=starts, step=step)]
-        results = []
+        """Compute some lanes one after the other, and their deep inputs' gradients."""
+        results, batch = [], looked_up.batches[index]
+        assert self.exchange is not None
         for lane, (start, stop) in zip(span, pairwise(starts.tolist()), strict=True):
             part, first_id = batch.slice(start, stop), batch.offsets_BF[start * batch.n_slots]
             try:
-                with exchange.reading(looked_up, index, part, int(first_id)):
+                with self.exchange.reading(looked_up, index, part, int(first_id)):
                     results.append(self._learn_lane(part, groups, lane=lane, step=step))
             except RowError as error:
                 raise RowError(error.subject, error.row + start, error.problem) from None
@@ -308,9 +300,9 @@ class TrainStep:
         self,
         batch: Batch,
         groups: Mapping[str, Groups],
-        *,
         span: range,
         starts: NDArray[np.int64],
+        *,
         step: int,
     ) -> DenseResult:
         """Compute some lanes together; only the dense gradients are summed lane after lane."""
