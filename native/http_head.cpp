@@ -187,7 +187,8 @@ HeadResult read_head(std::string_view bytes, HttpHead& head) {
     if (!take_line(bytes.substr(at, end - at), reader)) return unusual;
     at = end + 2;
   }
-  if (!reader.has_length) return unusual;
+  // The full server refuses a head without a host (RFC 9112, 3.2).
+  if (!reader.has_length || !reader.has_host) return unusual;
   return {HeadStatus::complete, static_cast<std::int64_t>(at + 2)};
 }
 

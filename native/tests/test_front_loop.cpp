@@ -107,8 +107,8 @@ struct Caller {
 };
 
 std::string request(const std::string& body, const std::string& more = "") {
-  return "POST /echo HTTP/1.1\r\n" + more + "content-length: " + std::to_string(body.size()) +
-         "\r\n\r\n" + body;
+  return "POST /echo HTTP/1.1\r\nhost: x\r\n" + more +
+         "content-length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
 }
 
 std::vector<Handoff> wait_for_handoffs(Server& server) {
@@ -172,7 +172,7 @@ TEST(what_is_not_plain_is_handed_over_with_its_bytes) {
   Server server(patient(2));
   for (const std::string& strange :
        {std::string("GET / HTTP/1.1\r\n\r\n"), request("no"),
-        std::string("POST /else HTTP/1.1\r\ncontent-length: 9\r\n\r\n")}) {
+        std::string("POST /else HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")}) {
     const Caller caller(server);
     caller.say(request("a") + strange);
     CHECK(caller.hear(6) == "got:a\n");
@@ -212,7 +212,7 @@ TEST(late_callers_are_told) {
   Server server(std::move(options));
   const Caller silent(server), late(server), slow(server);
   late.say("POST /ec");
-  slow.say("POST /echo HTTP/1.1\r\ncontent-length: 5\r\n\r\nab");
+  slow.say("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab");
   CHECK(silent.hear(100) == "late head");
   CHECK(late.hear(100) == "late head");
   CHECK(slow.hear(100) == "late body");

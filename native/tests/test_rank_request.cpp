@@ -64,8 +64,8 @@ TEST(a_plain_head_is_read_once_it_is_whole) {
 TEST(a_trace_is_told_of_where_its_caller_samples_it) {
   const auto traced = [](const std::string& flags) {
     HttpHead head;
-    const std::string bytes =
-        "POST / HTTP/1.1\r\ntraceparent: 00-0a-0b-" + flags + "\r\ncontent-length: 2\r\n\r\n";
+    const std::string bytes = "POST / HTTP/1.1\r\nhost: x\r\ntraceparent: 00-0a-0b-" + flags +
+                              "\r\ncontent-length: 2\r\n\r\n";
     CHECK(read_head(bytes, head).status == HeadStatus::complete);
     return head.traced;
   };
@@ -76,11 +76,12 @@ TEST(a_trace_is_told_of_where_its_caller_samples_it) {
 TEST(a_key_is_offered_in_one_of_two_headers) {
   const auto offered = [](const std::string& lines) {
     HttpHead head;
-    const std::string bytes = "POST / HTTP/1.1\r\n" + lines + "\r\ncontent-length: 2\r\n\r\n";
+    const std::string bytes =
+        "POST / HTTP/1.1\r\nhost: x\r\n" + lines + "\r\ncontent-length: 2\r\n\r\n";
     CHECK(read_head(bytes, head).status == HeadStatus::complete);
     return std::string(offered_key(head));
   };
-  CHECK(offered("x-api-key:  a b") == "a b" && offered("host: x").empty());
+  CHECK(offered("x-api-key:  a b") == "a b" && offered("a: b").empty());
   CHECK(offered("Authorization: bEARER \t a") == "a");
   CHECK(offered("Authorization: Bearer a\r\nx-api-key: b") == "a");
   CHECK(offered("Authorization: Basic a\r\nx-api-key: b") == "b");
@@ -119,7 +120,7 @@ TEST(a_bucket_gives_a_seconds_worth) {
 
 TEST(a_head_that_is_not_plain_is_left_alone) {
   const auto with = [](const std::string& line) {
-    return "POST /v1/rank HTTP/1.1\r\n" + line + "\r\ncontent-length: 2\r\n\r\n";
+    return "POST /v1/rank HTTP/1.1\r\nhost: x\r\n" + line + "\r\ncontent-length: 2\r\n\r\n";
   };
   for (const char* line :
        {"connection: keep-alive", "connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c",
@@ -135,7 +136,7 @@ TEST(a_head_that_is_not_plain_is_left_alone) {
                            "Authorization: Bearer x\t",
                            "connection: trailers, upgrade",
                            "content-length: 2",
-                           "host: x\r\nhost: y",
+                           "host: y",
                            "connection: close, ",
                            "a: b\nc: d",
                            "content-type: text/plain",
@@ -152,14 +153,15 @@ TEST(a_head_that_is_not_plain_is_left_alone) {
   for (const char* start :
        {"GET / HTTP/1.1\r\n\r\n", "POST /v1/rank HTTP/1.0\r\n\r\n", "POST  HTTP/1.1\r\n\r\n", "PUT",
         "\r\n", "POST /v1/rank\r\n\r\n", "POST /v1/rank HTTP/1.1\r\nhost: x\r\n\r\n",
-        "POST /v1/rank HTTP/1.1\r\ncontent-length: +1\r\n\r\n",
-        "POST /v1/rank HTTP/1.1\r\ncontent-length: 1 1\r\n\r\n", "POST /v1/rank HTTP/1.1\n",
-        "POST /v1/rank HTTP/1.1\r\nhost: x\n"}) {
+        "POST /v1/rank HTTP/1.1\r\ncontent-length: 2\r\n\r\n",
+        "POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: +1\r\n\r\n",
+        "POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 1 1\r\n\r\n",
+        "POST /v1/rank HTTP/1.1\n", "POST /v1/rank HTTP/1.1\r\nhost: x\n"}) {
     CHECK(status_of(start) == HeadStatus::unusual);
   }
   CHECK(status_of("POST /" + std::string(kLongestHead, 'a')) == HeadStatus::unusual);
   std::string many;
-  for (int n = 1; n < kMostHeaders; ++n) many += "a: b\r\n";
+  for (int n = 2; n < kMostHeaders; ++n) many += "a: b\r\n";
   CHECK(status_of(with(many + "a: b")) == HeadStatus::unusual);
   CHECK(status_of(with(many.substr(0, many.size() - 2))) == HeadStatus::complete);
 }

@@ -14,6 +14,7 @@ import pytest
 from tests.ads import ads_table, write_ads
 from tests.command_line import Run
 from widedeep.cli.check import CheckReport, check_run
+from widedeep.cli.main import main
 from widedeep.errors import ConfigError
 
 
@@ -186,15 +187,15 @@ def weights(folder: Path, values: list[object]) -> None:
 
 BROKEN: list[tuple[Callable[[Path], object], list[str], str]] = [
     (lambda ads: labels(ads, [-1.1, 0.5, 2.0]), [], "expected 0 to 1 for a binary head"),
-    (lambda ads: last_row(ads, 1.5), [], "label 'click' (row 599): got 1.5, expected 0 to 1"),
-    (lambda ads: last_row(ads, float("inf")), [], "row 599 of the Table): got inf"),
+    (lambda ads: last_row(ads, 1.5), [], "train.parquet): got 1.5, expected 0 to 1"),
+    (lambda ads: last_row(ads, float("inf")), [], "train.parquet): got inf"),
     (lambda ads: last_row(ads, None), [], "label 'click' is null in 0.17% of the rows"),
     (lambda ads: labels(ads, ["a", "b", "c"]), ["model.head=binary"], "head='binary' for 3"),
     (lambda ads: labels(ads, ["a", "b"]), ["model.head=regression"], "head='regression' for a lab"),
     (lambda ads: labels(ads, [0, 1, 2]), ["model.head=multiclass"], "its classes are not known"),
     (lambda ads: labels(ads, ["a", "b"]), [], "label 'click'"),  # the test data has numbers
     (lambda ads: labels(ads, [1]), [], "label 'click' is always 1"),
-    (lambda ads: labels(ads, [3], "test.parquet"), [], "[data] test: label 'click' (row 0): got 3"),
+    (lambda ads: labels(ads, [3], "test.parquet"), [], "[data] test: label 'click' (row 0 of "),
     (lambda ads: labels(ads, [f"u{i}" for i in range(600)]), ["model.head=multiclass",
      "data.test='train.parquet'"], "kept for validation"),
     (lambda ads: labels(ads, [{"a": 1}]), [], "column 'click' is struct<a: int64>"),
@@ -246,7 +247,23 @@ def test_the_whole_label_is_read_whatever_the_sample_is(ads: Path) -> None:
     last_row(ads, 7.0)
     problems = check_run(ads / "ads.toml", rows=20).problems
     assert len(problems) == 1
-    assert "label 'click' (row 599): got 7, expected 0 to 1" in problems[0]
+    assert f"(row 599 of {ads}/train.parquet): got 7" in problems[0]
+
+
+def test_a_row_is_named_by_its_file_and_a_note_is_told_once(
+    ads: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels(ads, [0.0] * 407 + [2.0] + [0.0, 1.0] * 96)
+    table = pq.read_table(ads / "train.parquet")
+    pq.write_table(table.slice(0, 400), ads / "part-0.parquet")
+    pq.write_table(table.slice(400), ads / "part-1.parquet")
+    files = f"data.train=['{ads}/part-0.parquet', '{ads}/part-1.parquet']"
+    problems = check(ads, files).problems
+    assert any(f"(row 7 of {ads}/part-1.parquet): got 2" in text for text in problems)
+    labels(ads, [0.0, 1.0])
+    replace(ads, "train.parquet", "price", pa.array([None, float("nan"), 1.0] * 200))
+    main(["check", str(ads / "ads.toml")])
+    assert capsys.readouterr().out.count("NaN counted as missing") == 1
 
 
 def test_a_finished_run_is_a_note(ads: Path, monkeypatch: pytest.MonkeyPatch) -> None:

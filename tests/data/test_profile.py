@@ -30,7 +30,9 @@ def profile(values: Any, name: str = "x") -> ColumnProfile:
         ([True, False, True], "2 values: True, False"),
         ([["a", "b"], ["a"], []], "2 values: a, b"),
         ([None, None], "0 values, 100% missing"),
-        ([b"\xff", b"a", b"a"], "2 values: a, �"),
+        ([b"\xff", b"a", None], "2 of type binary, 33% missing"),
+        ([b"b", b"a", b"a"], "2 values: a, b"),
+        ([{"a": 1}], "1 of type struct<a: int64>"),
     ],
 )
 def test_one_line_about_the_values(values: Any, said: str) -> None:

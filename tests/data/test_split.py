@@ -68,6 +68,26 @@ def test_a_column_of_a_share(table: pa.Table) -> None:
         assert source.read(source.fragments[0]).column_names == ["job"]
 
 
+@pytest.mark.parametrize("by", [None, "job"])
+def test_an_error_names_a_row_by_its_place_in_the_file(
+    table: pa.Table, tmp_path: Path, by: str | None
+) -> None:
+    for number, start in enumerate((0, 12_000)):
+        part = table.slice(start, 12_000)
+        pq.write_table(part, tmp_path / f"{number}.parquet", row_group_size=5_000)
+    paths = [str(tmp_path / "0.parquet"), str(tmp_path / "1.parquet")]
+    share = split_rows(paths, 0.5, by=by)[0]
+    with open_source(share) as source:
+        fragment = source.fragments[-1]
+        last = source.read(fragment)["x"][-1].as_py()
+        origin, row = fragment.origin, fragment.first_row + fragment.num_rows - 1
+    for text in (f"x (row {row} of {origin}): bad", f"{origin}, row {row:,}, column"):
+        with pytest.raises(DataError) as caught, open_source(share):
+            raise DataError(text)
+        told = text.replace(f"{row:,}", f"{row}").replace(origin, paths[1])
+        assert str(caught.value) == told.replace(f"row {row}", f"row {last - 12_000}")
+
+
 def test_what_can_be_read_only_once_is_refused(table: pa.Table) -> None:
     with pytest.raises(DataError, match="RecordBatchReader, which can be read only once"):
         split_rows(table.to_reader(), 0.1)

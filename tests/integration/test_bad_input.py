@@ -227,7 +227,7 @@ def test_bad_labels_and_weights_stop_learning_but_not_scoring(
 
 
 def test_a_label_outside_the_heads_range() -> None:
-    with pytest.raises(DataError, match=r"got 7, expected 0 to 1 for a binary head; use head="):
+    with pytest.raises(DataError, match=r"got 7, expected 0 to 1 for a binary head; write "):
         trainer().fit(having("y", 7))
     with pytest.raises(DataError, match=r"got 7.0, expected a number in \[0, 1\]"):
         TRAINED.evaluate(having("y", 7))

@@ -48,9 +48,9 @@ def test_initial_bias_predicts_the_base_rate() -> None:
 @pytest.mark.parametrize(
     ("head", "label", "message"),
     [
-        (Binary(), 2.0, "got 2, expected 0 to 1 for a binary head; use head='multiclass'"),
+        (Binary(), 2.0, "got 2, expected 0 to 1 for a binary head; write two classes as 0 and 1"),
         (Binary(), float("nan"), "got nan, expected 0 to 1"),
-        (Multiclass(classes=3), 3.0, "expected a class 0 to 2"),
+        (Multiclass(classes=3), 3.0, "expected a class 0 to 2; number the classes from 0"),
         (Multiclass(classes=3), 0.5, "got 0.5, expected a class"),
         (Regression(), float("inf"), "expected a finite number"),
     ],

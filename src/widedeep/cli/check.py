@@ -129,8 +129,10 @@ def _print_check(report: CheckReport) -> None:
         print_text(repr(report.schema))
     if report.notes or report.problems:
         print_text()
+    told = () if report.schema is None else report.schema.notes  # below its table
     for note in report.notes:
-        print_text(f"note: {note}")
+        if note not in told:
+            print_text(f"note: {note}")
     for problem in report.problems:
         print_text(f"problem: {problem}")
 
@@ -377,13 +379,21 @@ def _check_schema(config: RunConfig, samples: dict[str, Sample], report: CheckRe
     except WideDeepError as error:
         nulls = any(samples["train"].table[c].null_count for c in config.spec.labels.values())
         if not nulls:  # told of all rows, below
-            report.problems.append(f"[data] train: {error}")
+            of_sample = f"of {_sampled(config.data.train, samples['train'])}"
+            problem = str(error).replace("of the Table", of_sample)
+            report.problems.append(f"[data] train: {problem}")
         return
     report.schema = schema
     report.notes += list(schema.notes)
     for role, sample in samples.items():
         with report.collecting(f"[data] {role}: "):
             _check_encoding(schema, role, sample.table, report)
+
+
+def _sampled(path: str | list[str] | None, sample: Sample) -> str:
+    """Return what the rows of a sample are numbered in."""
+    whole = sample.complete and isinstance(path, str) and len(input_files(path) or ()) == 1
+    return str(path) if whole else f"a sample of {path}"
 
 
 def _check_whole_columns(config: RunConfig, schema: Schema | None, report: CheckReport) -> None:
@@ -471,6 +481,13 @@ class Targets:
 
     spec: FeatureSpec  # Says what the columns are
     table: pa.Table  # The columns, text in full
+    # Where runs of rows come from: the first one's number here, its file, and its number there
+    origins: Sequence[tuple[int, str, int]] = ()
+
+    def _where(self, row: int) -> str:
+        """Return a row's place in its file."""
+        first, origin, first_there = max(one for one in self.origins if one[0] <= row)
+        return f"row {first_there + row - first} of {origin}"
 
     def classes(self, column: str) -> tuple[str, ...]:
         """Return the classes of a label that is text, sorted; none for numbers."""
@@ -550,7 +567,7 @@ class Targets:
             return []
         return [
             f"label {column!r} is null in {values.null_count / len(values):.2%} of the rows (the "
-            f"first: row {_first(pc.is_null(values))}); drop them"
+            f"first: {self._where(_first(pc.is_null(values)))}); drop them"
         ]
 
     def _labels(self, head: Any, column: str, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:
@@ -564,7 +581,7 @@ class Targets:
             unknown = pc.and_(pc.is_null(indices), pc.is_valid(values))
             if pc.any(unknown).as_py():
                 at = _first(unknown)
-                where = "" if is_list else f" (row {at})"
+                where = "" if is_list else f" ({self._where(at)})"
                 raise DataError(
                     f"{name}{where}: got {values[at].as_py()!r}, expected one of "
                     f"{list(classes[:_SHOWN])}, the classes of the training data"
@@ -580,12 +597,13 @@ class Targets:
             return labels.astype(np.float32)
         if not np.isfinite(labels).all():
             row = int((~np.isfinite(labels)).argmax())
-            raise DataError(f"{name} (row {row}): got {labels[row]}, expected a finite number")
+            where = self._where(row)
+            raise DataError(f"{name} ({where}): got {labels[row]}, expected a finite number")
         try:
             numbers = np.where(has_value, labels, labels[has_value][0])
             head.check_labels(torch.from_numpy(numbers.astype(np.float32)), column)
         except RowError as error:
-            raise error.at(f"row {error.row}") from error
+            raise error.at(self._where(error.row)) from error
         return labels.astype(np.float32)
 
     def _weights(self) -> tuple[np.ndarray[Any, Any] | None, list[str]]:
@@ -602,7 +620,7 @@ class Targets:
         if bad.any():
             row = int(bad.argmax())
             got = f"{weights[row]:g}" if values[row].is_valid else "null"
-            return None, [f"{name}: got {got} in row {row}, expected numbers >= 0"]
+            return None, [f"{name}: got {got} in {self._where(row)}, expected numbers >= 0"]
         if not weights.any():
             return weights, [f"{name}: got 0 in every row; give some rows a weight above 0"]
         return weights, []
@@ -615,8 +633,14 @@ def read_targets(spec: FeatureSpec, data: Any) -> Targets:
         if not source.num_rows:
             raise DataError("got no rows; expected at least one example")
         table = pa.concat_tables([source.read(fragment, names) for fragment in source.fragments])
+        starts = np.cumsum([0, *(fragment.num_rows for fragment in source.fragments)]).tolist()
+        origins = [
+            (start, fragment.origin, fragment.first_row)
+            for start, fragment in zip(starts, source.fragments, strict=False)
+        ]
     columns = [_plain(column) for column in table.columns]
-    return Targets(spec=spec, table=pa.table(columns, names=table.column_names))
+    table = pa.table(columns, names=table.column_names)
+    return Targets(spec=spec, table=table, origins=origins)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ from widedeep.data.arrow_types import (
     readable_table,
     unified_schema,
 )
-from widedeep.errors import ColumnError, DataError, nearest
+from widedeep.errors import ColumnError, DataError, WideDeepError, nearest
 from widedeep.features.learned import ColumnTypes
 from widedeep.remote import InputPath, RemoteFile, RemoteUnavailable, remote_errors
 
@@ -364,6 +365,8 @@ class Input:
     blocks: Sequence[RowBlock]
     checksum: Callable[[], str] | None = None
     """Works out the record's checksum; only a run that can be resumed needs it."""
+    whole_row: Callable[[int], tuple[str, int]] | None = None
+    """Where this holds a share of a file's rows: the file, and the row there, of one of them."""
 
 
 def start_reading(block: RowBlock, columns: Sequence[str]) -> None:
@@ -502,6 +505,7 @@ class Source:
         # Bytes are text where they are asked for by name; in a whole table they may be pictures.
         self._kinds_of_text = _TEXTS if columns is not None else _TEXTS[:1]
         self._checked: set[tuple[int, str]] = set()
+        self._whole_rows = {i.record["path"]: i.whole_row for i in inputs if i.whole_row}
 
     def read(self, fragment: Fragment, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a fragment's rows."""
@@ -535,7 +539,7 @@ class Source:
             kind = kind.value_type if pa.types.is_list(kind) else kind
             if kind not in self._kinds_of_text or (fragment.index, name) in self._checked:
                 continue
-            row = _row_without_text(column)
+            row = row_without_text(column)
             if row is not None:
                 raise DataError(
                     f"{fragment.origin}, row {fragment.first_row + row}, column {name!r}: got "
@@ -589,11 +593,30 @@ class Source:
     def __enter__(self) -> Source:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if isinstance(error, WideDeepError) and self._whole_rows:
+            # A share's rows are told by their place in the file, which the user can look up.
+            error.args = (_with_whole_rows(str(error), self._whole_rows), *error.args[1:])
         self.close()
 
 
-def _row_without_text(column: pa.ChunkedArray) -> int | None:
+def _with_whole_rows(text: str, whole_rows: Mapping[str, Callable[[int], tuple[str, int]]]) -> str:
+    """Return a message with the rows of shares named by their places in their files."""
+    number = r"\d+(?:,\d{3})*"
+    for origin, whole_row in whole_rows.items():
+
+        def named(match: re.Match[str], whole_row: Any = whole_row) -> str:
+            path, row = whole_row(int((match["of"] or match["at"]).replace(",", "")))
+            return f"row {row} of {path}" if match["of"] else f"{path}, row {row}"
+
+        place = re.escape(origin)
+        text = re.sub(
+            rf"row (?P<of>{number}) of {place}|{place}, row (?P<at>{number})", named, text
+        )
+    return text
+
+
+def row_without_text(column: pa.ChunkedArray) -> int | None:
     """Return the first row of a text column that holds bytes that are not UTF-8."""
     row = 0
     for chunk in column.chunks:

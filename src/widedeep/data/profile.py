@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep.data.arrow_types import plain_table
-from widedeep.data.fragments import Source
+from widedeep.data.fragments import Source, row_without_text
 from widedeep.data.sources import Data, open_source
 from widedeep.data.spelling import Alike, looks_like, spelt_alike
 from widedeep.errors import DataError
@@ -203,7 +203,9 @@ class ColumnProfile:
         """Return one line about the values."""
         parts = []
         ranged = not as_category
-        if ranged and self.minimum is not None and self.maximum is not None:
+        if self.kind == "other" and self.values:  # which cannot be told apart
+            parts.append(f"{self.values:,} of type {self.arrow_type}")
+        elif ranged and self.minimum is not None and self.maximum is not None:
             parts.append(f"{_number(self.minimum)} to {_number(self.maximum)}")
         else:
             plural = "" if self.distinct == 1 else "s"
@@ -246,6 +248,8 @@ def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
     if pa.types.is_float16(flat.type):
         flat = flat.cast(pa.float32())  # Arrow compares no half floats
     seen = flat.drop_null()
+    if seen.type == pa.binary() and row_without_text(seen) is not None:
+        kind = "other"  # such as pictures
     if kind == "text" and _are_times(seen):
         kind = "time"
     numbers = kind in ("int", "float")

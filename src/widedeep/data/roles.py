@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from widedeep.data.formats import format_of
 from widedeep.data.paths import input_files, input_paths
 from widedeep.data.profile import (
@@ -238,7 +240,7 @@ def value_warnings(profiles: Sequence[ColumnProfile], label: str | None, head: s
     if column.missing:
         warnings.append(f"{label}: {column.missing:.2%} of its rows have no label; drop them")
     if column.whole and head == "regression" and column.distinct <= 10:
-        advice = "make it 0 and 1" if column.distinct == 2 else "make it text"
+        advice = "write them as 0 and 1, or as text" if column.distinct == 2 else "make it text"
         warnings.append(
             f"{label}: {column.distinct} whole numbers, taken for a number; if they are classes, "
             f"{advice}"
@@ -405,9 +407,20 @@ def _by_values(column: ColumnProfile) -> InferredColumn:
         )
     if column.kind == "other":
         return _left_out(column, f"is of type {column.arrow_type}, which no feature reads")
+    if _is_beyond_int64(column):
+        return _left_out(
+            column,
+            "holds integers of 2**63 and more, which no feature reads; cast "
+            "it to text where it is made, to use it as a category",
+        )
     if column.nested:
         return _list_role(column)
     return _number_role(column) if column.kind in ("int", "float") else _value_role(column)
+
+
+def _is_beyond_int64(column: ColumnProfile) -> bool:
+    kind = column.arrow_type.value_type if column.nested else column.arrow_type
+    return bool(pa.types.is_uint64(kind)) and (column.maximum or 0) >= 2**63
 
 
 def _list_role(column: ColumnProfile) -> InferredColumn:

@@ -167,12 +167,22 @@ def select_rows(inputs: Sequence[Input], row_share: RowShare) -> list[Input]:
     ]
 
 
-def _selected_input(item: Input, row_share: RowShare, blocks: Sequence[RowBlock]) -> Input:
+def _selected_input(item: Input, row_share: RowShare, blocks: Sequence[_SelectedBlock]) -> Input:
     record = dict(item.record)
     record["name"] = f"{item.record['name']}{row_share.description}"
     record["path"] = f"{item.record['path']}{row_share.description}"
     record["rows"] = sum(block.num_rows for block in blocks)
-    return replace(item, record=record, blocks=blocks)  # type: ignore[arg-type]
+
+    def whole_row(row: int) -> tuple[str, int]:
+        before = 0
+        for selected in blocks:
+            if row < selected.num_rows:
+                mask_B = np.unpackbits(selected.bits, count=selected.block.num_rows)
+                return item.record["path"], before + int(np.flatnonzero(mask_B)[row])
+            row, before = row - selected.num_rows, before + selected.block.num_rows
+        raise IndexError(row)
+
+    return replace(item, record=record, blocks=blocks, whole_row=whole_row)  # type: ignore[arg-type]
 
 
 def _column_positions(

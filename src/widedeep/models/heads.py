@@ -131,8 +131,9 @@ class Binary(Head):
             return
         check_all(
             (labels_B >= 0) & (labels_B <= 1), labels_B, column,
-            "0 to 1 for a binary head; use head='multiclass' for classes or head='regression' for "
-            "numbers",
+            "0 to 1 for a binary head; write two classes as 0 and 1 (of 1 and 2, subtract 1), or "
+            "as text, whose order label_vocabulary=['1', '2'] declares; use head='multiclass' for "
+            "more classes or head='regression' for numbers",
         )  # fmt: skip
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -228,7 +229,10 @@ class Multiclass(Head):
         if within(labels_B, 0, self.classes - 1) and torch.equal(labels_B, labels_B.round()):
             return
         is_class = (labels_B >= 0) & (labels_B < self.classes) & (labels_B == labels_B.round())
-        check_all(is_class, labels_B, column, f"a class 0 to {self.classes - 1}")
+        allowed = (
+            f"a class 0 to {self.classes - 1}; number the classes from 0, or write them as text"
+        )
+        check_all(is_class, labels_B, column, allowed)
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """Cross-entropy of each example."""

@@ -69,6 +69,7 @@ class RotatedFiles:
     ) -> None:
         self._directory, self._rotation, self._retention = directory, rotation, retention
         self._while_writing, self.lost_rows = while_writing, 0
+        self.lost_bytes = 0  # Of the spools that killed processes left
         self.waiting = 0  # Rows that are neither lost nor written: none, unlike a topic's
         self._open: dict[pa.Schema | bytes, _OpenFile] = {}
         self._full: list[_OpenFile] = []
@@ -155,6 +156,7 @@ class RotatedFiles:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.name.endswith(_SPOOL) and _size(path):
                     _write_parquet(path, file)
+                    self.lost_bytes += native_rows.unreadable_bytes(file)
                 path.unlink(missing_ok=True)
 
 

@@ -37,6 +37,8 @@ class LogTopic:
         MissingPackageError: If confluent-kafka is not installed.
     """
 
+    lost_bytes = 0  # A topic has no spools.
+
     def __init__(self, url: str, settings: Mapping[str, str]) -> None:
         with extra_imports():
             import confluent_kafka

@@ -61,6 +61,7 @@ class ImpressionCounts:
             ``_as_text``.
         waiting: Rows that wait for the disk, or for the brokers.
         lost_rows: Rows of failed requests, and rows that could not be read back from disk.
+        lost_bytes: Bytes that could not be read back of what killed processes left.
         errors: Failed attempts to write.
         error: Reason of the last attempt's failure; None: it succeeded.
     """
@@ -75,6 +76,7 @@ class ImpressionCounts:
     as_text: int = 0
     waiting: int = 0
     lost_rows: int = 0
+    lost_bytes: int = 0
     errors: int = 0
     error: str | None = None
 
@@ -195,6 +197,9 @@ class ImpressionLog:
         self._closing = threading.Event()
         self._monitor = monitor or ThreadMonitor()
         self._lost_in_files = 0
+        self._count(lost_bytes=self._files.lost_bytes)
+        if self._files.lost_bytes:
+            self._monitor.log.event("impression_log_damaged", lost_bytes=self._files.lost_bytes)
         self._thread = self._monitor.start(
             "impression-log", self._turn, on_start=lambda: lower_thread_priority(_NICENESS)
         )

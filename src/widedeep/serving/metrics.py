@@ -102,6 +102,7 @@ _LOG_GAUGES: tuple[tuple[str, str, Literal["sum", "livesum"]], ...] = (
     ("dropped", "Requests that found the impression log's queue full.", "sum"),
     ("failed", "Requests that the disk refused, beyond those that may wait for it.", "sum"),
     ("lost_rows", "Rows of failed requests, and rows that could not be read back.", "sum"),
+    ("lost_bytes", "Bytes that could not be read back of what killed processes left.", "sum"),
     ("as_text", "Requests logged as text, with values that fit no column.", "sum"),
     ("without_user", "Requests without a user's id, which are not logged.", "sum"),
     ("rows", "Rows written, some perhaps to an incomplete file.", "sum"),

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -200,8 +201,8 @@ def write_parquet_of(spool: IO[bytes], target: IO[bytes], while_writing: Callabl
         while_writing: Called between the columns, whose native encoding holds no lock of Python.
     """
     chunks = frames(spool)
-    lead_bytes = next(chunks, None)
-    if lead_bytes is None:
+    lead_bytes = next(chunks, b"")
+    if spool.tell() != len(MAGIC) + _FRAME.size + len(lead_bytes):  # it is damaged
         return 0
     header = Header.from_bytes(lead_bytes)
     columns = header.columns()
@@ -237,18 +238,26 @@ def chunk_table(chunk: Chunk) -> pa.Table:
 
 
 def frames(spool: IO[bytes]) -> Iterator[bytes]:
-    """Yield what was written with :func:`frame`, up to the first that is torn or damaged.
+    """Yield what was written with :func:`frame`, but for what is torn or damaged.
 
     A power cut may leave anything in a spool, and readers of Arrow's streams and of chunks end the
-    process over bytes that were never written.
+    process over bytes that were never written. A frame of no bytes is a place of zeros.
     """
     with contextlib.suppress(EOFError):
         while True:
             length, checksum = _FRAME.unpack(_read(spool, _FRAME.size))
             data = _read(spool, length)
-            if zlib.crc32(data) != checksum:
-                return
-            yield data
+            if length and zlib.crc32(data) == checksum:
+                yield data
+
+
+def unreadable_bytes(spool: IO[bytes]) -> int:
+    """Return how many bytes of a spool :func:`frames` leaves out."""
+    spool.seek(0)
+    read = len(MAGIC) if spool.read(len(MAGIC)) == MAGIC else 0
+    spool.seek(read)
+    read += sum(_FRAME.size + len(data) for data in frames(spool))
+    return spool.seek(0, os.SEEK_END) - read
 
 
 def _read(file: IO[bytes], length: int) -> bytes:

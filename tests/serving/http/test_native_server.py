@@ -541,6 +541,24 @@ def test_a_connection_may_ask_anything_in_turn(server: Running, pieces: int) -> 
     assert "explanations" in bodies[1] and "explanations" not in bodies[0]
 
 
+@pytest.mark.parametrize("ask", ["POST /v1/rank", "GET /health/live"])
+def test_a_request_names_its_host_once(server: Running, ask: str) -> None:
+    body = b"{}" if ask.startswith("POST") else b""
+    for version, hosts, is_refused in (
+        ("1.1", "", True),
+        ("1.1", "Host: a\r\nHost: b\r\n", True),
+        ("1.0", "Host: a\r\nHost: a\r\n", True),
+        ("1.1", "Host:\r\n", False),
+        ("1.0", "", False),
+    ):
+        head = f"{ask} HTTP/{version}\r\n{hosts}Content-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            connection.sendall(head.encode() + body)
+            got = connection.recv(65536)
+        assert (b"exactly one Host header" in got) is is_refused, got
+        assert not is_refused or got.startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_late_deadline_and_ids_of_headers(server: Running, log: Path) -> None:
     body = json.dumps({"user": USER, "candidates": ITEMS}).encode()
     late = {"X-Request-Timeout-Ms": "0.0001", "X-Request-Id": "too-late"}

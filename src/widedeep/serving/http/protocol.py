@@ -52,6 +52,9 @@ _LONG_HEAD = _refusal(
 _OTHER_VERSION = _refusal(
     "505 HTTP Version Not Supported", "got another version, expected HTTP/1.1 or HTTP/1.0"
 )
+_NO_HOST = _refusal(
+    "400 Bad Request", "expected exactly one Host header (RFC 9112, 3.2), such as Host: localhost"
+)
 _TUNNEL = _refusal("501 Not Implemented", "got CONNECT; this server is not a proxy")
 _LONG_CHUNKS = _refusal(
     "413 Content Too Large", "got a chunked body that is mostly chunk headers; send larger chunks"
@@ -303,6 +306,9 @@ class Connection(HttpToolsProtocol):
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             raise _Refused(_OTHER_VERSION)
         scope: Any = self.scope
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise _Refused(_NO_HOST)
         if self.parser.should_upgrade():
             scope["method"] = self.parser.get_method().decode()
             scope["http_version"] = self.parser.get_http_version()
