@@ -266,6 +266,16 @@ def test_a_row_is_named_by_its_file_and_a_note_is_told_once(
     assert capsys.readouterr().out.count("NaN counted as missing") == 1
 
 
+def test_a_share_of_no_rows_and_one_of_a_single_class(ads: Path) -> None:
+    table = pq.read_table(ads / "train.parquet")
+    pq.write_table(table.slice(0, 3), ads / "few.parquet")
+    few = (f"data.train='{ads}/few.parquet'", "data.valid_fraction=0.01")
+    assert any("no row lies in the validation share" in text for text in check(ads, *few).problems)
+    labels(ads, [0.0] * 599 + [1.0])
+    notes = check(ads, "data.valid_fraction=0.1").notes
+    assert any("[data] valid: auc will be undefined" in note for note in notes)
+
+
 def test_a_finished_run_is_a_note(ads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ads)
     (ads / "runs" / "ads").mkdir(parents=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from widedeep.data.formats import format_of
 from widedeep.data.paths import input_files
 from widedeep.data.profile import SAMPLE_ROWS, ColumnProfile, Sample, profile_columns, sample_rows
 from widedeep.data.reuse import reuse_inputs
-from widedeep.data.sources import open_source
+from widedeep.data.sources import RowShare, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ColumnError, ConfigError, DataError, RowError, WideDeepError
 from widedeep.features import FeatureSpec
@@ -375,12 +375,12 @@ def _label_values(column: ColumnProfile) -> str:
 def _check_schema(config: RunConfig, samples: dict[str, Sample], report: CheckReport) -> None:
     """Fit and encode the sample, as training will do with all rows."""
     try:
-        schema = fit_schema(config.spec, samples["train"].table)
+        train = samples["train"]
+        schema = fit_schema(config.spec, config.data.train if train.complete else train.table)
     except WideDeepError as error:
         nulls = any(samples["train"].table[c].null_count for c in config.spec.labels.values())
         if not nulls:  # told of all rows, below
-            of_sample = f"of {_sampled(config.data.train, samples['train'])}"
-            problem = str(error).replace("of the Table", of_sample)
+            problem = str(error).replace("of the Table", f"of a sample of {config.data.train}")
             report.problems.append(f"[data] train: {problem}")
         return
     report.schema = schema
@@ -388,12 +388,6 @@ def _check_schema(config: RunConfig, samples: dict[str, Sample], report: CheckRe
     for role, sample in samples.items():
         with report.collecting(f"[data] {role}: "):
             _check_encoding(schema, role, sample.table, report)
-
-
-def _sampled(path: str | list[str] | None, sample: Sample) -> str:
-    """Return what the rows of a sample are numbered in."""
-    whole = sample.complete and isinstance(path, str) and len(input_files(path) or ()) == 1
-    return str(path) if whole else f"a sample of {path}"
 
 
 def _check_whole_columns(config: RunConfig, schema: Schema | None, report: CheckReport) -> None:
@@ -420,7 +414,10 @@ def _check_whole_columns(config: RunConfig, schema: Schema | None, report: Check
     classes = {} if trainer is None else trainer.model.schema.classes
     for role, role_targets in targets.items():
         stops = role == "valid" and config.train.early_stopping is not False
-        problems = role_targets.problems(heads, classes, config.train.monitor if stops else None)
+        problems, notes = role_targets.findings(
+            heads, classes, config.train.monitor if stops else None
+        )
+        report.notes += [f"[data] {role}: {note}" for note in notes if role != "train"]
         if role == "valid" and config.data.valid is None:  # a share of rows that train has told of
             problems = [problem for problem in problems if "monitor" in problem]
         report.problems += [f"[data] {role}: {problem}" for problem in problems]
@@ -482,12 +479,13 @@ class Targets:
     spec: FeatureSpec  # Says what the columns are
     table: pa.Table  # The columns, text in full
     # Where runs of rows come from: the first one's number here, its file, and its number there
-    origins: Sequence[tuple[int, str, int]] = ()
+    origins: Sequence[tuple[int, str, int]]
+    row_name: Callable[[str, int], str]  # How a person finds a row of a file
 
     def _where(self, row: int) -> str:
         """Return a row's place in its file."""
         first, origin, first_there = max(one for one in self.origins if one[0] <= row)
-        return f"row {first_there + row - first} of {origin}"
+        return self.row_name(origin, first_there + row - first)
 
     def classes(self, column: str) -> tuple[str, ...]:
         """Return the classes of a label that is text, sorted; none for numbers."""
@@ -505,10 +503,10 @@ class Targets:
         kind = logical_type(self.table[column].type)
         return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
 
-    def problems(
+    def findings(
         self, heads: Sequence[Any], classes: Mapping[str, Sequence[str]], monitor: str | None
-    ) -> list[str]:
-        """Return the problems for which training or evaluation would fail."""
+    ) -> tuple[list[str], list[str]]:
+        """Return the problems for which training or evaluation would fail, and notes."""
         weights, problems = self._weights()
         reasons: dict[str, str] = {}
         for column in self.spec.labels.values():
@@ -530,7 +528,8 @@ class Targets:
                 reasons |= {f"{prefix}{name}": text for name, text in why.items()}
         if monitor in reasons:
             problems.append(f"[train] monitor = {monitor!r} is not defined: {reasons[monitor]}")
-        return problems
+        ranked = [name for name in reasons if name.rpartition("/")[2] == "auc" and name != monitor]
+        return problems, [f"{name} will be undefined: {reasons[name]}" for name in ranked]
 
     def single_valued(self) -> list[str]:
         """Return a problem for each label column with a single value."""
@@ -630,6 +629,11 @@ def read_targets(spec: FeatureSpec, data: Any) -> Targets:
     """Read the labels and weights of all rows."""
     names = [*spec.labels.values(), *spec.weights]
     with open_source(data, columns=names, column_types=declared_types(spec)) as source:
+        if not source.num_rows and isinstance(data, RowShare):
+            raise DataError(
+                f"[data] no row lies in the validation share{data.description}; set another "
+                "valid_fraction, or name valid = FILE"
+            )
         if not source.num_rows:
             raise DataError("got no rows; expected at least one example")
         table = pa.concat_tables([source.read(fragment, names) for fragment in source.fragments])
@@ -640,7 +644,7 @@ def read_targets(spec: FeatureSpec, data: Any) -> Targets:
         ]
     columns = [_plain(column) for column in table.columns]
     table = pa.table(columns, names=table.column_names)
-    return Targets(spec=spec, table=table, origins=origins)
+    return Targets(spec=spec, table=table, origins=origins, row_name=source.row_name)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -146,8 +147,22 @@ def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     orders = [(*_table_order(name), index, name) for index, name in enumerate(names)]
     printed = [name for _, order, _, name in sorted(orders) if order < _UNLISTED]
-    rows = [[name, *(number(values.get(name)) for values in metrics.values())] for name in printed]
+    rows = [[name, *(_cell(name, values) for values in metrics.values())] for name in printed]
     print_table(["metric", *metrics], rows, right=list(metrics))
+    for heading, values in metrics.items():
+        for name in printed:
+            prefix, _, last = name.rpartition("label_mean")
+            if not last and math.isnan(values.get(f"{prefix}auc", 0.0)):
+                print_text(
+                    f"{heading}: {prefix}auc is undefined where every label is "
+                    f"{values[name]:g}; take more rows, or others"
+                )
+
+
+def _cell(name: str, values: Mapping[str, float]) -> str:
+    value = values.get(name)
+    is_count = name.rpartition("/")[2] == "rows" and value is not None
+    return f"{value:,.0f}" if is_count else number(value)
 
 
 def _table_order(name: str) -> tuple[str, int]:

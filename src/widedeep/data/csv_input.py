@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, pairwise
 from typing import IO, Any, TypeAlias
 
@@ -355,7 +355,7 @@ def _spooled(
         bytes=file_size(path),
         checksum=path.tag if isinstance(path, RemoteFile) else "",
     )
-    return Input(record=record, schema=schema, blocks=blocks)
+    return Input(record=record, schema=schema, blocks=blocks, row_name=partial(_line_of_row, path))
 
 
 def _groups(
@@ -491,6 +491,18 @@ def _locate(path: InputPath, column: str, value: object) -> str | None:
         if row >= 0:
             return f"line {block.line_of_row(row, len(header)):,}"
     return None
+
+
+def _line_of_row(path: InputPath, row: int) -> str:
+    """Return where a row begins, as ``"line 7 of a.csv"``; the header is on line 1."""
+    blocks = _blocks(path)
+    header, first = _header(path, next(blocks, None))
+    for block in chain([first] if first.text else [], blocks):
+        rows = block.count_rows(len(header))
+        if row < rows:
+            return f"line {block.line_of_row(row, len(header)):,} of {path}"
+        row -= rows
+    return f"the end of {path}"
 
 
 def _other_separator(header: Sequence[str]) -> str:
@@ -652,6 +664,10 @@ class _Block:
         short = np.flatnonzero(lengths == 1)
         blank[short] = self._bytes[starts[short]] == _RETURN
         return np.flatnonzero(~blank) if width > 1 else np.arange(len(starts))
+
+    def count_rows(self, width: int) -> int:
+        """Return how many rows there are."""
+        return len(self._rows(width))
 
     def line_of_row(self, row: int, width: int) -> int:
         """Return the line on which a row begins."""

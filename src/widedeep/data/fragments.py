@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -365,8 +365,8 @@ class Input:
     blocks: Sequence[RowBlock]
     checksum: Callable[[], str] | None = None
     """Works out the record's checksum; only a run that can be resumed needs it."""
-    whole_row: Callable[[int], tuple[str, int]] | None = None
-    """Where this holds a share of a file's rows: the file, and the row there, of one of them."""
+    row_name: Callable[[int], str] | None = None
+    """How a person finds a row, if not by its number here: ``"line 9 of a.csv"``."""
 
 
 def start_reading(block: RowBlock, columns: Sequence[str]) -> None:
@@ -505,7 +505,7 @@ class Source:
         # Bytes are text where they are asked for by name; in a whole table they may be pictures.
         self._kinds_of_text = _TEXTS if columns is not None else _TEXTS[:1]
         self._checked: set[tuple[int, str]] = set()
-        self._whole_rows = {i.record["path"]: i.whole_row for i in inputs if i.whole_row}
+        self._row_names = {i.record["path"]: i.row_name for i in inputs if i.row_name}
 
     def read(self, fragment: Fragment, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a fragment's rows."""
@@ -594,25 +594,26 @@ class Source:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
-        if isinstance(error, WideDeepError) and self._whole_rows:
-            # A share's rows are told by their place in the file, which the user can look up.
-            error.args = (_with_whole_rows(str(error), self._whole_rows), *error.args[1:])
+        if isinstance(error, WideDeepError) and self._row_names:
+            error.args = (_with_row_names(str(error), self._row_names), *error.args[1:])
         self.close()
 
+    def row_name(self, origin: str, row: int) -> str:
+        """Return how a person finds a row of an input."""
+        return _with_row_names(f"row {row} of {origin}", self._row_names)
 
-def _with_whole_rows(text: str, whole_rows: Mapping[str, Callable[[int], tuple[str, int]]]) -> str:
-    """Return a message with the rows of shares named by their places in their files."""
+
+def _with_row_names(text: str, row_names: Mapping[str, Callable[[int], str]]) -> str:
+    """Return a message with rows named as a person finds them in their files."""
     number = r"\d+(?:,\d{3})*"
-    for origin, whole_row in whole_rows.items():
+    for origin, row_name in row_names.items():
 
-        def named(match: re.Match[str], whole_row: Any = whole_row) -> str:
-            path, row = whole_row(int((match["of"] or match["at"]).replace(",", "")))
-            return f"row {row} of {path}" if match["of"] else f"{path}, row {row}"
+        def name(match: re.Match[str], row_name: Callable[[int], str] = row_name) -> str:
+            return row_name(int((match["before"] or match["behind"]).replace(",", "")))
 
         place = re.escape(origin)
-        text = re.sub(
-            rf"row (?P<of>{number}) of {place}|{place}, row (?P<at>{number})", named, text
-        )
+        pattern = rf"row (?P<before>{number}) of {place}|{place}, row (?P<behind>{number})"
+        text = re.sub(pattern, name, text)
     return text
 
 

@@ -170,19 +170,21 @@ def select_rows(inputs: Sequence[Input], row_share: RowShare) -> list[Input]:
 def _selected_input(item: Input, row_share: RowShare, blocks: Sequence[_SelectedBlock]) -> Input:
     record = dict(item.record)
     record["name"] = f"{item.record['name']}{row_share.description}"
-    record["path"] = f"{item.record['path']}{row_share.description}"
+    path = item.record["path"]
+    record["path"] = f"{path}{row_share.description}"
     record["rows"] = sum(block.num_rows for block in blocks)
 
-    def whole_row(row: int) -> tuple[str, int]:
+    def row_name(row: int) -> str:
         before = 0
         for selected in blocks:
             if row < selected.num_rows:
                 mask_B = np.unpackbits(selected.bits, count=selected.block.num_rows)
-                return item.record["path"], before + int(np.flatnonzero(mask_B)[row])
+                whole = before + int(np.flatnonzero(mask_B)[row])
+                return item.row_name(whole) if item.row_name else f"row {whole} of {path}"
             row, before = row - selected.num_rows, before + selected.block.num_rows
         raise IndexError(row)
 
-    return replace(item, record=record, blocks=blocks, whole_row=whole_row)  # type: ignore[arg-type]
+    return replace(item, record=record, blocks=blocks, row_name=row_name)  # type: ignore[arg-type]
 
 
 def _column_positions(
@@ -319,6 +321,11 @@ def open_on_ranks(
         source = open_source(data, columns=columns, column_types=column_types)
         if not source.num_rows:
             source.close()
+            if isinstance(data, RowShare):
+                empty = (
+                    f"got {role} without rows: none lies in its share{data.description}; set "
+                    "another valid_fraction, or name files for both"
+                )
             raise DataError(empty)
         digest = source.fingerprint() if ranks.size > 1 else ""
     fact = f"of {source.num_rows:,} rows in {len(source.fragments):,} parts (digest {digest})"
