@@ -27,7 +27,7 @@ from widedeep.bundle.manifest import Manifest, check_files, read_manifest
 from widedeep.bundle.predictions import Predictions, named_predictions
 from widedeep.bundle.program import TowerProgram
 from widedeep.data.batch import Batch
-from widedeep.data.fragments import column_stream, origin_of
+from widedeep.data.fragments import row_chunks
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, DataError, WideDeepError, nearest
@@ -177,7 +177,7 @@ class Bundle:
         """
         if not self.warmup.rows:
             return
-        scores = by_head(self.model, self.score(self.warmup.rows))
+        scores = self.scores_by_head(self.row_logits(self.warmup.rows))
         for head, stored in self.warmup.scores.items():
             got = scores.get(head, np.empty(0))
             lengths = {np.size(score) for score in stored}
@@ -215,9 +215,7 @@ class Bundle:
             DataError: If a table lacks a column, or a dict does and ``strict`` is set.
             FeatureError: If a value does not fit its feature.
         """
-        batches = self.batches(rows, threads=threads, strict=strict)
-        logits = [self.logits(batch, threads=threads) for batch in batches]
-        return self.scores_of(np.concatenate(logits))
+        return self.scores_of(self.row_logits(rows, threads=threads, strict=strict))
 
     def predictions(
         self, rows: object, keys: Iterable[str] | None = None, *, threads: int = 1
@@ -249,15 +247,13 @@ class Bundle:
             >>> sorted(bundle.predictions({"education": "Bachelors"}, ["logits", "class_ids"]))
             ['class_ids', 'logits']
         """
-        batches = self.batches(rows, threads=threads)
-        logits_BC = np.concatenate([self.logits(batch, threads=threads) for batch in batches])
-        return self.predictions_of(logits_BC, keys)
+        return self.predictions_of(self.row_logits(rows, threads=threads), keys)
 
     def predictions_of(
         self, logits_BC: NDArray[np.float32], keys: Iterable[str] | None = None
     ) -> Predictions:
         """Return what :meth:`predictions` gives for logits."""
-        scores = by_head(self.model, self.scores_of(logits_BC))
+        scores = self.scores_by_head(logits_BC)
         return named_predictions(self.model.heads, logits_BC, scores, keys)
 
     @property
@@ -304,6 +300,13 @@ class Bundle:
             SchemaError: If the batch was made with another schema.
         """
         return self._forward.logits(batch, threads=threads)
+
+    def row_logits(
+        self, rows: object, *, threads: int = 1, strict: bool = False
+    ) -> NDArray[np.float32]:
+        """Return the logits of what :meth:`score` takes, (B, C), not calibrated."""
+        batches = self.batches(rows, threads=threads, strict=strict)
+        return np.concatenate([self.logits(batch, threads=threads) for batch in batches])
 
     @property
     def has_vectors(self) -> bool:
@@ -378,6 +381,11 @@ class Bundle:
         }
         return next(iter(scores.values())) if len(scores) == 1 else scores
 
+    def scores_by_head(self, logits_BC: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+        """Return the scores of logits by head, also of a model with one head."""
+        scores = self.scores_of(logits_BC)
+        return scores if isinstance(scores, dict) else {self.model.heads[0].name: scores}
+
     def explain(self, row: Mapping[str, Any]) -> Explanation:
         """Explain one row's logits: its wide terms by name, the deep part, the bias.
 
@@ -400,7 +408,7 @@ class Bundle:
             deep_C=deep_BC[0],
             parts=self._forward.explain(batch),
             logits_C=logits_BC[0],
-            scores=by_head(self.model, self.scores_of(logits_BC)),
+            scores=self.scores_by_head(logits_BC),
         )
 
     def batches(
@@ -437,15 +445,8 @@ class Bundle:
         with open_source(rows, columns=columns, column_types=types) as source:
             if not source.num_rows:
                 raise DataError("got a table without rows to score; give at least one row")
-            for table in column_stream(source):
-                origin, first_row = origin_of(table) or ("", 0)
-                for start in range(0, table.num_rows, _CHUNK_ROWS):
-                    yield transform(
-                        table.slice(start, _CHUNK_ROWS),
-                        targets=targets,
-                        origin=origin,
-                        first_row=first_row + start,
-                    )
+            for chunk, origin, first_row in row_chunks(source, _CHUNK_ROWS):
+                yield transform(chunk, targets=targets, origin=origin, first_row=first_row)
 
     def _transform(self, threads: int) -> Transform:
         if threads == self._encoder.threads:
@@ -529,8 +530,3 @@ def open_bundle(path: Path, manifest: Manifest) -> Bundle:
     except (WideDeepError, OSError, *_DAMAGED) as error:
         reason = error if isinstance(error, WideDeepError) else repr(error)
         raise BundleError(f"{path}: {reason}; copy the bundle again, or export it again") from error
-
-
-def by_head(model: BundleModel, scores: Scores) -> dict[str, NDArray[np.float64]]:
-    """Return scores by head, for a model of one head too."""
-    return scores if isinstance(scores, dict) else {model.heads[0].name: scores}

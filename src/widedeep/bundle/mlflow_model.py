@@ -34,8 +34,7 @@ class ScoringModel:
         if hasattr(frame, "assign"):
             absent = [c for c in self.bundle.input_columns if c not in frame.columns]
             frame = frame.assign(**dict.fromkeys(absent)) if absent else frame
-        scores = self.bundle.score(frame)
-        by_head = scores if isinstance(scores, dict) else {"": scores}
+        by_head = self.bundle.scores_by_head(self.bundle.row_logits(frame))
         if len(by_head) == 1 and next(iter(by_head.values())).ndim == 1:
             return next(iter(by_head.values()))
         import pandas as pd

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep._version import __version__
-from widedeep.bundle.bundle import Bundle, by_head
+from widedeep.bundle.bundle import Bundle
 from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorrection
 from widedeep.bundle.graph import sequence_shapes, stage_columns, stage_sequences
 from widedeep.bundle.layout import GRAPH, BundleHead, BundleSequence, DeepColumn
@@ -155,7 +155,7 @@ def _check_rows(
     results = dict(zip(names, session.run(None, onnx_inputs(bundle, rows)), strict=True))
     logits_BC = bundle.logits(bundle.encode(rows))
     expected: dict[str, NDArray[Any]] = {"logits": logits_BC}
-    scores = by_head(bundle.model, bundle.scores_of(logits_BC))
+    scores = bundle.scores_by_head(logits_BC)
     expected |= {_score_name(head, bundle): array for head, array in scores.items()}
     for name, array in expected.items():
         errors = np.abs(results[name] - array) / np.maximum(1.0, np.abs(array))

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep._version import __version__
-from widedeep.bundle.bundle import Bundle, by_head, open_bundle
+from widedeep.bundle.bundle import Bundle, open_bundle
 from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorrection
 from widedeep.bundle.items import ITEMS, ItemVectors, item_ids
 from widedeep.bundle.layout import (
@@ -283,9 +283,7 @@ def _measure_rounding(
     changes_B = [np.zeros(0)]
     for data in rows:
         for batch in exact.batches(data) if len(data) else ():
-            before, after = (
-                by_head(exact.model, one.scores_of(one.logits(batch))) for one in (exact, rounded)
-            )
+            before, after = (one.scores_by_head(one.logits(batch)) for one in (exact, rounded))
             relative = [
                 np.abs(after[head] - score) / np.maximum(1.0, np.abs(score))
                 for head, score in before.items()
@@ -396,7 +394,7 @@ def _write_warmup(
     scores: dict[str, Any] = {}
     if stored:
         bundle = open_bundle(path, _manifest(path, schema, engine))
-        scores = by_head(bundle.model, bundle.score(stored))
+        scores = bundle.scores_by_head(bundle.row_logits(stored))
     for head, values in scores.items():
         finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)  # (B,)
         if not finite.all():

@@ -727,6 +727,14 @@ def column_stream(
             del table
 
 
+def row_chunks(source: Source, n_rows: int) -> Iterator[tuple[pa.Table, str, int]]:
+    """Yield ``n_rows`` rows at most at a time, with their input and the first one's row in it."""
+    for table in column_stream(source):
+        origin, first_row = origin_of(table) or ("", 0)
+        for start in range(0, table.num_rows, n_rows):
+            yield table.slice(start, n_rows), origin, first_row + start
+
+
 def selected_columns(
     reader: pa.RecordBatchReader, columns: Sequence[str] | None, origin: str
 ) -> pa.RecordBatchReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.data.batch import Batch
-from widedeep.data.fragments import column_stream, origin_of
+from widedeep.data.fragments import row_chunks
 from widedeep.data.sources import Data, open_on_ranks
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError, data_errors_of
@@ -36,18 +37,14 @@ def evaluate_bundle(
             if scored is not None:
                 metrics.update(*scored)
             batch = next(batches, None)
-            by_head = {} if batch is None else _scores(bundle, batch, threads)
+            logits_BC = None if batch is None else bundle.logits(batch, threads=threads)
+            by_head = {} if logits_BC is None else bundle.scores_by_head(logits_BC)
         if not ranks.any(batch is not None):
             return dict(on_first(ranks, metrics.compute, "metrics"))
         # The first rank has a batch if any has.
         scored = None if batch is None else (by_head, batch)
         if ranks.size > 1:
             scored = _gathered(ranks, by_head, batch)
-
-
-def _scores(bundle: Bundle, batch: Batch, threads: int) -> dict[str, NDArray[np.float64]]:
-    scores = bundle.scores_of(bundle.logits(batch, threads=threads))
-    return scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
 
 
 def _gathered(
@@ -106,7 +103,6 @@ def labelled_batches(
 ) -> Iterator[Batch]:
     """Yield labelled rows as a bundle encodes them; of several ranks each yields its share."""
     ranks = ranks or Ranks()
-    number = 0
     if not bundle.schema.spec.labels:
         raise DataError(f"{bundle.path}: its schema has no label; it cannot be evaluated")
     transform = Transform(bundle.schema, threads=threads)
@@ -119,11 +115,6 @@ def labelled_batches(
         column_types=types,
         empty=f"{data}: got no rows to evaluate; give at least one example",
     ) as source:
-        for table in column_stream(source):
-            origin, first_row = origin_of(table) or ("", 0)
-            for start in range(0, table.num_rows, _CHUNK_ROWS):
-                number += 1
-                if (number - 1) % ranks.size != ranks.rank:
-                    continue
-                chunk = table.slice(start, _CHUNK_ROWS)
-                yield transform(chunk, targets=True, origin=origin, first_row=first_row + start)
+        own = itertools.islice(row_chunks(source, _CHUNK_ROWS), ranks.rank, None, ranks.size)
+        for chunk, origin, first_row in own:
+            yield transform(chunk, targets=True, origin=origin, first_row=first_row)

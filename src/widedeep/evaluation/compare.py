@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.data.batch import Batch
 from widedeep.data.drift import DriftCounts
-from widedeep.data.fragments import Source, column_stream, origin_of
+from widedeep.data.fragments import Source, row_chunks
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError, SchemaError
@@ -225,12 +225,10 @@ class _Comparison:
 
     def read(self, source: Source) -> None:
         """Score every chunk of a source."""
-        for table in column_stream(source):
-            origin, first_row = origin_of(table) or ("", 0)
-            for start in range(0, table.num_rows, _CHUNK_ROWS):
-                chunk = self._match.known(table.slice(start, _CHUNK_ROWS))
-                if chunk.num_rows:
-                    self._add(chunk, origin, first_row + start)
+        for rows, origin, first_row in row_chunks(source, _CHUNK_ROWS):
+            chunk = self._match.known(rows)
+            if chunk.num_rows:
+                self._add(chunk, origin, first_row)
 
     def _add(self, chunk: pa.Table, origin: str, first_row: int) -> None:
         batch = self._transforms[0](chunk, targets=True, origin=origin, first_row=first_row)
@@ -273,8 +271,7 @@ class _Comparison:
             chunks += chunk.column(name).chunks
 
     def _score(self, bundle: Bundle, batch: Batch) -> dict[str, Floats]:
-        scores = bundle.scores_of(bundle.logits(batch, threads=self._transforms[0].threads))
-        return scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
+        return bundle.scores_by_head(bundle.logits(batch, threads=self._transforms[0].threads))
 
     def _shown_alone(self, chunk: pa.Table, batch: Batch) -> Batch:
         """Take the weight of candidates that were not shown: their labels say nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -255,12 +255,10 @@ class _SampleScorer:
     def influences(self, table: pa.Table) -> dict[str, _Influence]:
         """Return each head's metric and each unit's influence on it."""
         batch = self.transform(table)
-        scores = self.bundle.scores_of(self.bundle.logits(batch, threads=self.threads))
-        heads = self.bundle.model.heads
-        by_head: Mapping[str, Floats] = (
-            scores if isinstance(scores, dict) else {heads[0].name: scores}
-        )
-        return {head.name: self._influence(head, by_head[head.name]) for head in heads}
+        scores = self.bundle.scores_by_head(self.bundle.logits(batch, threads=self.threads))
+        return {
+            head.name: self._influence(head, scores[head.name]) for head in self.bundle.model.heads
+        }
 
     def _influence(self, head: BundleHead, scores: Floats) -> _Influence:
         labels_B, weight_B = self.targets[head.name]

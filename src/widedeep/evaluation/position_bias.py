@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from widedeep.bundle import Bundle
-from widedeep.data.fragments import Source, column_stream
+from widedeep.data.fragments import Source, column_stream, row_chunks
 from widedeep.data.paths import check_output
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
@@ -186,12 +186,10 @@ def fit_position_bias(
 
 def _shown_chunks(data: Data, columns: list[str], position: str) -> Iterator[pa.Table]:
     with open_source(data, columns=columns) as source:
-        for table in column_stream(source):
-            for start in range(0, table.num_rows, _CHUNK_ROWS):
-                chunk = table.slice(start, _CHUNK_ROWS)
-                chunk = chunk.filter(chunk[position].is_valid())
-                if chunk.num_rows:
-                    yield chunk
+        for rows, _, _ in row_chunks(source, _CHUNK_ROWS):
+            chunk = rows.filter(rows[position].is_valid())
+            if chunk.num_rows:
+                yield chunk
 
 
 def _places(column: pa.ChunkedArray) -> Ints:

@@ -291,8 +291,7 @@ def _read(bundle: Bundle, head: BundleHead, data: Data, by: Sequence[str], threa
         weight_B = np.ones(len(batch)) if weights_B is None else weights_B.astype(np.float64)
         known_B = ~np.isnan(labels_B)
         logits_BC = bundle.logits(batch, threads=threads)
-        scores = bundle.scores_of(logits_BC)
-        now_B = scores[head.name] if isinstance(scores, dict) else scores
+        now_B = bundle.scores_by_head(logits_BC)[head.name]
         group_B = row + np.arange(len(batch)) if batch.group_B is None else batch.group_B
         row += len(batch)
         columns = (logits_BC[:, head.start], labels_B, weight_B, now_B, group_B)

@@ -56,8 +56,7 @@ def _measure(path: str) -> dict[str, Any]:
     rows = bundle.warmup.rows
     measured["rows"] = len(rows)
     if rows:
-        scores = bundle.score(rows)
-        by_head = scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
+        by_head = bundle.scores_by_head(bundle.row_logits(rows))
         if by_head.keys() != bundle.warmup.scores.keys():
             return {"error": f"{path}: not every head's scores are stored with it; export it again"}
         differences = [

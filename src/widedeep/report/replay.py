@@ -18,10 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
-from widedeep.bundle.bundle import by_head
 from widedeep.bundle.plain_json import plain
 from widedeep.data.batch import Batch
-from widedeep.data.fragments import column_stream, origin_of
+from widedeep.data.fragments import Source, column_stream, row_chunks
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, FeatureError, nearest
@@ -217,18 +216,19 @@ class _TableLog:
         self.names: list[Any] = names_of_requests.to_pylist()
         self.items: list[Any] = whole[self._item].to_pylist()
 
+    def _opened(self) -> Source:
+        return open_source(self.data, columns=self._columns, column_types=self._types)
+
     def _tables(self) -> Iterator[pa.Table]:
-        with open_source(self.data, columns=self._columns, column_types=self._types) as source:
+        with self._opened() as source:
             yield from column_stream(source)
 
     def scores(self, bundle: Bundle) -> Floats:
         transform = Transform(bundle.schema, threads=self.threads)
         scores = []
-        for rows in self._tables():
-            origin, first_row = origin_of(rows) or ("", 0)
-            for start in range(0, rows.num_rows, _CHUNK_ROWS):
-                chunk = rows.slice(start, _CHUNK_ROWS)
-                batch = transform(chunk, targets=False, origin=origin, first_row=first_row + start)
+        with self._opened() as source:
+            for chunk, origin, first_row in row_chunks(source, _CHUNK_ROWS):
+                batch = transform(chunk, targets=False, origin=origin, first_row=first_row)
                 scores.append(_order(bundle, batch, chunk, self.threads))
         return np.concatenate(scores)
 
@@ -344,8 +344,8 @@ def _candidates(
 
 
 def _order(bundle: Bundle, batch: Batch, rows: pa.Table, threads: int) -> Floats:
-    scores = bundle.scores_of(bundle.logits(batch, threads=threads))
-    return choose_order(bundle, by_head(bundle.model, scores), rows)
+    scores = bundle.scores_by_head(bundle.logits(batch, threads=threads))
+    return choose_order(bundle, scores, rows)
 
 
 def _order_of_rows(bundle: Bundle, rows: Sequence[Row], threads: int = 1) -> Floats:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from widedeep import traces
 from widedeep._version import __version__
 from widedeep.bundle import Bundle
-from widedeep.bundle.bundle import by_head
 from widedeep.errors import RequestError, WideDeepError, nearest
 from widedeep.schema import ColumnType
 from widedeep.serving.http.errors import HttpError, feature_error
@@ -247,7 +246,7 @@ def score_rows(
             bundle.encoder.check_values(len(request_rows) * bundle.model.n_logits)
             with traces.span("score"):
                 logits_BC = _logits(bundle, request_rows, service.threads)
-                scores = by_head(bundle.model, bundle.scores_of(logits_BC))
+                scores = bundle.scores_by_head(logits_BC)
         except (HttpError, WideDeepError, UnicodeError) as error:
             service.statistics.failed(model, served.version, time.perf_counter() - start)
             if isinstance(error, WideDeepError):

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead
-from widedeep.bundle.bundle import by_head
 from widedeep.bundle.predictions import class_names, head_predictions, named_predictions
 from widedeep.data.protobuf import WireError, read_example
 from widedeep.errors import nearest
@@ -130,7 +129,7 @@ def _outputs(
 ) -> Mapping[str, NDArray[Any]]:
     """Return the outputs of a signature by name, one entry per row."""
     heads, kind = bundle.model.heads, signatures(bundle)[signature]
-    scores = by_head(bundle.model, bundle.scores_of(logits_BC))
+    scores = bundle.scores_by_head(logits_BC)
     if kind == "scores":
         return {output_name(head): values for head, values in scores.items()}
     predictions = named_predictions(heads, logits_BC, scores)
