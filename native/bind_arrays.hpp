@@ -5,6 +5,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -12,9 +13,15 @@
 #include <utility>
 #include <vector>
 
+#include "arrow_abi.hpp"
 #include "sparse.hpp"
 
 namespace widedeep {
+
+// A contiguous array of T, of which nanobind refuses others.
+template <class T, int Dims>
+using Array =
+    nanobind::ndarray<const T, nanobind::ndim<Dims>, nanobind::c_contig, nanobind::device::cpu>;
 
 using Input = nanobind::ndarray<nanobind::numpy, nanobind::ro, nanobind::device::cpu>;
 using Output = nanobind::ndarray<nanobind::numpy, nanobind::device::cpu>;
@@ -22,6 +29,51 @@ using Output = nanobind::ndarray<nanobind::numpy, nanobind::device::cpu>;
 [[noreturn]] inline void refuse(const std::string& message) {
   throw nanobind::value_error(message.c_str());
 }
+
+inline void expect(bool condition, const char* message) {
+  if (!condition) throw nanobind::value_error(message);
+}
+
+// The place of a name among those that are known.
+template <std::size_t N>
+int named(const std::array<const char*, N>& names, const std::string& name) {
+  for (std::size_t i = 0; i < N; ++i) {
+    if (name == names[i]) return static_cast<int>(i);
+  }
+  refuse("got '" + name + "', which is not known here");
+}
+
+// The place of a name among those that are allowed for `what`.
+template <std::size_t N>
+int named(const char* what, const std::array<const char*, N>& names, const std::string& name) {
+  std::string allowed = N > 4 ? "one of " : "";
+  for (std::size_t i = 0; i < N; ++i) {
+    if (name == names[i]) return static_cast<int>(i);
+    allowed += (i == 0 ? "" : i + 1 == N ? " or " : ", ") + std::string(names[i]);
+  }
+  refuse(std::string(what) + ": got " + name + ", expected " + allowed);
+}
+
+// As the codes of sparse.hpp.
+inline constexpr std::array<const char*, 4> kCombiners = {"sum", "mean", "sqrtn", "max"};
+
+// What a capsule points to.
+template <class T>
+T& of_capsule(nanobind::handle capsule, const char* name) {
+  auto* const pointer = static_cast<T*>(PyCapsule_GetPointer(capsule.ptr(), name));
+  if (pointer == nullptr) throw nanobind::python_error();
+  return *pointer;
+}
+
+// A pair of capsules of the Arrow C data interface.
+struct ArrowCapsules {
+  explicit ArrowCapsules(nanobind::handle pair)
+      : schema(of_capsule<const ArrowSchema>(nanobind::borrow(pair[0]), "arrow_schema")),
+        array(of_capsule<ArrowArray>(nanobind::borrow(pair[1]), "arrow_array")) {}
+
+  const ArrowSchema& schema;
+  ArrowArray& array;
+};
 
 std::string dtype_name(nanobind::dlpack::dtype type);
 
@@ -120,12 +172,17 @@ nanobind::ndarray<nanobind::numpy, T> new_array(std::unique_ptr<T[]> data, Shape
   return nanobind::ndarray<nanobind::numpy, T>(first, {static_cast<std::size_t>(shape)...}, owner);
 }
 
-// A NumPy array that owns a vector.
-template <class T>
-nanobind::object to_array(std::vector<T>&& data) {
+// A NumPy array of this shape, or a vector, that owns a vector.
+template <class T, class... Shape>
+nanobind::object to_array(std::vector<T>&& data, Shape... shape) {
   auto* const held = new std::vector<T>(std::move(data));
   nanobind::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  return nanobind::cast(nanobind::ndarray<nanobind::numpy, T>(held->data(), {held->size()}, owner));
+  if constexpr (sizeof...(Shape) == 0) {
+    return nanobind::cast(
+        nanobind::ndarray<nanobind::numpy, T>(held->data(), {held->size()}, owner));
+  } else {
+    return nanobind::cast(nanobind::ndarray<nanobind::numpy, T>(held->data(), {shape...}, owner));
+  }
 }
 
 }  // namespace widedeep

@@ -24,14 +24,9 @@ using Numbers = nb::ndarray<nb::numpy, double>;
 
 constexpr std::int64_t kBlock = 1024;
 
-Column column_of(const nb::tuple& capsules) {
-  const auto* const schema = static_cast<const ArrowSchema*>(
-      PyCapsule_GetPointer(nb::borrow(capsules[0]).ptr(), "arrow_schema"));
-  if (schema == nullptr) throw nb::python_error();
-  auto* const array =
-      static_cast<ArrowArray*>(PyCapsule_GetPointer(nb::borrow(capsules[1]).ptr(), "arrow_array"));
-  if (array == nullptr) throw nb::python_error();
-  return make_column(*schema, *array, 0, array->length);
+Column column_of(const nb::tuple& pair) {
+  const ArrowCapsules capsules(pair);
+  return make_column(capsules.schema, capsules.array, 0, capsules.array.length);
 }
 
 Numbers bind_read_numbers(nb::tuple capsules) {

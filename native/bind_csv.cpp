@@ -4,7 +4,6 @@
 #include <nanobind/stl/vector.h>
 
 #include "bind_arrays.hpp"
-#include "bind_score.hpp"
 #include "csv_rows.hpp"
 
 namespace nb = nanobind;
@@ -45,21 +44,16 @@ std::int64_t bind_add(CsvRows& self, const nb::bytes& text, std::size_t start,
 nb::list bind_take(CsvRows& self) {
   nb::list columns;
   for (CsvColumn& column : self.take()) {
-    const std::size_t n_bits = column.validity.size();
     const nb::object validity =
-        column.n_missing > 0 ? to_numpy(std::move(column.validity), n_bits) : nb::none();
+        column.n_missing > 0 ? to_array(std::move(column.validity)) : nb::none();
     if (column.is_number) {
-      const std::size_t n = column.numbers.size();
       columns.append(nb::make_tuple(
-          validity, column.is_plain ? to_numpy(std::move(column.numbers), n) : nb::none()));
+          validity, column.is_plain ? to_array(std::move(column.numbers)) : nb::none()));
       continue;
     }
-    const std::size_t n = column.codes.size();
-    const std::size_t n_offsets = column.offsets.size();
-    const std::size_t n_bytes = column.bytes.size();
-    columns.append(nb::make_tuple(validity, to_numpy(std::move(column.codes), n),
-                                  to_numpy(std::move(column.offsets), n_offsets),
-                                  to_numpy(std::move(column.bytes), n_bytes)));
+    columns.append(nb::make_tuple(validity, to_array(std::move(column.codes)),
+                                  to_array(std::move(column.offsets)),
+                                  to_array(std::move(column.bytes))));
   }
   return columns;
 }

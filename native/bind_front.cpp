@@ -26,6 +26,11 @@ using namespace nb::literals;
 namespace widedeep {
 namespace {
 
+template <class T>
+void set_option(const nb::dict& options, const char* name, T& value) {
+  value = nb::cast<T>(options[name]);
+}
+
 // A route, and the Python objects that it reads from.
 class BoundRoute {
  public:
@@ -45,9 +50,7 @@ class BoundRoute {
     model.numbers = numbers_.data();
     model.n_numbers = static_cast<std::int64_t>(numbers_.shape(1));
     RouteOptions plain;
-    const auto set = [&](const char* name, auto& value) {
-      value = nb::cast<std::decay_t<decltype(value)>>(options[name]);
-    };
+    const auto set = [&](const char* name, auto& value) { set_option(options, name, value); };
     set("version", plain.version);
     set("catalogue_version", plain.catalogue_version);
     plain.query_columns = model.query->columns();
@@ -64,7 +67,6 @@ class BoundRoute {
       plain.formula.steps.push_back(to_step(nb::cast<nb::tuple>(step)));
     }
     set("formula_text", plain.formula_text);
-    set("takes_items", plain.takes_items);
     set("scores_unknown", plain.scores_unknown);
     set("is_bfloat16", plain.is_bfloat16);
     set("threads", plain.threads);
@@ -140,13 +142,11 @@ class BoundRoute {
 
   // (kind, index, value)
   static ScoreFormula::Step to_step(const nb::tuple& step) {
-    constexpr const char* kKinds[] = {
+    constexpr std::array<const char*, 16> kKinds = {
         "head",    "column", "constant", "add",      "subtract", "multiply", "divide", "minimum",
         "maximum", "power",  "negate",   "absolute", "root",     "exp",      "log",    "log1p"};
-    const auto kind = nb::cast<std::string>(step[0]);
-    const auto at = std::find(std::begin(kKinds), std::end(kKinds), kind) - std::begin(kKinds);
-    expect(at < std::ssize(kKinds), "expected a step of a formula");
-    return {static_cast<ScoreFormula::Kind>(at), nb::cast<std::int64_t>(step[1]),
+    const int kind = named(kKinds, nb::cast<std::string>(step[0]));
+    return {static_cast<ScoreFormula::Kind>(kind), nb::cast<std::int64_t>(step[1]),
             nb::cast<double>(step[2])};
   }
 
@@ -225,14 +225,15 @@ class BoundServer {
   BoundServer(int listening, int handoff_event, nb::object slots, nb::dict options)
       : slots_(slots), front_(front_options(options)) {
     FrontOptions plain;
+    const auto set = [&](const char* name, auto& value) { set_option(options, name, value); };
     plain.threads = front_.options().threads;
-    plain.max_connections = nb::cast<std::int64_t>(options["max_connections"]);
-    plain.hands_over_traced = nb::cast<bool>(options["traced"]);
-    plain.longest_body = nb::cast<std::int64_t>(options["longest_body"]);
-    plain.head_s = nb::cast<double>(options["head_s"]);
-    plain.body_s = nb::cast<double>(options["body_s"]);
-    plain.write_s = nb::cast<double>(options["write_s"]);
-    plain.idle_s = nb::cast<double>(options["idle_s"]);
+    set("max_connections", plain.max_connections);
+    set("traced", plain.hands_over_traced);
+    set("longest_body", plain.longest_body);
+    set("head_s", plain.head_s);
+    set("body_s", plain.body_s);
+    set("write_s", plain.write_s);
+    set("idle_s", plain.idle_s);
     plain.late_head = text(options, "late_head");
     plain.late_body = text(options, "late_body");
     plain.full = text(options, "full");
@@ -275,8 +276,8 @@ class BoundServer {
           route, record.path, record.request_id, record.caller,
           nb::bytes(record.body.data(), record.body.size()), record.time_us, record.seconds,
           record.status, record.sampled, record.is_unlogged, record.n_rows, record.infers,
-          record.json_length, to_numpy(std::move(record.order)), to_numpy(std::move(record.scores)),
-          to_numpy(std::move(record.unknown)), to_numpy(std::move(record.logits))));
+          record.json_length, to_array(std::move(record.order)), to_array(std::move(record.scores)),
+          to_array(std::move(record.unknown)), to_array(std::move(record.logits))));
     }
     let_go();
     return found;
@@ -327,16 +328,17 @@ class BoundServer {
 
   static RankFrontOptions front_options(const nb::dict& options) {
     RankFrontOptions plain;
-    plain.threads = nb::cast<int>(options["threads"]);
-    plain.most_candidates = nb::cast<std::int64_t>(options["most_candidates"]);
-    plain.inline_s = nb::cast<double>(options["inline_s"]);
-    plain.deadline_s = nb::cast<double>(options["deadline_s"]);
-    plain.longest_deadline_s = nb::cast<double>(options["longest_deadline_s"]);
-    plain.queued_records = nb::cast<std::size_t>(options["queued_records"]);
-    plain.sampled = nb::cast<double>(options["sampled"]);
-    plain.records_all = nb::cast<bool>(options["records_all"]);
-    plain.records_errors = nb::cast<bool>(options["records_errors"]);
-    plain.second_edges = nb::cast<std::vector<double>>(options["second_edges"]);
+    const auto set = [&](const char* name, auto& value) { set_option(options, name, value); };
+    set("threads", plain.threads);
+    set("most_candidates", plain.most_candidates);
+    set("inline_s", plain.inline_s);
+    set("deadline_s", plain.deadline_s);
+    set("longest_deadline_s", plain.longest_deadline_s);
+    set("queued_records", plain.queued_records);
+    set("sampled", plain.sampled);
+    set("records_all", plain.records_all);
+    set("records_errors", plain.records_errors);
+    set("second_edges", plain.second_edges);
     plain.busy = text(options, "busy");
     plain.late = text(options, "late");
     const nb::object keys = options["keys"];

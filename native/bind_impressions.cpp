@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "bind_score.hpp"
+#include "bind_arrays.hpp"
 #include "impression_file.hpp"
 
 namespace nb = nanobind;
@@ -36,13 +36,6 @@ LogColumn log_column(nb::handle column) {
   plain.kind = static_cast<LogKind>(named(kKinds, nb::cast<std::string>(column[1])));
   plain.is_list = nb::cast<bool>(column[2]);
   return plain;
-}
-
-template <class T>
-T* pointer_of(nb::handle capsule, const char* name) {
-  auto* const pointer = static_cast<T*>(PyCapsule_GetPointer(capsule.ptr(), name));
-  if (pointer == nullptr) throw nb::python_error();
-  return pointer;
 }
 
 // Source, name, kind, whether it is a time, whether it is a list, the constant's bytes.
@@ -118,9 +111,8 @@ void bind_file(nb::module_& m) {
 BoundShape::BoundShape(const std::string& user_column, nb::sequence query, nb::sequence item,
                        nb::handle items, nb::bytes header_of_integers, nb::bytes header_of_texts)
     : shape_(std::make_shared<LogShape>()) {
-  const auto& schema = *pointer_of<const ArrowSchema>(nb::borrow(items[0]), "arrow_schema");
-  auto& array = *pointer_of<ArrowArray>(nb::borrow(items[1]), "arrow_array");
-  items_ = std::make_unique<ArrowBatch>(schema, array);
+  const ArrowCapsules capsules(items);
+  items_ = std::make_unique<ArrowBatch>(capsules.schema, capsules.array);
   shape_->user_column = user_column;
   for (nb::handle column : query) {
     shape_->query_names.push_back(nb::cast<std::string>(column[0]));

@@ -69,7 +69,7 @@ class ItemIds {
     std::vector<std::int64_t> places(n);
     is_text_ ? find_texts(ids, places) : find_integers(ids, places);
     const bool all = std::all_of(places.begin(), places.end(), [](auto at) { return at >= 0; });
-    return nb::make_tuple(to_numpy(std::move(places)), all);
+    return nb::make_tuple(to_array(std::move(places)), all);
   }
 
  private:

@@ -1,5 +1,7 @@
 #include "bind_plan.hpp"
 
+#include "bind_arrays.hpp"
+
 namespace nb = nanobind;
 
 namespace widedeep {
@@ -35,18 +37,32 @@ std::string PlanColumns::reader_of(int column, const Origin& origin) const {
   return place;
 }
 
-ArrowBatch PlanColumns::take(nb::handle capsules, const Origin& origin) const {
-  const auto* const schema = static_cast<const ArrowSchema*>(
-      PyCapsule_GetPointer(nb::borrow(capsules[0]).ptr(), "arrow_schema"));
-  if (schema == nullptr) throw nb::python_error();
-  auto* const array =
-      static_cast<ArrowArray*>(PyCapsule_GetPointer(nb::borrow(capsules[1]).ptr(), "arrow_array"));
-  if (array == nullptr) throw nb::python_error();
-  if (array->release == nullptr) {
+ArrowRows::ArrowRows(const PlanColumns& columns, nb::sequence batches, const Origin& origin) {
+  owned.reserve(nb::len(batches));
+  for (nb::handle capsules : batches) {
+    owned.push_back(columns.take(capsules, origin));
+    inputs.push_back(columns.place(owned.back().columns(), owned.back().length()));
+  }
+}
+
+std::vector<transform::Slot> slots_named(const NamedSlots& named) {
+  std::vector<transform::Slot> slots;
+  for (const auto& [kind, index] : named) {
+    slots.push_back({kind == "part"    ? transform::Slot::Kind::part
+                     : kind == "cross" ? transform::Slot::Kind::cross
+                                       : transform::Slot::Kind::number,
+                     index});
+  }
+  return slots;
+}
+
+ArrowBatch PlanColumns::take(nb::handle pair, const Origin& origin) const {
+  const ArrowCapsules capsules(pair);
+  if (capsules.array.release == nullptr) {
     throw std::invalid_argument("got an Arrow array that has been moved elsewhere already");
   }
   try {
-    ArrowBatch batch(*schema, *array);
+    ArrowBatch batch(capsules.schema, capsules.array);
     if (batch.columns().size() != columns.size()) {
       throw std::invalid_argument("got " + std::to_string(batch.columns().size()) +
                                   " columns, expected " + std::to_string(columns.size()));

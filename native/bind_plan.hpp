@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "arrow_input.hpp"
@@ -28,11 +29,23 @@ struct PlanColumns {
   // The columns given, at their places in the plan.
   transform::InputBatch place(const std::vector<Column>& given, std::int64_t n_rows) const;
   // A pair of capsules of the Arrow C data interface, of these columns; the batch is moved out.
-  ArrowBatch take(nanobind::handle capsules, const Origin& origin) const;
+  ArrowBatch take(nanobind::handle pair, const Origin& origin) const;
 
  private:
   std::string reader_of(int column, const Origin& origin) const;
 };
+
+// Batches of Arrow, and of them the columns that are read.
+struct ArrowRows {
+  ArrowRows(const PlanColumns& columns, nanobind::sequence batches, const Origin& origin);
+
+  std::vector<ArrowBatch> owned;
+  std::vector<transform::InputBatch> inputs;
+};
+
+// A slot as ("part", "cross" or "number", its index in the plan's list of these).
+using NamedSlots = std::vector<std::pair<std::string, int>>;
+std::vector<transform::Slot> slots_named(const NamedSlots& named);
 
 // Of a TransformProgram, which must outlive it.
 const transform::Program& lent_program(nanobind::handle program);

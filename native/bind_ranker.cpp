@@ -10,6 +10,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -64,11 +65,9 @@ struct EncodedSide {
 // What a model's schema says about the sides of a request.
 class BoundSides {
  public:
-  using Slots = std::vector<std::pair<std::string, int>>;
-
-  BoundSides(nb::object plan, const Slots& query, const Slots& item, std::vector<int> query_numbers,
-             std::vector<int> item_numbers, std::vector<int> crosses,
-             const std::vector<int>& item_parts)
+  BoundSides(nb::object plan, const NamedSlots& query, const NamedSlots& item,
+             std::vector<int> query_numbers, std::vector<int> item_numbers,
+             std::vector<int> crosses, const std::vector<int>& item_parts)
       : owner_(plan), plan_(&nb::cast<const OwnedPlan&>(plan).plan), crosses_(std::move(crosses)) {
     is_item_part_.resize(plan_->parts.size());
     for (const int part : item_parts) is_item_part_.at(static_cast<std::size_t>(part)) = true;
@@ -79,8 +78,8 @@ class BoundSides {
         if (std::find(side.begin(), side.end(), part) == side.end()) side.push_back(part);
       }
     }
-    query_ = {*plan_, to_slots(query), std::move(query_numbers), std::move(pair_parts[0])};
-    item_ = {*plan_, to_slots(item), std::move(item_numbers), std::move(pair_parts[1])};
+    query_ = {*plan_, slots_named(query), std::move(query_numbers), std::move(pair_parts[0])};
+    item_ = {*plan_, slots_named(item), std::move(item_numbers), std::move(pair_parts[1])};
     query_columns_ = {plan_, query_.columns()};
     item_columns_ = {plan_, item_.columns()};
     query_names_.emplace(query_columns_.names());
@@ -116,29 +115,25 @@ class BoundSides {
 
   EncodedSide encode_items(nb::sequence batches, const std::string& origin_name) const {
     const Origin origin{origin_name, 0};
-    std::vector<ArrowBatch> owned;
-    std::vector<transform::InputBatch> inputs;
-    owned.reserve(nb::len(batches));
-    for (nb::handle capsules : batches) {
-      owned.push_back(item_columns_.take(capsules, origin));
-      inputs.push_back(item_columns_.place(owned.back().columns(), owned.back().length()));
-    }
+    const ArrowRows arrow(item_columns_, batches, origin);
     SideRows found;
     {
       const nb::gil_scoped_release release;
-      found = transform::encode_side(item_, inputs, origin, false);
+      found = transform::encode_side(item_, arrow.inputs, origin, false);
     }
     return {std::move(found), plan_->dense_starts().back()};
   }
 
   // Needs no hold of Python.
-  transform::PairCells pairs(const SideParts& query, const SideParts& items,
-                             const std::int64_t* positions, std::int64_t n) const {
+  static std::int64_t check_places(const SideParts& query, const SideParts& items,
+                                   const Array<std::int64_t, 1>& positions) {
     expect(query.n_rows == 1, "expected one row of the query");
+    const auto n = static_cast<std::int64_t>(positions.shape(0));
     for (std::int64_t i = 0; i < n; ++i) {
-      expect(positions[i] >= 0 && positions[i] < items.n_rows, "expected positions of items");
+      const std::int64_t at = positions.data()[i];
+      expect(at >= 0 && at < items.n_rows, "expected positions of items");
     }
-    return transform::cross_pairs(*plan_, crosses_, is_item_part_, query, items, positions, n);
+    return n;
   }
 
   std::pair<nb::object, nb::object> cross(const SideParts& query, const SideParts& items,
@@ -146,24 +141,15 @@ class BoundSides {
     transform::PairCells found;
     {
       const nb::gil_scoped_release release;
-      found = pairs(query, items, positions.data(), static_cast<std::int64_t>(positions.shape(0)));
+      const std::int64_t n = check_places(query, items, positions);
+      found = transform::cross_pairs(*plan_, crosses_, is_item_part_, query, items,
+                                     positions.data(), n);
     }
-    nb::object ids = to_numpy(std::move(found.ids));
-    return {ids, to_numpy(std::move(found.offsets))};
+    nb::object ids = to_array(std::move(found.ids));
+    return {ids, to_array(std::move(found.offsets))};
   }
 
  private:
-  static std::vector<transform::Slot> to_slots(const Slots& named) {
-    std::vector<transform::Slot> slots;
-    for (const auto& [kind, index] : named) {
-      slots.push_back({kind == "part"    ? transform::Slot::Kind::part
-                       : kind == "cross" ? transform::Slot::Kind::cross
-                                         : transform::Slot::Kind::number,
-                       index});
-    }
-    return slots;
-  }
-
   nb::object owner_;
   const transform::Plan* plan_;
   std::vector<int> crosses_;
@@ -221,10 +207,8 @@ struct PartialSums {
 };
 
 Side side_named(const std::string& name) {
-  if (name == "query") return Side::query;
-  if (name == "item") return Side::item;
-  expect(name == "pair", "expected the side 'query', 'item' or 'pair'");
-  return Side::pair;
+  constexpr std::array<const char*, 3> kSides = {"query", "item", "pair"};
+  return static_cast<Side>(named("side", kSides, name));
 }
 
 // A RankScorer with hold of the tables that it reads from.
@@ -313,12 +297,8 @@ class BoundRankScorer {
     expect(encoded.n_dense == scorer_.n_dense() &&
                static_cast<std::int64_t>(rows.offsets.size()) == n * scorer_.n_slots(of) + 1,
            "expected rows of this model's schema");
-    const CsrBatch csr = {rows.ids.data(),
-                          rows.offsets.data(),
-                          rows.values.empty() ? nullptr : rows.values.data(),
-                          static_cast<std::int64_t>(rows.ids.size()),
-                          n,
-                          scorer_.n_slots(of)};
+    CsrBatch csr = rows.csr(scorer_.n_slots(of));
+    csr.n_examples = n;  // its parts are the caller's by now
     auto sums =
         std::make_unique<PartialSums>(encoded.parts, scorer_.n_classes(), scorer_.n_hidden(of));
     {
@@ -385,23 +365,18 @@ class BoundRankScorer {
            "expected one bias a class");
     expect(!scorer_.has_layers() || scorer_.layer_inputs() == scorer_.n_classes(),
            "expected one last unit a class");
+    RankModel model;
+    sides.lend(model);
+    lend(model);
+    items.lend(model);
+    model.bias = bias.data();
+    expect(static_cast<std::int64_t>(model.crosses->size()) == scorer_.n_slots(Side::pair),
+           "expected the crosses of this model");
     Result out = new_result(n, scorer_.n_classes());
     const nb::gil_scoped_release release;
-    const transform::PairCells pairs = sides.pairs(*query.parts, *items.parts, positions.data(), n);
-    const auto n_ids = static_cast<std::int64_t>(pairs.ids.size());
-    const std::int64_t n_slots = scorer_.n_slots(Side::pair);
-    expect(static_cast<std::int64_t>(pairs.offsets.size()) == n * n_slots + 1,
-           "expected the crosses of this model");
-    const CsrBatch csr = {pairs.ids.data(), pairs.offsets.data(), nullptr, n_ids, n, n_slots};
-    const RankRequest request = {query.wide,
-                                 query.hidden,
-                                 items.wide,
-                                 items.hidden,
-                                 items.hidden_bfloat16,
-                                 items.parts->n_rows,
-                                 positions.data(),
-                                 {csr, nullptr, scorer_.n_dense()}};
-    scorer_.logits(request, bias.data(), threads, out.data());
+    BoundSides::check_places(*query.parts, *items.parts, positions);
+    model.logits({query.parts.get(), query.wide, query.hidden}, model.items, positions.data(), n,
+                 std::numeric_limits<std::int64_t>::max(), threads, out.data());
     return out;
   }
 
@@ -447,11 +422,10 @@ void bind_ranker(nb::module_& m) {
     return self.n_rows;
   });
   nb::class_<BoundSides>(m, "TransformSides")
-      .def(
-          nb::init<nb::object, const BoundSides::Slots&, const BoundSides::Slots&, std::vector<int>,
-                   std::vector<int>, std::vector<int>, const std::vector<int>&>(),
-          "plan"_a, nb::kw_only(), "query"_a, "item"_a, "query_numbers"_a, "item_numbers"_a,
-          "crosses"_a, "item_parts"_a)
+      .def(nb::init<nb::object, const NamedSlots&, const NamedSlots&, std::vector<int>,
+                    std::vector<int>, std::vector<int>, const std::vector<int>&>(),
+           "plan"_a, nb::kw_only(), "query"_a, "item"_a, "query_numbers"_a, "item_numbers"_a,
+           "crosses"_a, "item_parts"_a)
       .def_prop_ro("query_columns", &BoundSides::query_columns)
       .def_prop_ro("item_columns", &BoundSides::item_columns)
       .def("encode_rows", &BoundSides::encode_rows, "items"_a, "rows"_a, "plain"_a, "origin"_a)

@@ -159,7 +159,7 @@ void bind_score(nb::module_& m) {
         std::vector<double> values(x.shape(0));
         std::transform(x.data(), x.data() + x.shape(0), values.begin(),
                        [&](double value) { return widedeep::apply(function, value); });
-        return widedeep::to_numpy(std::move(values));
+        return widedeep::to_array(std::move(values));
       },
       "name"_a, "x_N"_a);
   m.def(
@@ -169,7 +169,7 @@ void bind_score(nb::module_& m) {
         std::vector<double> values(x.shape(0));
         std::transform(x.data(), x.data() + x.shape(0), y.data(), values.begin(),
                        [](double base, double exponent) { return std::pow(base, exponent); });
-        return widedeep::to_numpy(std::move(values));
+        return widedeep::to_array(std::move(values));
       },
       "x_N"_a, "y_N"_a);
   m.def(
@@ -182,7 +182,7 @@ void bind_score(nb::module_& m) {
           value = widedeep::lognormal_mean(row[0], row[1], row[2]);
           row += 3;
         }
-        return widedeep::to_numpy(std::move(values));
+        return widedeep::to_array(std::move(values));
       },
       "logits_B3"_a);
   nb::class_<BoundScorer>(m, "Scorer")

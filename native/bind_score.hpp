@@ -4,7 +4,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -12,52 +11,23 @@
 #include <utility>
 #include <vector>
 
+#include "bind_arrays.hpp"
 #include "score.hpp"
 
 namespace widedeep {
 
-template <class T, int Dims>
-using Array =
-    nanobind::ndarray<const T, nanobind::ndim<Dims>, nanobind::c_contig, nanobind::device::cpu>;
-using Result = nanobind::ndarray<nanobind::numpy, float, nanobind::ndim<2>>;
+using Result = nanobind::ndarray<nanobind::numpy, float>;
 
-inline constexpr std::array<const char*, 4> kCombiners = {"sum", "mean", "sqrtn", "max"};
 inline constexpr std::array<const char*, 7> kActivations = {"none", "relu", "leaky_relu", "elu",
                                                             "gelu", "silu", "tanh"};
-
-template <std::size_t N>
-int named(const std::array<const char*, N>& names, const std::string& name) {
-  for (std::size_t i = 0; i < N; ++i) {
-    if (name == names[i]) return static_cast<int>(i);
-  }
-  throw nanobind::value_error(("got '" + name + "', which is not known here").c_str());
-}
 
 inline Activation activation_named(const std::string& name) {
   return static_cast<Activation>(named(kActivations, name));
 }
 
-inline void expect(bool condition, const char* message) {
-  if (!condition) throw nanobind::value_error(message);
-}
-
 inline Result new_result(std::int64_t rows, std::int64_t columns) {
-  float* data = new float[static_cast<std::size_t>(rows * columns)];
-  nanobind::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  return Result(data, {static_cast<std::size_t>(rows), static_cast<std::size_t>(columns)}, owner);
-}
-
-// A vector as a NumPy array of this shape, without a copy.
-template <class T, class... Shape>
-nanobind::object to_numpy(std::vector<T>&& values, Shape... shape) {
-  auto* const kept = new std::vector<T>(std::move(values));
-  nanobind::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  if constexpr (sizeof...(Shape) == 0) {
-    return nanobind::cast(
-        nanobind::ndarray<nanobind::numpy, T>(kept->data(), {kept->size()}, owner));
-  } else {
-    return nanobind::cast(nanobind::ndarray<nanobind::numpy, T>(kept->data(), {shape...}, owner));
-  }
+  std::unique_ptr<float[]> data(new float[static_cast<std::size_t>(rows * columns)]);
+  return new_array(std::move(data), rows, columns);
 }
 
 inline std::int64_t size(const Array<float, 2>& array, int axis) {

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <iterator>
 #include <optional>
 #include <string>
 #include <utility>
@@ -82,7 +81,10 @@ struct BoundSlots {
     if (columns.empty()) columns.assign(features.size(), 0);
     check_lengths(combiner_names);
     check_features();
-    for (const std::string& name : combiner_names) combiners.push_back(combiner_named(name));
+    for (const std::string& name : combiner_names) {
+      combiners.push_back(static_cast<std::int8_t>(named("combiners", kCombiners, name)));
+      sums_only = sums_only && combiners.back() == kSum;
+    }
     for (std::size_t s = 0; s < features.size(); ++s) {
       const auto table = static_cast<std::size_t>(tables[s]);
       bases.push_back(table_bases[table]);
@@ -130,16 +132,6 @@ struct BoundSlots {
   }
 
  private:
-  std::int8_t combiner_named(const std::string& name) {
-    const char* const names[] = {"sum", "mean", "sqrtn", "max"};
-    const auto* const match = std::find(std::begin(names), std::end(names), name);
-    if (match == std::end(names)) {
-      refuse("combiners: got '" + name + "', expected 'sum', 'mean', 'sqrtn' or 'max'");
-    }
-    sums_only = sums_only && match == std::begin(names);
-    return static_cast<std::int8_t>(match - std::begin(names));
-  }
-
   void check_lengths(const std::vector<std::string>& combiner_names) const {
     if (tables.size() != features.size() || columns.size() != features.size() ||
         combiner_names.size() != features.size() || table_sizes.size() != table_bases.size()) {

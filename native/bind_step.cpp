@@ -37,21 +37,15 @@ struct BoundUpdate {
               double lr, double eps, double l1, double l2, double beta, double lr_power,
               double shrinkage, double beta1, double beta2, double weight_decay)
       : weights(std::move(own_weights)), state(std::move(own_state)) {
-    constexpr std::tuple<const char*, RowUpdate::Rule, std::size_t> kRules[] = {
-        {"sgd_rows", RowUpdate::Rule::sgd, 0},
-        {"adagrad_rows", RowUpdate::Rule::adagrad, 1},
-        {"adam_rows", RowUpdate::Rule::adam, 2},
-        {"ftrl_rows", RowUpdate::Rule::ftrl, 2}};
-    const auto* const rule = std::find_if(std::begin(kRules), std::end(kRules),
-                                          [&](const auto& r) { return kernel == std::get<0>(r); });
-    if (rule == std::end(kRules)) {
-      refuse("kernel: got " + kernel + ", expected sgd_rows, adagrad_rows, adam_rows or ftrl_rows");
-    }
-    if (state.size() != std::get<2>(*rule)) {
+    constexpr std::array<const char*, 4> kKernels = {"sgd_rows", "adagrad_rows", "adam_rows",
+                                                     "ftrl_rows"};
+    constexpr std::size_t kStates[] = {0, 1, 2, 2};
+    const int rule = named("kernel", kKernels, kernel);
+    if (state.size() != kStates[rule]) {
       refuse("state: got " + std::to_string(state.size()) + " arrays, expected " +
-             std::to_string(std::get<2>(*rule)) + " for " + kernel);
+             std::to_string(kStates[rule]) + " for " + kernel);
     }
-    update.rule = std::get<1>(*rule);
+    update.rule = static_cast<RowUpdate::Rule>(rule);
     update.weights = matrix_rows("weights", weights);
     const auto part = [&](std::size_t i) {
       return i < state.size()

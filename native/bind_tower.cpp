@@ -25,20 +25,12 @@ using namespace nb::literals;
 namespace widedeep {
 namespace {
 
-constexpr std::pair<const char*, Activation> kActivations[] = {
-    {"linear", Activation::linear}, {"relu", Activation::relu},
-    {"gelu", Activation::gelu},     {"tanh", Activation::tanh},
-    {"elu", Activation::elu},       {"leaky_relu", Activation::leaky_relu},
-    {"silu", Activation::silu},
-};
+// As the enumeration.
+constexpr std::array<const char*, 7> kActivations = {"linear", "relu",       "gelu", "tanh",
+                                                     "elu",    "leaky_relu", "silu"};
 
 Activation activation_of(const std::string& name) {
-  std::string allowed;
-  for (const auto& [known, activation] : kActivations) {
-    if (name == known) return activation;
-    allowed += std::string(allowed.empty() ? "" : ", ") + known;
-  }
-  refuse("activation: got " + name + ", expected one of " + allowed);
+  return static_cast<Activation>(named("activation", kActivations, name));
 }
 
 // The fields' matrix, checked: rows of n_fields vectors as wide as `out` is.

@@ -6,7 +6,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <iterator>
 #include <limits>
 #include <optional>
 
@@ -30,9 +29,8 @@ using transform::Plan;
 using transform::Program;
 
 template <class T>
-using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Vector = Array<T, 1>;
+using Words = Array<std::uint64_t, 2>;
 
 struct OwnedProgram {
   Program program;
@@ -47,7 +45,6 @@ std::vector<T> to_vector(const Vector<T>& array) {
 
 using TextSlot = TextVocabulary::Slot;
 using IntegerSlot = IntegerVocabulary::Slot;
-using Words = nb::ndarray<const std::uint64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 // Slots that a file holds, as pairs of words.
 template <class T>
@@ -60,7 +57,7 @@ const T* slots_of(const Words& words) {
 template <class T>
 nb::object copied_slots(const SlotArray<T>& slots) {
   const auto* const words = reinterpret_cast<const std::uint64_t*>(slots.data());
-  return to_numpy(std::vector<std::uint64_t>(words, words + 2 * slots.size()), slots.size(),
+  return to_array(std::vector<std::uint64_t>(words, words + 2 * slots.size()), slots.size(),
                   std::size_t{2});
 }
 
@@ -74,7 +71,7 @@ nb::object integer_index(const Vector<std::int64_t>& values) {
   const IntegerVocabulary vocabulary(values.data(), static_cast<std::int64_t>(values.shape(0)));
   if (vocabulary.slots().empty()) {
     const auto* const positions = reinterpret_cast<const std::int32_t*>(vocabulary.direct().data());
-    return to_numpy(std::vector<std::int32_t>(positions, positions + vocabulary.direct().size()));
+    return to_array(std::vector<std::int32_t>(positions, positions + vocabulary.direct().size()));
   }
   return copied_slots(vocabulary.slots());
 }
@@ -112,14 +109,8 @@ int add_integer_vocabulary(OwnedPlan& self, const Vector<std::int64_t>& values,
   return static_cast<int>(self.plan.integers.size()) - 1;
 }
 
-transform::Way way_named(const std::string& name) {
-  if (name == "text_vocabulary") return transform::Way::text_vocabulary;
-  if (name == "integer_vocabulary") return transform::Way::integer_vocabulary;
-  if (name == "hash_text") return transform::Way::hash_text;
-  if (name == "hash_integer") return transform::Way::hash_integer;
-  if (name == "identity") return transform::Way::identity;
-  throw std::invalid_argument("got the unknown way '" + name + "'");
-}
+constexpr std::array<const char*, 5> kWays = {"text_vocabulary", "integer_vocabulary", "hash_text",
+                                              "hash_integer", "identity"};
 
 int add_categorical(OwnedPlan& self, const std::string& name, const std::string& column,
                     const std::string& way, int vocabulary, std::int64_t buckets,
@@ -130,7 +121,7 @@ int add_categorical(OwnedPlan& self, const std::string& name, const std::string&
                     std::optional<std::int64_t> default_id, std::int64_t default_key) {
   Plan& plan = self.plan;
   transform::CategoricalOptions options;
-  options.way = way_named(way);
+  options.way = static_cast<transform::Way>(named("way", kWays, way));
   if (options.way == transform::Way::text_vocabulary) {
     options.texts = plan.texts.at(static_cast<std::size_t>(vocabulary)).get();
   } else if (options.way == transform::Way::integer_vocabulary) {
@@ -161,10 +152,9 @@ int add_categorical(OwnedPlan& self, const std::string& name, const std::string&
 // Where a column was stored in a narrower form than its values may come in; for all that reads it.
 void set_storage(OwnedPlan& self, const std::string& column, const std::string& kind, int scale,
                  std::int64_t unit) {
-  constexpr const char* kKinds[] = {"any", "float16", "float32", "float64", "decimal", "time"};
-  const auto at = std::find(std::begin(kKinds), std::end(kKinds), kind) - std::begin(kKinds);
-  if (at == std::ssize(kKinds)) throw std::invalid_argument("got the unknown storage " + kind);
-  const Storage storage{static_cast<Storage::Kind>(at), scale, unit};
+  constexpr std::array<const char*, 6> kKinds = {"any",     "float16", "float32",
+                                                 "float64", "decimal", "time"};
+  const Storage storage{static_cast<Storage::Kind>(named("storage", kKinds, kind)), scale, unit};
   const int index = self.plan.column_index(column);
   for (const auto& part : self.plan.parts) {
     if (part->column == index) part->storage = storage;
@@ -193,7 +183,7 @@ int add_piecewise(OwnedPlan& self, const std::string& name, const std::string& c
 }
 
 int add_learned_cross(OwnedPlan& self, const std::string& name, const std::vector<int>& parts,
-                      const Matrix<std::int64_t>& combinations, std::int64_t max_combinations) {
+                      const Array<std::int64_t, 2>& combinations, std::int64_t max_combinations) {
   std::vector<std::int64_t> limits;
   for (const int part : parts) {
     limits.push_back(self.plan.parts.at(static_cast<std::size_t>(part))->id_limit());
@@ -317,49 +307,52 @@ void add_label(OwnedPlan& self, const std::string& column,
   self.plan.labels.push_back(std::move(label));
 }
 
+// One value as a column of one row.
+struct FixedValue {
+  FixedValue(const nb::object& value, const nb::callable& plain)
+      : columns(rows_of(value), ColumnNames({"value"}), plain, origin, nullptr) {}
+
+  static nb::list rows_of(const nb::object& value) {
+    nb::dict row;
+    row["value"] = value;
+    nb::list rows;
+    rows.append(row);
+    return rows;
+  }
+
+  const Origin origin{"training_only", 0};
+  const RowColumns columns;
+};
+
 // Encodes one value once, to be what every scored row gets.
 void fix_part(OwnedPlan& self, int index, nb::object value, nb::callable plain) {
   transform::Part& part = *self.plan.parts.at(static_cast<std::size_t>(index));
-  nb::dict row;
-  row["value"] = value;
-  nb::list rows;
-  rows.append(row);
-  const Origin origin{"training_only", 0};
-  const RowColumns columns(rows, ColumnNames({"value"}), plain, origin, nullptr);
+  const FixedValue fixed(value, plain);
   transform::Scratch scratch;
   auto cells = std::make_unique<transform::PartCells>();
-  part.encode({&columns.columns()[0], nullptr, nullptr}, 0, 1, {origin, 0}, scratch, *cells);
+  part.encode({&fixed.columns.columns()[0], nullptr, nullptr}, 0, 1, {fixed.origin, 0}, scratch,
+              *cells);
   if (part.weights >= 0) cells->ids.values.assign(cells->ids.ids.size(), 1.0F);
   part.fixed = std::move(cells);
 }
 
 void fix_number(OwnedPlan& self, int index, nb::object value, nb::callable plain) {
   transform::NumericFeature& number = *self.plan.numbers.at(static_cast<std::size_t>(index));
-  nb::dict row;
-  row["value"] = value;
-  nb::list rows;
-  rows.append(row);
-  const Origin origin{"training_only", 0};
-  const RowColumns columns(rows, ColumnNames({"value"}), plain, origin, nullptr);
+  const FixedValue fixed(value, plain);
   transform::Scratch scratch;
-  std::vector<float> fixed(static_cast<std::size_t>(number.width()));
-  number.encode(columns.columns()[0], 0, 1, {origin, 0}, scratch, fixed.data(), number.width());
-  number.fixed = std::move(fixed);
+  std::vector<float> values(static_cast<std::size_t>(number.width()));
+  number.encode(fixed.columns.columns()[0], 0, 1, {fixed.origin, 0}, scratch, values.data(),
+                number.width());
+  number.fixed = std::move(values);
 }
 
-OwnedProgram make_program(nb::object plan_object,
-                          const std::vector<std::pair<std::string, int>>& slots, bool dense,
-                          bool targets, bool fixed) {
+OwnedProgram make_program(nb::object plan_object, const NamedSlots& slots, bool dense, bool targets,
+                          bool fixed) {
   const auto& self = nb::cast<const OwnedPlan&>(plan_object);
   OwnedProgram owned;
   owned.plan = plan_object;
   owned.program.plan = &self.plan;
-  for (const auto& [kind, index] : slots) {
-    owned.program.slots.push_back({kind == "part"    ? transform::Slot::Kind::part
-                                   : kind == "cross" ? transform::Slot::Kind::cross
-                                                     : transform::Slot::Kind::number,
-                                   index});
-  }
+  owned.program.slots = slots_named(slots);
   owned.program.dense = dense;
   owned.program.targets = targets;
   owned.program.fixed = fixed;
@@ -394,24 +387,10 @@ nb::tuple to_tuple(transform::Encoded& encoded) {
       to_numpy(encoded.labels, {rows, static_cast<std::size_t>(encoded.n_labels)}), weight, group);
 }
 
-// Batches of Arrow and the columns of them that a program reads.
-struct ArrowRows {
-  ArrowRows(const OwnedProgram& program, nb::sequence batches, const Origin& origin) {
-    owned.reserve(nb::len(batches));
-    for (nb::handle capsules : batches) {
-      owned.push_back(program.columns.take(capsules, origin));
-      inputs.push_back(program.columns.place(owned.back().columns(), owned.back().length()));
-    }
-  }
-
-  std::vector<ArrowBatch> owned;
-  std::vector<transform::InputBatch> inputs;
-};
-
 nb::tuple encode(const OwnedProgram& self, nb::sequence batches, const std::string& origin_name,
                  std::int64_t first_row, int threads) {
   const Origin origin{origin_name, first_row};
-  const ArrowRows rows(self, batches, origin);
+  const ArrowRows rows(self.columns, batches, origin);
   transform::Encoded encoded;
   {
     const nb::gil_scoped_release release;
@@ -429,7 +408,7 @@ nb::object encode_packed(const OwnedProgram& self, nb::sequence batches,
            std::to_string(self.program.slots.size()) + " slots");
   }
   const Origin origin{origin_name, first_row};
-  const ArrowRows rows(self, batches, origin);
+  const ArrowRows rows(self.columns, batches, origin);
   transform::Packed packed;
   {
     const nb::gil_scoped_release release;

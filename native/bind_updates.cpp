@@ -4,11 +4,8 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
-#include <algorithm>
 #include <initializer_list>
-#include <iterator>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -200,15 +197,13 @@ void bind_round(const Input& rows_nD, const Output& half_nD, const BoundRounding
 
 void bind_init(const Output& out_nD, std::uint64_t key, std::int64_t first_row, double scale,
                int threads, const std::string& distribution, const std::optional<Input>& ids_n) {
-  constexpr const char* kNames[] = {"normal", "uniform", "truncated_normal"};
-  const auto at = std::find(std::begin(kNames), std::end(kNames), distribution);
-  if (at == std::end(kNames)) throw std::invalid_argument("got the distribution " + distribution);
+  constexpr std::array<const char*, 3> kNames = {"normal", "uniform", "truncated_normal"};
   const std::int64_t n = length(out_nD);
   const InitRequest request = {matrix_rows("out_nD", out_nD),
                                key,
                                first_row,
                                static_cast<float>(scale),
-                               static_cast<RowInit>(at - std::begin(kNames)),
+                               static_cast<RowInit>(named("distribution", kNames, distribution)),
                                vector_data<std::int64_t>("ids_n", ids_n, n)};
   const nb::gil_scoped_release release;
   init_rows(request, n, threads);

@@ -20,11 +20,10 @@ using namespace nb::literals;
 namespace widedeep {
 namespace {
 
+constexpr std::array<const char*, 3> kFormats = {"fp32", "bf16", "scaled"};
+
 WireFormat format_of(const std::string& name) {
-  if (name == "fp32") return WireFormat::float32;
-  if (name == "bf16") return WireFormat::bfloat16;
-  if (name == "scaled") return WireFormat::scaled;
-  refuse("format: got " + name + ", expected fp32, bf16 or scaled");
+  return static_cast<WireFormat>(named("format", kFormats, name));
 }
 
 const std::int64_t* checked_rows(const char* name, const std::optional<Input>& rows_n,
@@ -53,7 +52,7 @@ std::pair<WireRows, std::int64_t> checked_wire(const Matrix& matrix,
 
 HalfRows half_rows(const char* name, const Input& matrix, WireFormat format) {
   if (format != WireFormat::bfloat16) {
-    refuse("format: got " + std::string(format == WireFormat::scaled ? "scaled" : "fp32") +
+    refuse("format: got " + std::string(kFormats[static_cast<std::size_t>(format)]) +
            " for bfloat16 rows");
   }
   check_matrix<std::uint16_t>(name, matrix);

@@ -52,16 +52,6 @@ RequestNames request_names(const transform::Plan& plan, const RouteOptions& opti
   return {{query, options.foreign_names, user}, {items, query}, n_columns, id_column};
 }
 
-CsrBatch csr_of(const std::vector<std::int64_t>& ids, const std::vector<std::int64_t>& offsets,
-                const std::vector<float>& values, std::int64_t rows, std::int64_t slots) {
-  return {ids.data(),
-          offsets.data(),
-          values.empty() ? nullptr : values.data(),
-          static_cast<std::int64_t>(ids.size()),
-          rows,
-          slots};
-}
-
 // An integer as Python writes it, up to 19 digits.
 bool read_integer(std::string_view text, std::int64_t& value) {
   const std::size_t sign = !text.empty() && text.front() == '-' ? 1 : 0;
@@ -98,6 +88,28 @@ double thread_seconds() {
 }
 
 }  // namespace
+
+void RankModel::logits(const QuerySums& asked, const ItemSums& from, const std::int64_t* rows,
+                       std::int64_t n, std::int64_t most_values, int threads, float* out) const {
+  const transform::PairCells pairs = transform::cross_pairs(
+      *plan, *crosses, *is_item_part, *asked.parts, *from.parts, rows, n, most_values);
+  const std::int64_t n_slots = scorer->n_slots(Side::pair);
+  const CsrBatch csr = {pairs.ids.data(),
+                        pairs.offsets.data(),
+                        nullptr,
+                        static_cast<std::int64_t>(pairs.ids.size()),
+                        n,
+                        n_slots};
+  scorer->logits({asked.wide,
+                  asked.hidden,
+                  from.wide,
+                  from.hidden,
+                  from.hidden_bfloat16,
+                  from.n_items,
+                  rows,
+                  {csr, nullptr, scorer->n_dense()}},
+                 bias, threads, out);
+}
 
 RankRoute::RankRoute(const RankModel& model, RouteOptions options)
     : model_(model), options_(std::move(options)), names_(request_names(*model.plan, options_)) {
@@ -191,7 +203,7 @@ const ScoreCurve* RankRoute::curve_of(const RankRoom& room) const {
 bool RankRoute::find_items(RankRoom& room) const {
   const auto n = room.reader.candidates().size();
   if (n == 0 || (!by_formula(room) && curve_of(room) == nullptr)) return false;
-  if (room.reader.are_inline()) return options_.takes_items;
+  if (room.reader.are_inline()) return true;
   if (model_.texts == nullptr && model_.integers == nullptr) return false;
   room.positions.resize(n);
   model_.texts == nullptr ? find_by_integer(room) : find_by_text(room);
@@ -236,10 +248,8 @@ void RankRoute::compute_query(RankRoom& room) const {
     batch.columns[as_size(options_.query_columns[c])] = &room.reader.columns()[c];
   }
   room.query = transform::encode_side(*model_.query, {batch}, {}, true);
-  const transform::SideRows& query = room.query;
-  const ScoreBatch asked{
-      csr_of(query.ids, query.offsets, query.values, 1, scorer.n_slots(Side::query)),
-      query.dense.data(), scorer.n_dense()};
+  const ScoreBatch asked{room.query.csr(scorer.n_slots(Side::query)), room.query.dense.data(),
+                         scorer.n_dense()};
   const std::int64_t n_classes = scorer.n_classes();
   room.query_sums.resize(as_size(n_classes + scorer.n_hidden(Side::query)));
   float* const wide = room.query_sums.data();
@@ -300,8 +310,7 @@ ItemSums RankRoute::bring(const std::vector<const Column*>& columns, std::int64_
   float* const wide = brought.sums.data();
   float* const hidden = wide + n_wide;
   scorer.sums(Side::item,
-              {csr_of(rows.ids, rows.offsets, rows.values, n, scorer.n_slots(Side::item)),
-               rows.dense.data(), scorer.n_dense()},
+              {rows.csr(scorer.n_slots(Side::item)), rows.dense.data(), scorer.n_dense()},
               options_.threads, wide, hidden);
   ItemSums sums{&rows.parts, wide, hidden, nullptr, n};
   if (options_.is_bfloat16) {
@@ -356,22 +365,10 @@ ItemSums RankRoute::bring_unknown(RankRoom& room) const {
 // The logits of some of these items.
 void RankRoute::score_group(RankRoom& room, const ItemSums& items,
                             const std::vector<std::int64_t>& rows, float* logits) const {
-  const RankScorer& scorer = *model_.scorer;
-  const auto n = static_cast<std::int64_t>(rows.size());
-  const transform::PairCells pairs =
-      transform::cross_pairs(*model_.plan, *model_.crosses, *model_.is_item_part, room.query.parts,
-                             *items.parts, rows.data(), n, kMostValues);
-  const float* const query_wide = room.query_sums.data();
-  const RankRequest request = {query_wide,
-                               query_wide + scorer.n_classes(),
-                               items.wide,
-                               items.hidden,
-                               items.hidden_bfloat16,
-                               items.n_items,
-                               rows.data(),
-                               {csr_of(pairs.ids, pairs.offsets, {}, n, scorer.n_slots(Side::pair)),
-                                nullptr, scorer.n_dense()}};
-  scorer.logits(request, model_.bias, options_.threads, logits);
+  const float* const wide = room.query_sums.data();
+  const QuerySums query{&room.query.parts, wide, wide + n_classes()};
+  model_.logits(query, items, rows.data(), static_cast<std::int64_t>(rows.size()), kMostValues,
+                options_.threads, logits);
 }
 
 // By a head, in the order of the request. False if one is no number.

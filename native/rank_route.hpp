@@ -32,8 +32,19 @@ struct ItemSums {
   std::int64_t n_items = 0;
 };
 
+// The query's part of them.
+struct QuerySums {
+  const transform::SideParts* parts;
+  const float* wide;
+  const float* hidden;
+};
+
 // What a ranker and its catalogue consist of; somebody else owns it and outlives the route.
 struct RankModel {
+  // The logits of `n` items at `rows`; throws for more ids of crosses than `most_values`.
+  void logits(const QuerySums& asked, const ItemSums& from, const std::int64_t* rows,
+              std::int64_t n, std::int64_t most_values, int threads, float* out) const;
+
   const RankScorer* scorer = nullptr;
   const transform::Plan* plan = nullptr;
   const transform::SideProgram* query = nullptr;
@@ -66,7 +77,6 @@ struct RouteOptions {
   std::int64_t default_curve = -1;
   ScoreFormula formula;
   std::string formula_text;
-  bool takes_items = true;     // given inline
   bool scores_unknown = true;  // ids that are not in the catalogue
   bool is_bfloat16 = false;    // sums of items
   int threads = 1;

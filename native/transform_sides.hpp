@@ -41,6 +41,16 @@ struct SideRows {
   std::vector<std::int64_t> offsets;
   std::vector<float> values;  // a weight an id; empty where the side has none
   std::vector<float> dense;
+
+  // As a batch of `n_slots` slots.
+  CsrBatch csr(std::int64_t n_slots) const {
+    return {ids.data(),
+            offsets.data(),
+            values.empty() ? nullptr : values.data(),
+            static_cast<std::int64_t>(ids.size()),
+            parts.n_rows,
+            n_slots};
+  }
 };
 
 // A request's rows may have max_values of the plan; a catalogue as many as it likes.

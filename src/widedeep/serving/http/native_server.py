@@ -82,7 +82,6 @@ def new_route(
         "formula": formula.steps,
         "formula_text": ranker.rank_by or "",
         "numbers": formula.columns,
-        "takes_items": True,
         "scores_unknown": ranker.unknown_items == "score",
         "is_bfloat16": ranker.precision == "bfloat16",
         "log": None
