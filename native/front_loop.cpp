@@ -120,8 +120,14 @@ FrontLoop::FrontLoop(int listening, int handoff_event, FrontOptions options, Fro
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  for (int i = 0; i < std::max(options_.threads, 1); ++i) {
-    threads_.emplace_back([this, i] { run(i); });
+  try {
+    for (int i = 0; i < std::max(options_.threads, 1); ++i) {
+      threads_.emplace_back([this, i] { run(i); });
+    }
+  } catch (...) {  // the system refuses another thread; those that run must end before they go
+    stop();
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    throw;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }

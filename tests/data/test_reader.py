@@ -23,7 +23,7 @@ import widedeep as wd
 from tests.data.reading_order import reading_order
 from tests.data.schemas import make_schema
 from widedeep.data.batch import Batch
-from widedeep.data.reader import BatchReader, EpochPlan
+from widedeep.data.reader import BatchReader, EpochPlan, _close_readers
 from widedeep.data.sources import Source, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, WideDeepError
@@ -203,8 +203,12 @@ def test_leaving_early_ends_the_threads_promptly(source: Source) -> None:
 
 
 @pytest.mark.parametrize("few", [N_ROWS, N_ROWS - 1])
-def test_close_ends_an_iteration_that_is_held(
-    source: Source, few: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("close", [BatchReader.close, lambda _: _close_readers()])
+def test_close_and_the_end_of_python_end_an_iteration_that_is_held(
+    source: Source,
+    few: int,
+    close: Callable[[BatchReader], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("widedeep.data.reader.BLOCK_ROWS", few)
     reader = BatchReader(source, encode, plan_for(source, batch_size=1))
@@ -212,9 +216,10 @@ def test_close_ends_an_iteration_that_is_held(
     next(batches)
     in_background = any(thread.name == "widedeep-batches" for thread in threading.enumerate())
     assert in_background == (few < N_ROWS)
-    reader.close()
+    close(reader)
     assert all(thread.name != "widedeep-batches" for thread in threading.enumerate())
-    assert list(batches) == []
+    if in_background:
+        assert list(batches) == []
 
 
 @pytest.mark.parametrize("few", [N_ROWS, N_ROWS - 1])

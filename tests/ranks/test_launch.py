@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +56,41 @@ def test_the_first_exit_code_is_that_of_the_launch(capfd: pytest.CaptureFixture[
     assert launch(2, ["score", "run", "rows.parquet"]) == 2
     lines = sorted(capfd.readouterr().err.splitlines())
     assert [line.partition(": ")[2].partition(": ")[0] for line in lines] == ["error", "rank 1"]
+
+
+def sleeping_ranks(monkeypatch: pytest.MonkeyPatch, refused: int = 2) -> list[Any]:
+    """Let ranks do nothing for a minute, and the system refuse one of them."""
+    started: list[Any] = []
+    popen = subprocess.Popen
+
+    def start(command: list[str], **options: Any) -> Any:
+        if len(started) == refused:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        started.append(popen(["sleep", "60"], **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    return started
+
+
+def test_ranks_that_started_end_where_another_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = sleeping_ranks(monkeypatch, refused=1)
+    with pytest.raises(OSError, match="Resource temporarily"):
+        launch(2, ["train", "run.toml"])
+    assert started[0].wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_the_launcher_ends_its_ranks(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(number, signal.SIG_DFL)  # nohup lets a run of the tests ignore SIGHUP
+    started = sleeping_ranks(monkeypatch)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
+    timer.start()
+    assert launch(2, ["train", "run.toml"]) == 128 + number
+    assert signal.signal(number, before) is signal.SIG_DFL
+    assert [process.returncode for process in started] == [-number, -number]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.ranks.processes import run_ranks
 from widedeep.errors import ConfigError, DataError, RanksError
 from widedeep.ranks.config import DistributedConfig
 from widedeep.ranks.launch import TOLD_BESIDE
-from widedeep.ranks.ranks import Ranks, _brief, _joined, ranks_of
+from widedeep.ranks.ranks import Ranks, _brief, _joined, _leave, ranks_of
 
 
 def exchange_all() -> dict[str, Any]:
@@ -40,11 +41,20 @@ def exchange_all() -> dict[str, Any]:
         "any": (ranks.any(False), ranks.any(rank == 1)),
         "sent": ranks.sent_bytes,
     }
+    ranks.patient().barrier()  # of a second group
+    answers["threads"] = sorted(_thread_names())
     if rank < 2:
         with pytest.raises(RanksError) as lost:
             ranks.barrier()
         answers["lost"] = str(lost.value)
+    else:
+        _leave()  # as at the end of a process, which has its ranks still
+    answers["left"] = sorted(_thread_names())
     return answers
+
+
+def _thread_names() -> list[str]:
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +86,13 @@ def test_a_rank_that_ended_is_named(results: list[dict[str, Any]]) -> None:
     assert "rank 2 (" in results[0]["lost"] and "rank 1 (" not in results[0]["lost"]
     for result in results[:2]:
         assert "ended, or did not answer" in result["lost"] and "--resume" in result["lost"]
+
+
+def test_no_thread_of_an_exchange_outlives_the_group(results: list[dict[str, Any]]) -> None:
+    """One that did could end the process: "terminate called without an active exception"."""
+    for result in results:
+        assert any("gloo" in name for name in result["threads"])
+        assert not any("gloo" in name for name in result["left"])
 
 
 def test_ranks_with_other_lanes_are_refused(results: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from bisect import bisect_right
 from collections import deque
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
+from weakref import WeakSet
 
 import numpy as np
 import pyarrow as pa
@@ -399,6 +401,7 @@ class BatchReader:
         opened = (channel, thread)
         self._open.append(opened)
         thread.start()
+        _iterated.add(self)
         try:
             while (batch := channel.get()) is not None:
                 yield batch.rows if isinstance(batch, RequestBatch) else batch
@@ -419,6 +422,20 @@ class BatchReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_iterated: WeakSet[BatchReader] = WeakSet()
+
+
+@atexit.register
+def _close_readers() -> None:
+    """End the threads of iterations that nobody ended.
+
+    Python ends a thread that comes back from native code once the interpreter is gone, and C++ the
+    process with it: "terminate called without an active exception".
+    """
+    for reader in list(_iterated):
+        reader.close()
 
 
 def is_small(source: Source | RequestSource, lanes: int) -> bool:

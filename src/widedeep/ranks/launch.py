@@ -64,26 +64,34 @@ def launch(size: int, words: Sequence[str]) -> int:
     }
     # A rank that ends is an error here already; torch's warning has a page of addresses.
     common |= {"TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
-    processes = []
-    for rank in range(size):
-        own = {**common, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
-        environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
-        command = [sys.executable, "-m", "widedeep", *words]
-        processes.append(subprocess.Popen(command, env=environment))
+    processes: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = signal.signal(signal.SIGTERM, forward)
-    # The terminal sends Ctrl-C to the ranks itself.
-    before_int = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The terminal sends Ctrl-C to the ranks itself. What is ignored here is ignored by them too.
+    handlers = {
+        signal.SIGINT: lambda *_: None, signal.SIGTERM: forward, signal.SIGHUP: forward
+    }  # fmt: skip
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in handlers.items()
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
+        for rank in range(size):
+            own = {**common, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
+            command = [sys.executable, "-m", "widedeep", *words]
+            processes.append(subprocess.Popen(command, env=environment))
         return _wait(processes)
     finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, before_int)
+        for process in processes:
+            process.kill()  # if this one failed; else they have ended
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:

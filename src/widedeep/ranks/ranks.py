@@ -12,6 +12,7 @@ import re
 import socket
 import time
 import traceback
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -71,7 +72,8 @@ class Ranks:
         self.waited_seconds = 0.0
         """Time spent in exchanges, which is waiting for others for the most part."""
         self.hosts: list[str] = [socket.gethostname()] * size
-        self._group = group
+        # Torch keeps a group until it is destroyed, and joins its threads when nobody holds it.
+        self._group = None if group is None else weakref.ref(group)
         self._patient: Ranks | None = None
 
     @property
@@ -115,7 +117,7 @@ class Ranks:
 
         total = torch.tensor([int(flag)], dtype=torch.int32)
         with self._failures("a flag"):
-            dist.all_reduce(total, op=dist.ReduceOp.MAX, group=self._group)
+            dist.all_reduce(total, op=dist.ReduceOp.MAX, group=self._connected())
         return bool(total.item())
 
     def broadcast(self, value: Any, what: str = "") -> Any:
@@ -136,12 +138,12 @@ class Ranks:
             payload = value if is_bytes else json.dumps(value).encode()
         header = torch.tensor([len(payload), int(is_bytes)], dtype=torch.int64)
         with self._failures(what or "a value"):
-            dist.broadcast(header, 0, group=self._group)
+            dist.broadcast(header, 0, group=self._connected())
             length = int(header[0])
             buffer = torch.frombuffer(
                 bytearray(payload or bytes(max(length, 1))), dtype=torch.uint8
             )
-            dist.broadcast(buffer, 0, group=self._group)
+            dist.broadcast(buffer, 0, group=self._connected())
         self.sent_bytes += len(payload) * (self.size - 1)
         received = buffer.numpy()[:length].tobytes()
         return received if header[1] else json.loads(received)
@@ -262,7 +264,7 @@ class Ranks:
                 torch.from_numpy(outgoing),
                 of_others,
                 [n if rank != self.rank else 0 for rank, n in enumerate(sent)],
-                group=self._group,
+                group=self._connected(),
             )
         self.sent_bytes += len(outgoing)
         return np.split(incoming, np.cumsum(of_others)[:-1])
@@ -285,8 +287,15 @@ class Ranks:
         received = torch.empty(self.size, dtype=torch.int64)
         with self._failures("lengths"):
             outgoing = torch.tensor(list(sent), dtype=torch.int64)
-            dist.all_to_all_single(received, outgoing, group=self._group)
+            dist.all_to_all_single(received, outgoing, group=self._connected())
         return [int(n) for n in received]
+
+    def _connected(self) -> Any:
+        """Return the process group of ``torch.distributed``."""
+        group = None if self._group is None else self._group()
+        if group is None:
+            raise self._error("anything", "this rank left the others", "the group was destroyed")
+        return group
 
     @contextlib.contextmanager
     def _failures(self, what: str) -> Iterator[None]:
@@ -325,7 +334,7 @@ class Ranks:
         store = _joined.get("store")
         if store is None:
             return []
-        self._group, _joined["left"] = None, True
+        _joined["left"] = True
         _leave()  # closes the connections: who waits for this rank learns of it now
         silent = [rank for rank in range(self.size) if rank != self.rank]
         with contextlib.suppress(RuntimeError):
@@ -392,15 +401,24 @@ def ranks_of(config: DistributedConfig) -> Ranks:
             ) from error
         _joined.update(store=store, left=False)
         atexit.register(_leave)
-    group = dist.group.WORLD
-    if dist.get_backend() != "gloo":
-        group = dist.new_group(backend="gloo", timeout=timeout)
-    ranks = Ranks(dist.get_rank(), dist.get_world_size(), config.lanes, group)
+    is_gloo = dist.get_backend() == "gloo"
+    ranks = Ranks(
+        dist.get_rank(),
+        dist.get_world_size(),
+        config.lanes,
+        dist.group.WORLD if is_gloo else dist.new_group(backend="gloo", timeout=timeout),
+    )
     _check_alike(ranks)
     return ranks
 
 
 def _leave() -> None:
+    """Close the connections, and end the threads that served them.
+
+    One that lived on would free the last message's tensors as the interpreter ends, where Python
+    ends every thread that calls it, and C++ the process: "terminate called without an active
+    exception".
+    """
     import torch.distributed as dist
 
     if dist.is_initialized():
