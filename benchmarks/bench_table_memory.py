@@ -3,7 +3,7 @@
 Each row of the first table is a process of its own: it makes a table of ``--rows`` rows of
 ``--dim`` numbers, every one of them written, trains some steps on random ids, and reports by how
 much its anonymous resident memory grew. The second table is one process: steps of both kinds in
-turns, medians of their CPU time.
+turns, medians of their CPU time. ``--wide`` counts the wide weights that z and n alone would give.
 
     python benchmarks/bench_table_memory.py [--rows 20000000] [--dim 32] [--write]
 """
@@ -20,7 +20,9 @@ from statistics import median
 
 import numpy as np
 import pyarrow as pa
+import train_models as models
 from bench_memory import anonymous_bytes
+from numpy.typing import NDArray
 from results_file import machine, write_section
 
 import widedeep as wd
@@ -128,6 +130,52 @@ def speed_lines(rows: int, dim: int, turns: int) -> Iterator[str]:
         yield f"| {kind} | {1e3 * median(seconds):.2f} | {median(ratios):.2f} |"
 
 
+def weights_of_state(step: TrainStep) -> NDArray[np.float32]:
+    """The wide weights that Algorithm 1 gives for z, n and the present rates, in float32."""
+    table, ftrl = step.model.wide_table, step.wide
+    assert table is not None and isinstance(ftrl, wd.FTRL)
+    z, n = table.state["z"].numpy(), table.state["n"].numpy()
+    rates_T = step.feature_rates.factors if step.feature_rates else np.ones(len(table.sizes))
+    rate_R = np.repeat(rates_T, list(table.sizes.values()))[:, None].astype(np.float32)
+    beta, l1, l2, inverse_lr = np.float32([ftrl.beta, ftrl.l1, ftrl.l2, 1.0 / ftrl.lr])
+    # numpy's root, as the kernels': torch's differs in the last bit here and there
+    weights = -(z - np.copysign(l1, z)) / ((beta + np.sqrt(n)) * (inverse_lr / rate_R) + l2)
+    return np.where(np.abs(z) <= l1, np.float32(0.0), weights)
+
+
+def wide_lines() -> Iterator[str]:
+    """Yield the table of wide weights that could be told from z and n, and so need no memory."""
+    schema = models.make_schema(models.S)
+    batches = models.make_batches(models.S, 64, BATCH)
+    yield "## Wide weights beside their z and n\n"
+    yield (
+        f"`benchmarks/bench_table_memory.py --wide` on {machine()}: model S, 64 batches of 2,048. "
+        "Could a weight be computed from z and n when a row is read, in place of 4 bytes? Not "
+        "where each feature learns a rate (`adapt`): a weight keeps the rate it last moved at.\n"
+    )
+    yield (
+        "| FTRL | bytes a wide row | the weight's, of a wide row and a deep one of width 16 | "
+        "weights not 0 | of other bits than z, n and the present rates give |"
+    )
+    yield "|---|---|---|---|---|"
+    for adapt in (wd.FTRL().adapt, 0.0):
+        model = wd.WideDeep(schema, hidden_units=models.S.hidden)
+        step = TrainStep(model, wide=wd.FTRL(adapt=adapt), deep=wd.Adagrad(), dense=wd.Adagrad())
+        for number, batch in enumerate(batches):
+            step(batch, step=number + 1)
+        (deep,) = model.deep_tables.values()
+        wide_bytes = model.wide_table.record_layout(step.wide).stride
+        all_bytes = wide_bytes + deep.record_layout(step.deep).stride
+        weight = model.wide_table.weight.numpy()
+        nonzero = weight != 0
+        other = (weights_of_state(step) != weight) & nonzero
+        count = int(nonzero.sum())
+        yield (
+            f"| adapt={adapt:g} | {wide_bytes} | {4 / all_bytes:.1%} | {count:,} | "
+            f"{int(other.sum()) / count:.1%} |"
+        )
+
+
 def main() -> None:
     """Measure, print, and write the section."""
     parser = argparse.ArgumentParser(
@@ -142,7 +190,14 @@ def main() -> None:
     parser.add_argument("--note", default="", help="a sentence for RESULTS.md")
     parser.add_argument("--measure", choices=list(KINDS), help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help="into benchmarks/RESULTS.md")
+    parser.add_argument("--wide", action="store_true", help="wide weights alone")
     arguments = parser.parse_args()
+    if arguments.wide:
+        text = "\n".join(wide_lines())
+        print(text)
+        if arguments.write:
+            write_section("tables memory:wide", text)
+        return
     if arguments.measure:
         measure(arguments.measure, arguments.rows, arguments.dim, arguments.steps)
         return

@@ -14,6 +14,7 @@ import argparse
 import functools
 import gc
 import itertools
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from statistics import median
 import widedeep as wd
 
 # isort: split
+import numpy as np
 import torch
 import train_models as models
 from results_file import machine, write_section
@@ -59,14 +61,17 @@ class Report:
         self.say()
 
 
-def timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], object], clock: Callable[[], float]) -> float:
     """Seconds of one call."""
-    start = time.perf_counter()
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def take_turns(engines: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
+def take_turns(
+    engines: dict[str, Callable[[], object]], seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:  # fmt: skip
     """Run the engines in turn, three times at least, until the time is up."""
     for run in engines.values():
         run()
@@ -74,7 +79,7 @@ def take_turns(engines: dict[str, Callable[[], object]], seconds: float) -> dict
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(next(iter(times.values()))) < 3:
         for name, run in engines.items():
-            times[name].append(timed(run))
+            times[name].append(timed(run, clock))
     return times
 
 
@@ -178,38 +183,93 @@ def memory_available() -> int:
     return next(int(x.split()[1]) * 1024 for x in text.splitlines() if x.startswith("MemAvail"))
 
 
+LAWS: tuple[models.Law, ...] = ("uniform", "zipf")
+BASE_ROWS = 100_000
+
+
+def anonymous_in_huge_pages() -> float:
+    """The fraction of this process's own memory that lies in huge pages, or nan."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return float("nan")
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return kib["AnonHugePages"] / kib["Anonymous"]
+
+
+def rows_moved(batches: list[Batch]) -> float:
+    """Distinct rows of all features that a batch touches, on average."""
+    counts = [
+        sum(len(np.unique(ids_B)) for ids_B in batch.ids_N.reshape(len(batch), -1).T)
+        for batch in batches
+    ]
+    return sum(counts) / len(counts)
+
+
 def bench_tables(report: Report, arguments: argparse.Namespace) -> None:
     """A step's time by the rows of the tables: it should follow the rows touched, not those held.
 
-    Cache misses are honest, sweeps over the table are not. Each size trains every law's batches.
+    Cache misses are honest, sweeps over the table are not. Each size trains every law's batches, in
+    turns with tables of 100,000 rows.
     """
     batch, threads = 2048, max(arguments.threads)
     torch.set_num_threads(threads)
-    found: dict[int, dict[models.Law, float]] = {}
+
+    def trained(rows: int) -> tuple[dict[models.Law, Callable[[], object]], dict[str, float]]:
+        shape = models.of_rows(rows)
+        step = models.our_step(models.make_schema(shape), shape, threads)
+        batches = {law: models.make_batches(shape, 12, batch, law) for law in LAWS}
+        return (
+            {law: functools.partial(train_all, step, held) for law, held in batches.items()},
+            {law: rows_moved(held) for law, held in batches.items()},
+        )
+
+    base, _ = trained(BASE_ROWS)
+    lines = []
     for rows in arguments.tables:
         if rows * BYTES_OF_A_ROW + SPARE_BYTES > memory_available() > 0:
             print(f"tables of {rows:,} rows do not fit into memory; left out", flush=True)
             continue
-        shape = models.of_rows(rows)
-        step = models.our_step(models.make_schema(shape), shape, threads)
-        laws: tuple[models.Law, ...] = ("uniform", "zipf")
-        batches = {law: models.make_batches(shape, 12, batch, law) for law in laws}
-        engines = {law: functools.partial(train_all, step, held) for law, held in batches.items()}
-        times = take_turns(engines, arguments.seconds / 40)
-        found[rows] = {law: median(times[law]) / 12 * 1e3 for law in laws}
-        del step, engines
+        own, moved = trained(rows)
+        engines: dict[str, Callable[[], object]] = {law: own[law] for law in LAWS}
+        engines |= {f"{law}, base": base[law] for law in LAWS}
+        times = take_turns(engines, arguments.seconds / 20, time.process_time)
+        cells = [f"{rows:,}"]
+        for law in LAWS:
+            cells += [f"{moved[law]:,.0f}", f"{median(times[law]) / 12 * 1e3:.2f}",
+                      f"{ratio(times, law, f'{law}, base'):.2f}"]  # fmt: skip
+        lines.append([*cells, f"{anonymous_in_huge_pages():.0%}"])
+        print("  ".join(lines[-1]), flush=True)
+        del own, engines
         gc.collect()
-    base = found.get(100_000, next(iter(found.values())))
-    report.say(f"### Rows of the tables (model S, batch {batch}, {threads} threads, fp32)\n")
+    is_loaded = os.getloadavg()[0] > (os.cpu_count() or 1)
+    loaded = " The machine was loaded by other work." if is_loaded else ""
+    report.say("## Rows of the tables\n")
+    report.say(
+        f"`benchmarks/bench_train.py` on {machine()}: model S, batch {batch:,}, {threads} "
+        "thread(s), fp32; processor time, each size in turns with tables of 100,000 rows. A step "
+        f"looks up {batch * len(models.S.slot_sizes):,} rows; the distinct ones among them are "
+        f"moved.{loaded}\n"
+    )
     report.table(
-        ["rows", "uniform ids, ms a step", "of that at 100,000", "Zipf ids, ms", "of that"],
-        [
-            [f"{rows:,}", *itertools.chain.from_iterable(
-                (f"{ms[law]:.2f}", f"{ms[law] / base[law]:.2f}") for law in ("uniform", "zipf")
-            )]
-            for rows, ms in found.items()
-        ],
+        ["rows", "uniform ids: rows moved", "ms a step", "of that at 100,000",
+         "Zipf ids: rows moved", "ms a step", "of that at 100,000", "memory in huge pages"],
+        lines,
     )  # fmt: skip
+    example = models.make_batches(models.S, 1, batch)[0]
+    report.say(
+        "Model S: a smaller batch repeats fewer ids, so that a step moves more rows for each "
+        "example, all 29 features counted.\n"
+    )
+    sizes = [1, 16, 256, batch]
+    moved_each = [
+        rows_moved([example.slice(first, first + size) for first in range(0, batch, size)]) / size
+        for size in sizes
+    ]
+    report.table(
+        ["batch", *(f"{size:,}" for size in sizes)],
+        [["rows moved for each example", *(f"{rows:.1f}" for rows in moved_each)]],
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -219,7 +279,7 @@ def parse() -> argparse.Namespace:
     )
     everywhere = sorted({1, torch.get_num_threads()})
     parser.add_argument("--quick", action="store_true", help="model S alone, in about a minute")
-    parser.add_argument("--models", nargs="+", choices=["S", "B"])
+    parser.add_argument("--models", nargs="*", choices=["S", "B"])
     parser.add_argument("--batches", nargs="+", type=int)
     parser.add_argument("--threads", nargs="+", type=int)
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"])
@@ -228,7 +288,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
     arguments = parser.parse_args()
     quick = arguments.quick
-    arguments.models = arguments.models or (["S"] if quick else ["S", "B"])
+    if arguments.models is None:
+        arguments.models = ["S"] if quick else ["S", "B"]
     arguments.batches = arguments.batches or ([256, 2048] if quick else [256, 2048, 8192])
     arguments.threads = arguments.threads or (everywhere[-1:] if quick else everywhere)
     arguments.precisions = arguments.precisions or (["fp32"] if quick else ["fp32", "bf16"])
@@ -252,12 +313,16 @@ def main() -> None:
         f"`benchmarks/bench_train.py` on {machine()}, torch {torch.__version__}; medians of "
         "interleaved turns.\n"
     )
-    bench_speed(report, arguments)
+    if arguments.models:
+        bench_speed(report, arguments)
+    by_rows = Report()
     if arguments.tables:
-        bench_tables(report, arguments)
+        bench_tables(by_rows, arguments)
     print(f"{time.perf_counter() - started:.0f} s in all")
-    if arguments.write:
+    if arguments.write and arguments.models:
         write_section("training:speed", "\n".join(report.lines))
+    if arguments.write and by_rows.lines:
+        write_section("training:rows", "\n".join(by_rows.lines))
 
 
 if __name__ == "__main__":

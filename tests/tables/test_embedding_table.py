@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -340,8 +341,18 @@ def test_a_row_and_its_state_share_a_record() -> None:
     deep = RowStorage(10, RecordLayout(16, ("weight", "accumulator"), (16, 16)), cpu)
     assert deep.part("accumulator").data_ptr() - deep.part("weight").data_ptr() == 64
     assert deep.part("weight").data_ptr() % 64 == 0
-    large = RowStorage(200_000, RecordLayout(16, ("weight",), (16,)), cpu).part("weight")
-    assert large.data_ptr() % 4096 == 0 and not large.any()
+
+
+def test_large_storage_in_huge_pages() -> None:
+    storage = RowStorage(200_000, RecordLayout(16, ("weight",), (16,)), torch.device("cpu"))
+    weight = storage.part("weight")
+    assert weight.data_ptr() % 4096 == 0 and not weight.any()
+    weight[:, 0] = torch.arange(200_000.0)
+    storage.collapse()  # moves pages, no numbers
+    assert torch.equal(weight[:, 0], torch.arange(200_000.0)) and not weight[:, 1:].any()
+    copied = pickle.loads(pickle.dumps(storage))
+    copied.collapse()
+    assert torch.equal(copied.part("weight"), weight)
 
 
 @pytest.mark.parametrize("dim", [3, 16, 32])

@@ -219,6 +219,7 @@ class EmbeddingTable:
             kept_state = old_size if len(copied) == len(names) else 0
             self._start_state(storage, to + kept_state, to + size)
             to += size
+        storage.collapse()
         return storage
 
     def _init_rows(self, weight: Tensor, table: str, first: int) -> None:

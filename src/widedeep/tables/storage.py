@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -22,7 +23,10 @@ from widedeep.kernels import torch_device, torch_ops
 from widedeep.kernels.torch_ops import SortedIds, TensorBatch, TensorGroups, TensorSlots
 
 _LINE = 16  # floats of a cache line
-_HUGE_BYTES = 4 << 20  # from here on, ask for huge pages
+_HUGE_PAGE = 2 << 20  # bytes
+_HUGE_BYTES = 2 * _HUGE_PAGE  # from here on, ask for huge pages
+_COLLAPSED_BYTES = 64 << 20  # at once: a failure ends a call
+_MADV_COLLAPSE = 25  # Linux 6.1; Python does not name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class RowStorage:
 
     def __init__(self, n_rows: int, layout: RecordLayout, device: torch.device) -> None:
         self.layout, self.names, self.n_rows = layout, layout.names, n_rows
-        memory = _zeros(n_rows * layout.stride // 4, device)
+        memory, self._pages = _zeros(n_rows * layout.stride // 4, device)
         types = [layout.dtype, *(torch.float32 for _ in self.names[1:])]
         # Made once: every step asks for each of them.
         self._parts = {
@@ -65,16 +69,28 @@ class RowStorage:
             )
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the pages: a copy's numbers lie elsewhere."""
+        return {**self.__dict__, "_pages": None}
+
     def part(self, name: str) -> Tensor:
         """Return a view of one part, (R, its width); its rows lie a record apart."""
         return self._parts[name]
+
+    def collapse(self) -> None:
+        """Move what was written into huge pages where the system had none at the first touch."""
+        if (pages := self._pages) is None:
+            return
+        for start in range(0, len(pages), _COLLAPSED_BYTES):
+            with suppress(OSError):  # an older system, nothing written, or no memory in one piece
+                pages.madvise(_MADV_COLLAPSE, start, min(_COLLAPSED_BYTES, len(pages) - start))
 
 
 def batch_rows(rows: int, width: int, device: torch.device) -> Tensor:
     """Return a buffer of zeros, (rows, width), for embeddings or gradients of a batch."""
     lines = -(-max(width, 1) // _LINE)
     stride = (lines + 1 - lines % 2) * _LINE
-    return _zeros(rows * stride, device).view(rows, stride)[:, :width]
+    return _zeros(rows * stride, device)[0].view(rows, stride)[:, :width]
 
 
 def record_stride(width: int) -> int:
@@ -91,14 +107,19 @@ def record_stride(width: int) -> int:
     return lines if lines <= width * 1.25 else -(-width // 4) * 4
 
 
-def _zeros(numbers: int, device: torch.device) -> Tensor:
-    """Return zeros, in huge pages where the system grants them: fewer misses of the TLB."""
+def _zeros(numbers: int, device: torch.device) -> tuple[Tensor, mmap.mmap | None]:
+    """Return zeros, and the pages that hold them: huge ones where the system grants them.
+
+    A row of a large table then costs a miss of the cache and seldom one of the TLB. Only a mapping
+    of whole huge pages begins at one.
+    """
     n_bytes = numbers * 4
     if device.type != "cpu" or n_bytes < _HUGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(numbers, device=device)
-    pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.zeros(numbers, device=device), None
+    whole = -(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE
+    pages = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.from_numpy(np.frombuffer(pages, np.float32))
+    return torch.from_numpy(np.frombuffer(pages, np.float32, numbers)), pages
 
 
 _OTHERS = ("dense_BK", "labels_BL", "weight_B")
