@@ -145,8 +145,8 @@ class CsvRows::Builder {
  public:
   explicit Builder(bool is_number) { clear(is_number); }
 
-  // False for text that is not UTF-8.
-  bool add(const CsvField* fields, std::size_t n) {
+  // Returns the first row that is not UTF-8; `n` where all are.
+  std::size_t add(const CsvField* fields, std::size_t n) {
     const std::size_t first = n_rows_;
     n_rows_ += n;
     column_.validity.resize((n_rows_ + 7) / 8);
@@ -162,7 +162,7 @@ class CsvRows::Builder {
       double& number = column_.numbers[first + i];
       column_.is_plain = fields[i].data == nullptr || read_plain_number(fields[i], number);
     }
-    return true;
+    return n;
   }
 
   std::size_t n_bytes() const { return column_.bytes.size(); }
@@ -190,7 +190,7 @@ class CsvRows::Builder {
     slots_.assign(kFirstSlots, Slot{});
   }
 
-  bool add_texts(const CsvField* fields, std::size_t n) {
+  std::size_t add_texts(const CsvField* fields, std::size_t n) {
     std::uint64_t hashes[kBatch];
     for (std::size_t i = 0; i < n; ++i) {
       if (fields[i].data == nullptr) continue;
@@ -206,11 +206,11 @@ class CsvRows::Builder {
       std::uint32_t entry = 1;
       if (fields[i].data != nullptr) {
         entry = find_or_append(fields[i], hashes[i]);
-        if (entry == 0) return false;
+        if (entry == 0) return i;
       }
       column_.codes.push_back(static_cast<std::uint16_t>(entry - 1));
     }
-    return true;
+    return n;
   }
 
   // The entry of a text; 0 if it is not UTF-8.
@@ -278,21 +278,26 @@ std::int64_t CsvRows::add(std::string_view text, std::size_t start, std::int64_t
   most_rows = std::min(most_rows, kMostRows);
   const char* at = text.data() + start;
   const char* const end = text.data() + text.size();
+  const char* starts[kBatch];  // Of the records of a batch
   while (at < end && n_rows_ < most_rows && !is_full()) {
     const auto room = std::min<std::size_t>(kBatch, static_cast<std::size_t>(most_rows - n_rows_));
     std::size_t n = 0;
-    while (at < end && n < room) {
-      if (column_of_.size() > 1 && (*at == '\n' || *at == '\r')) {  // A blank line
-        if (*at == '\r' && end - at > 1 && at[1] != '\n') return -1;
+    bool is_regular = true;
+    while (at < end && n < room && is_regular) {
+      const bool is_blank = column_of_.size() > 1 && (*at == '\n' || *at == '\r');
+      if (is_blank && (*at == '\n' || end - at < 2 || at[1] == '\n')) {
         at += *at == '\r' && end - at > 1 ? 2 : 1;
         continue;
       }
-      if (!read_record(at, end, n)) return -1;
-      ++n;
+      starts[n] = at;
+      is_regular = !is_blank && read_record(at, end, n);
+      n += is_regular ? 1 : 0;
     }
+    std::size_t refused = n;
     for (std::size_t column = 0; column < columns_.size(); ++column) {
-      if (!columns_[column]->add(&fields_[column * kStride], n)) return -1;
+      refused = std::min(refused, columns_[column]->add(&fields_[column * kStride], n));
     }
+    if (refused < n || !is_regular) return -1 - (starts[refused] - text.data());
     n_rows_ += static_cast<std::int64_t>(n);
     unescaped_.clear();
   }

@@ -1,7 +1,7 @@
 // Rows of CSV text as columns: numbers as doubles, everything else as texts by dictionary.
 //
-// Only regular text is read: what is ragged, damaged or ambiguous is refused as a whole, without a
-// reason. Who called finds the reason by reading again, slowly.
+// Only regular text is read: what is ragged, damaged or ambiguous is refused with the place of its
+// record, and without a reason. Who called finds the reason in that record.
 #pragma once
 
 #include <cstdint>
@@ -57,7 +57,7 @@ class CsvRows {
   CsvRows& operator=(const CsvRows&) = delete;
 
   // Reads records from `start` on, until there are `most_rows`, texts are full or the text ends.
-  // Returns where the next record starts, or -1 for text that is not regular.
+  // Returns where the next record starts, or -1 less the start of one that is not regular.
   std::int64_t add(std::string_view text, std::size_t start, std::int64_t most_rows);
 
   std::int64_t n_rows() const { return n_rows_; }

@@ -69,6 +69,10 @@ TEST(csv_rows_refuse_what_is_not_regular) {
   }
   CsvRows rows(2, {0, 1}, {false, false}, kRoom, {});
   CHECK(read(rows, std::string("a,b\0c\n", 6)) == -1);
+  for (const char* text : {"a,b\n\nc\n", "a,b\n\n\xff,c\nd\n", "a,b\n\n\rb,c\n"}) {
+    CsvRows later(2, {0, 1}, {false, false}, kRoom, {});
+    CHECK(read(later, text) == -1 - 5);  // Of the first record that is not
+  }
 }
 
 TEST(csv_numbers_are_plain_or_looked_at_again) {
@@ -117,7 +121,8 @@ TEST(csv_rows_survive_any_bytes) {
     while (random() % 24 != 0) text += pieces[random() % pieces.size()];
     CsvRows rows(1 + random() % 3, {0}, {random() % 2 == 0}, 8, {"1", "e-"});
     const std::int64_t stop = read(rows, text);
-    CHECK(stop >= -1 && stop <= static_cast<std::int64_t>(text.size()));
+    CHECK(stop >= -1 - static_cast<std::int64_t>(text.size()) &&
+          stop <= static_cast<std::int64_t>(text.size()));
     csv_end(text);
   }
 }

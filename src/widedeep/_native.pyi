@@ -1055,7 +1055,7 @@ class CsvRows:
     def add(self, text: bytes, start: int, most_rows: int) -> int:
         """Read records from ``start`` on until there are ``most_rows`` (65,536 at most).
 
-        Returns where the next record starts, or -1 for text that is refused.
+        Returns where the next record starts, or -1 less the start of one that is refused.
         """
     @property
     def n_rows(self) -> int: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gzip
 import hashlib
@@ -20,7 +19,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
 from threading import Thread
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -56,6 +55,7 @@ _avoided: dict[str, float] = {}  # Such hosts, and until when
 
 Block: TypeAlias = bytes | memoryview
 """The bytes of a range."""
+Result = TypeVar("Result")
 
 
 def is_url(path: object) -> bool:
@@ -227,43 +227,29 @@ class RemoteFile:
     def start_ranges(self, ranges: Sequence[tuple[int, int]]) -> Callable[[], list[Block]]:
         """Begin to fetch ranges [start, stop) of this version; return what waits for their bytes.
 
-        Where plain HTTP gives them, threads fetch them at the same time; else the library does,
-        and if it reads in the calling thread alone, then when they are waited for.
+        Threads fetch them at the same time: by plain HTTP where that gives them, else as the
+        library does.
 
         What waits raises:
             RangesIgnored: If the server gives nothing but whole files.
             RemoteUnavailable: If the connection is lost, and again when it is tried again.
             DataError: If another version lies there.
         """
-        wait, is_library = _start_direct(self, ranges), False
-        if wait is None and getattr(self.fs, "async_impl", False):
-            fetch, is_library = self._library_ranges(ranges), True
-            wait = asyncio.run_coroutine_threadsafe(fetch, self.fs.loop).result
+        direct = _start_direct(self, ranges)
+        if direct is None:
+            return _start(lambda connections: self._checked_ranges(ranges)).result
 
         def blocks() -> list[Block]:
-            started = time.monotonic()
             try:
-                if wait is not None:
-                    with remote_errors(self.url):
-                        return wait()
+                with remote_errors(self.url):
+                    return direct()
             except RangesIgnored:
                 raise
             except Exception:  # each library has exceptions of its own
-                if is_library and time.monotonic() - started > _PATIENCE_S:  # it tried again itself
-                    raise
                 _avoid_direct(self)
             return self._checked_ranges(ranges)
 
         return blocks
-
-    async def _library_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[Block]:
-        """Return the bytes of ranges of this version; raise if it is not there afterwards."""
-        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
-        paths = [self.path] * len(ranges)
-        blocks = await self.fs._cat_ranges(paths, starts, stops, on_error="raise")
-        if RemoteFile.of(self.fs, self.url, await self.fs._info(self.path)) != self:
-            raise self._changed()
-        return self._whole(blocks, ranges)
 
     def _checked_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[Block]:
         """Fetch ranges as the library does, if this version lies there yet; try again if lost."""
@@ -310,10 +296,7 @@ def _start_direct(
     address = _address_now(file)
     if address is None or _avoided.get(address.netloc, 0.0) > time.monotonic():
         return None
-    queue, fetches = _fetch_queue(os.getpid()), []
-    for start, stop in ranges:
-        fetches.append(Future[Block]())
-        queue.put((fetches[-1], partial(_fetch, file, address, start, stop)))
+    fetches = [_start(partial(_fetch, file, address, start, stop)) for start, stop in ranges]
     return lambda: [fetch.result() for fetch in fetches]
 
 
@@ -341,6 +324,13 @@ def _address(file: RemoteFile, client: object, period: int) -> SplitResult | Non
     if address is None or (address.scheme in getproxies() and not proxy_bypass(address.netloc)):
         return None
     return address
+
+
+def _start(fetch: Callable[[dict[str, HTTPConnection]], Result]) -> Future[Result]:
+    """Let one of the fetching threads do what it does with connections of its own."""
+    future: Future[Result] = Future()
+    _fetch_queue(os.getpid()).put((future, fetch))
+    return future
 
 
 @lru_cache(maxsize=1)

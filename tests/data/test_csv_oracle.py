@@ -1,7 +1,8 @@
-"""The fast reader of CSV against the slow one: the same values, types and faults."""
+"""The native reader of CSV against one in Python: the same values and types, no other faults."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,28 +65,59 @@ KINDS = st.sampled_from(
 NULLS = st.lists(st.sampled_from([*NUMBERS, "", "-", "x", "a,b", "\u00e9", "True", "1" * 25]))
 
 
-def slowly(path: Path, kinds: ColumnTypes) -> dict[str, list[Any]]:
-    """Read block by block through Arrow's reader, with each value converted by itself."""
+def slowly(path: Path, kinds: ColumnTypes) -> dict[str, list[Any]] | set[str]:
+    """Read record by record, with each value converted by itself; return all that is wrong."""
     types = csv_input._CsvColumns(kinds)
-    blocks = csv_input._blocks(path)
-    header, first = csv_input._header(path, next(blocks, None))
+    block = csv_input._Block(path.read_bytes(), 1)
+    names, at = csv_input._fields(path, block, 0)
+    header = [name.decode() for _, name in names]
     schema = pa.schema([(name, types.spooled_type(path, name)) for name in header])
-    csv_input._raise_fault(path, header, schema, types)
-    tables = []
-    for block in (first, *blocks):
-        if block.text:
-            read = csv_input._parsed(path, block, header, header, kinds.null_values)
-            arrays = [types.convert(n, c) for n, c in zip(header, read.columns, strict=True)]
-            tables.append(pa.Table.from_arrays(arrays, schema=schema))
-    table = pa.concat_tables([schema.empty_table(), *tables])
-    for name, kind in types.decided().items():
-        column = table[name]
-        column = pa.nulls(len(column)) if pa.types.is_null(kind) else column.cast(kind)
-        table = table.set_column(table.schema.get_field_index(name), name, column)
-    return {
-        name: [str(table.schema.field(name).type), *map(repr, table[name].to_pylist())]
-        for name in header
-    }
+    rows: list[list[str | None]] = []
+    faults: set[str] = set()
+    for start, fields in records(path, block, header, at, faults):
+        rows.append([])
+        for name, (offset, field) in zip(header, fields, strict=True):
+            text = None if field.decode() in kinds.null_values else field.decode()
+            rows[-1].append(text if block.text[offset : offset + 1] == b'"' else text or None)
+            try:
+                types.convert(name, pa.chunked_array([rows[-1][-1:]], pa.string()))
+            except csv_input.ValueFault as fault:
+                where = f"{path}, line {block.line_at(start)}, column {name!r}"
+                faults.add(f"{where}: got {csv_input._shown(fault.text)}, {fault.advice}")
+    if faults:
+        return faults
+    columns = {}
+    for i, name in enumerate(header):
+        kind = types.decided().get(name, schema.field(name).type)
+        text_N = pa.chunked_array([[row[i] for row in rows]], pa.string())
+        column = pa.nulls(len(text_N)) if pa.types.is_null(kind) else text_N
+        if name not in types.decided():
+            column = types.convert(name, text_N)
+        columns[name] = [str(kind), *shown(column.cast(kind))]
+    return columns
+
+
+def records(
+    path: Path, block: csv_input._Block, header: list[str], at: int, faults: set[str]
+) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+    """Yield where records begin, and their fields; add what is wrong with others."""
+    while at < len(block.text):
+        start, rest = at, block.text[at:]
+        if len(header) > 1 and (rest.startswith((b"\n", b"\r\n")) or rest == b"\r"):
+            at += 1 + rest.startswith(b"\r")
+            continue
+        try:
+            fields, at = csv_input._fields(path, block, start)
+        except DataError as error:  # nobody knows where the next record begins
+            faults.add(str(error))
+            return
+        try:
+            csv_input._texts(path, header, block, fields)
+            if len(fields) != len(header):
+                csv_input._refuse(path, header, block, start)
+            yield start, fields
+        except DataError as error:
+            faults.add(str(error))
 
 
 def fast(path: Path, kinds: ColumnTypes) -> dict[str, list[Any]]:
@@ -94,21 +126,27 @@ def fast(path: Path, kinds: ColumnTypes) -> dict[str, list[Any]]:
         return {
             field.name: [
                 str(field.type),
-                *(repr(v) for table in tables for v in table[field.name].to_pylist()),
+                *(text for table in tables for text in shown(table[field.name])),
             ]
             for field in source.arrow_schema
         }
 
 
-def outcome(read: Any, path: Path, kinds: ColumnTypes) -> Any:
+def shown(column: pa.ChunkedArray) -> list[str]:
+    """Return values as text; days may lie beyond Python's dates."""
+    days = pa.types.is_date32(column.type)
+    return [repr(value) for value in (column.cast(pa.int32()) if days else column).to_pylist()]
+
+
+def outcome(path: Path, kinds: ColumnTypes) -> Any:
     try:
-        return read(path, kinds)
+        return fast(path, kinds)
     except DataError as error:
         return str(error)
 
 
 @pytest.mark.parametrize("fields", [FIELDS, TAME], ids=["strange", "tame"])
-def test_the_fast_reader_reads_as_the_slow_one(
+def test_the_native_reader_reads_as_the_one_in_python(
     fields: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @settings(max_examples=60, deadline=None)
@@ -145,7 +183,8 @@ def test_the_fast_reader_reads_as_the_slow_one(
         with TemporaryDirectory() as folder:
             path = Path(folder, "t.csv")
             path.write_bytes(text.encode("utf-8", "surrogateescape"))
-            assert outcome(fast, path, declared) == outcome(slowly, path, declared)
+            expected, read = slowly(path, declared), outcome(path, declared)
+            assert read in expected if isinstance(expected, set) else read == expected
 
     check()
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import chain, pairwise
-from typing import IO, Any, TypeAlias
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from itertools import chain, zip_longest
+from typing import IO, Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from widedeep import kernels
@@ -315,9 +315,18 @@ _FULL_BYTES = 64 << 20  # Of one column's different texts that are gathered at a
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_NEWLINE, _RETURN, _QUOTE, _COMMA = b'\n\r",'
-_BEFORE_OPENING = np.isin(np.arange(256), (_NEWLINE, _COMMA, _QUOTE))
-_AFTER_CLOSING = np.isin(np.arange(256), (_NEWLINE, _RETURN, _COMMA, _QUOTE))
+_FIELD = re.compile(rb'"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+)')  # In quotes, or without
+
+
+class _Block(NamedTuple):
+    """Whole records of a file, each but perhaps the file's last with its line end."""
+
+    text: bytes
+    first_line: int
+
+    def line_at(self, offset: int) -> int:
+        """Return the line of a byte."""
+        return self.first_line + self.text.count(b"\n", 0, offset)
 
 
 def _open(
@@ -337,17 +346,17 @@ def _spooled(
     path: InputPath, columns: Sequence[str] | None, types: _CsvColumns, spool: Spool
 ) -> Input:
     """Read a CSV file once and keep its columns in the spool."""
-    text_blocks = _blocks(path)
-    header, first = _header(path, next(text_blocks, None))
-    names = list(columns) if columns is not None else header
-    if columns is None and (advice := _other_separator(header)):
-        raise DataError(f"{path}: got one column, {_shown(header[0])}: {advice}")
-    for name in names:
-        if name not in header:
-            raise ColumnError(str(path), name, _other_separator(header) or nearest(name, header))
-    schema = pa.schema([(name, types.spooled_type(path, name)) for name in names])
-    groups = _groups(path, header, schema, types, chain([first], text_blocks))
-    blocks = spool.keep(str(path), groups)
+    with _opened_csv(path) as (header, text_blocks):
+        names = list(columns) if columns is not None else header
+        advice = _other_separator(header)
+        if columns is None and advice:
+            raise DataError(f"{path}: got one column, {_shown(header[0])}: {advice}")
+        for name in names:
+            if name not in header:
+                raise ColumnError(str(path), name, advice or nearest(name, header))
+        schema = pa.schema([(name, types.spooled_type(path, name)) for name in names])
+        groups = _GroupReader(path, header, schema, types).groups(text_blocks)
+        blocks = spool.keep(str(path), groups)
     record = InputRecord(
         name=path.name,
         path=str(path),
@@ -355,43 +364,23 @@ def _spooled(
         bytes=file_size(path),
         checksum=path.tag if isinstance(path, RemoteFile) else "",
     )
-    return Input(record=record, schema=schema, blocks=blocks, row_name=partial(_line_of_row, path))
+    return Input(record=record, schema=schema, blocks=blocks, row_name=partial(_row_name, path))
 
 
-def _groups(
-    path: InputPath,
-    header: Sequence[str],
-    schema: pa.Schema,
-    types: _CsvColumns,
-    blocks: Iterable[_Block],
-) -> Iterator[pa.Table]:
-    """Yield the rows of a file, 65,536 at a time; say which is at fault where one is."""
-    try:
-        yield from _GroupReader(header, schema, types).groups(blocks)
-    except (_IrregularText, ValueFault, DataError) as error:
-        _raise_fault(path, header, schema, types)
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{path}: changed while being read; leave input files alone during a run"
-        ) from None
-
-
-class _IrregularText(Exception):
-    """Text that the fast reader does not take."""
-
-
-_Pieces: TypeAlias = list[tuple[bytes, int, int]]
-"""Runs of records: a text, and where in it they begin and end."""
+_Pieces: TypeAlias = list[tuple[_Block, int, int]]
+"""Runs of records: a block, and where in it they begin and end."""
 
 
 class _GroupReader:
-    """Reads regular text in one pass: numbers parsed, texts by dictionary."""
+    """Reads a file in one pass, 65,536 rows at a time: numbers parsed, texts by dictionary."""
 
-    def __init__(self, header: Sequence[str], schema: pa.Schema, types: _CsvColumns) -> None:
-        self._header, self._schema, self._types = list(header), schema, types
+    def __init__(
+        self, path: InputPath, header: Sequence[str], schema: pa.Schema, types: _CsvColumns
+    ) -> None:
+        self._path, self._header, self._schema, self._types = path, list(header), schema, types
         # Columns of numbers that are written as other than plain ones somewhere are read as text.
         self._numbers = {field.name for field in schema if pa.types.is_floating(field.type)}
+        self._n_read = 0  # Rows of all tables so far
 
     def groups(self, blocks: Iterable[_Block]) -> Iterator[pa.Table]:
         rows, pieces, parts = self._rows(self._schema.names), _Pieces(), list[pa.Table]()
@@ -399,9 +388,9 @@ class _GroupReader:
         for block in blocks:
             start = 0
             while start < len(block.text):
-                stop = _add(rows, block.text, start, ROW_GROUP_ROWS - n_rows)
+                stop = self._add(rows, block, start, ROW_GROUP_ROWS - n_rows)
                 if self._numbers:
-                    pieces.append((block.text, start, stop))
+                    pieces.append((block, start, stop))
                 start = stop
                 if rows.is_full or n_rows + rows.n_rows == ROW_GROUP_ROWS:
                     n_rows += rows.n_rows
@@ -422,32 +411,40 @@ class _GroupReader:
             len(self._header), fields, are_numbers, _FULL_BYTES, self._types.null_values
         )
 
+    def _add(self, rows: kernels.CsvRows, block: _Block, start: int, most_rows: int) -> int:
+        stop = rows.add(block.text, start, most_rows)
+        if stop < 0:
+            _refuse(self._path, self._header, block, ~stop)
+        return stop
+
     def _table(self, rows: kernels.CsvRows, pieces: _Pieces) -> pa.Table:
         read = dict(zip(self._schema.names, map(_array, rows.take()), strict=True))
         odd = [name for name, array in read.items() if array is None]
         if odd:
             self._numbers.difference_update(odd)
             again = self._rows(odd)
-            for text, start, stop in pieces:
-                _add(again, text[:stop], start, ROW_GROUP_ROWS)
+            for block, start, stop in pieces:
+                self._add(again, block._replace(text=block.text[:stop]), start, ROW_GROUP_ROWS)
             read.update(zip(odd, map(_array, again.take()), strict=True))
         arrays = [self._typed(field, read[field.name]) for field in self._schema]
-        return pa.Table.from_arrays(arrays, names=self._schema.names)
+        table = pa.Table.from_arrays(arrays, names=self._schema.names)
+        self._n_read += table.num_rows
+        return table
 
     def _typed(self, field: pa.Field, array: pa.Array) -> pa.Array:
         if not pa.types.is_dictionary(array.type):
             return array.cast(field.type, safe=False)
-        values = self._types.convert(field.name, pa.chunked_array([array.dictionary]))
+        try:
+            values = self._types.convert(field.name, pa.chunked_array([array.dictionary]))
+        except ValueFault as fault:
+            line = _line_of_row(self._path, self._n_read + _row_of_code(array, fault.row))
+            raise DataError(
+                f"{self._path}, line {line}, column {field.name!r}: got {_shown(fault.text)}, "
+                f"{fault.advice}"
+            ) from None
         if pa.types.is_string(field.type):
             return array
         return values.combine_chunks().take(array.indices)
-
-
-def _add(rows: kernels.CsvRows, text: bytes, start: int, most_rows: int) -> int:
-    stop = rows.add(text, start, most_rows)
-    if stop < 0:
-        raise _IrregularText
-    return stop
 
 
 def _array(column: Sequence[NDArray[Any] | None]) -> pa.Array | None:
@@ -464,45 +461,47 @@ def _array(column: Sequence[NDArray[Any] | None]) -> pa.Array | None:
     return pa.DictionaryArray.from_arrays(indices, dictionary, safe=False)
 
 
-def _raise_fault(
-    path: InputPath, header: Sequence[str], schema: pa.Schema, types: _CsvColumns
-) -> None:
-    """Read a file again, block by block and slowly, and raise what is wrong with it."""
-    blocks = _blocks(path)
-    _, first = _header(path, next(blocks, None))
-    for block in chain([first] if first.text else [], blocks):
-        block.check(path)
-        table = _parsed(path, block, header, schema.names, types.null_values)
-        for name, column in zip(schema.names, table.columns, strict=True):
-            try:
-                types.convert(name, column)
-            except ValueFault as fault:
-                position = f"{path}, line {block.line_of_row(fault.row, len(header))}"
-                got = f"got {_shown(fault.text)}, {fault.advice}"
-                raise DataError(f"{position}, column {name!r}: {got}") from None
+def _row_of_code(array: pa.DictionaryArray, code: int) -> int:
+    """Return the first row that holds an entry of the dictionary."""
+    return int(pc.index(array.indices, pa.scalar(code, pa.uint16())).as_py())
 
 
-def _locate(path: InputPath, column: str, value: object) -> str | None:
-    blocks = _blocks(path)
-    header, first = _header(path, next(blocks, None))
-    for block in chain([first] if first.text else [], blocks):
-        block.check(path)
-        row = pc.index(_parsed(path, block, header, [column]).column(0), str(value)).as_py()
-        if row >= 0:
-            return f"line {block.line_of_row(row, len(header)):,}"
+def _row_name(path: InputPath, row: int) -> str:
+    """Return where a row begins, as ``"line 7 of a.csv"``; the header is on line 1."""
+    line = _line_of_row(path, row)
+    return f"the end of {path}" if line is None else f"line {line:,} of {path}"
+
+
+def _line_of_row(path: InputPath, row: int) -> int | None:
+    """Return the line on which a row begins, for which a file is read again; None of no row."""
+    with _opened_csv(path) as (header, blocks):
+        for block in blocks:
+            start = 0
+            while row and 0 <= start < len(block.text):
+                skipped = kernels.CsvRows(len(header), [], [], _FULL_BYTES, ())
+                start = skipped.add(block.text, start, row)
+                row -= skipped.n_rows
+            if start < 0:
+                break
+            if len(header) > 1:  # Blank lines are no rows
+                start = len(block.text) - len(block.text[start:].lstrip(b"\r\n"))
+            if not row and start < len(block.text):
+                return block.line_at(start)
     return None
 
 
-def _line_of_row(path: InputPath, row: int) -> str:
-    """Return where a row begins, as ``"line 7 of a.csv"``; the header is on line 1."""
-    blocks = _blocks(path)
-    header, first = _header(path, next(blocks, None))
-    for block in chain([first] if first.text else [], blocks):
-        rows = block.count_rows(len(header))
-        if row < rows:
-            return f"line {block.line_of_row(row, len(header)):,} of {path}"
-        row -= rows
-    return f"the end of {path}"
+def _locate(path: InputPath, column: str, value: object) -> str | None:
+    with _opened_csv(path) as (header, blocks):
+        types = _CsvColumns(ColumnTypes({column: pa.string()}))
+        reader = _GroupReader(path, header, pa.schema([(column, pa.string())]), types)
+        n_rows = 0
+        for table in reader.groups(blocks):
+            for array in table.column(0).chunks:
+                code = pc.index(array.dictionary, str(value)).as_py()
+                if code >= 0:
+                    return f"line {_line_of_row(path, n_rows + _row_of_code(array, code)):,}"
+                n_rows += len(array)
+    return None
 
 
 def _other_separator(header: Sequence[str]) -> str:
@@ -518,216 +517,98 @@ def _shown(text: str) -> str:
     return repr(text) if len(text) <= 80 else f"{text[:77]!r}..."
 
 
-def _parsed(
-    path: InputPath,
-    block: _Block,
-    header: Sequence[str],
-    names: Sequence[str],
-    null_values: Sequence[str] = (),
-) -> pa.Table:
-    """Return the named columns of a block as text."""
-    # Positions stand for names: Arrow would match the names of a header that says one twice.
-    positions = [str(header.index(name)) for name in names]
-    try:
-        table = pacsv.read_csv(
-            pa.BufferReader(block.text),
-            read_options=pacsv.ReadOptions(
-                column_names=[str(number) for number in range(len(header))],
-                block_size=len(block.text) + 1,
-            ),
-            parse_options=pacsv.ParseOptions(
-                newlines_in_values=True, ignore_empty_lines=len(header) > 1
-            ),
-            convert_options=pacsv.ConvertOptions(
-                column_types=dict.fromkeys(positions, pa.string()),
-                include_columns=positions,
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
-    except pa.ArrowException as error:
-        raise _fault(path, block, header, str(error)) from error
-    words = pa.array(null_values, pa.string())
-    columns = [pc.if_else(pc.is_in(column, words), None, column) for column in table.columns]
-    return pa.Table.from_arrays(columns, names=table.column_names) if null_values else table
-
-
-def _fault(path: InputPath, block: _Block, header: Sequence[str], message: str) -> DataError:
-    """Return what is wrong with a block that Arrow refused."""
-    try:
-        block.text.decode()
-    except UnicodeDecodeError as error:
-        line, field = block.position_of(error.start)
-        column = f", column {header[field]!r}" if field < len(header) else ""
-        byte = block.text[error.start]
-        return DataError(
-            f"{path}, line {line}{column}: got the byte 0x{byte:02x}, which is not UTF-8; "
-            "write the file in UTF-8 (it may be Latin-1 or Windows-1252 now)"
-        )
-    record = block.ragged_record(len(header))
-    if record is not None:
-        line, fields = record
-        return DataError(
-            f"{path}, line {line}: got {fields} field{'s' * (fields != 1)}, expected {len(header)} "
-            "as in the header; correct the line (a comma within a value needs quotes around it)"
-        )
-    return DataError(f"{path}, after line {block.first_line}: cannot be read ({message})")
-
-
-def _header(path: InputPath, block: _Block | None) -> tuple[list[str], _Block]:
-    """Return the names of the first line, and the block without it."""
-    if block is None:
-        raise DataError(
-            f"{path}: an empty file; expected a header line with the names of the columns"
-        )
-    block.check(path)
-    names = []
-    for raw in block.fields_of_record(0):
-        try:
-            names.append(raw.decode())
-        except UnicodeDecodeError:
-            raise _fault(path, block, [], "") from None
-    for name in names:
-        if names.count(name) > 1:
+@contextmanager
+def _opened_csv(path: InputPath) -> Iterator[tuple[list[str], Iterator[_Block]]]:
+    """Give the names of a file's columns, and the blocks of its rows."""
+    with closing(_blocks(path)) as blocks:
+        block = next(blocks, None)
+        if block is None:
             raise DataError(
-                f"{path}: two columns are named {name!r}; expected each name once: rename or drop "
-                "one of them"
+                f"{path}: an empty file; expected a header line with the names of the columns"
             )
-    return names, block.without_first_record()
+        fields, stop = _fields(path, block, 0)
+        names = _texts(path, [], block, fields)
+        for name in names:
+            if names.count(name) > 1:
+                raise DataError(
+                    f"{path}: two columns are named {name!r}; expected each name once: rename or "
+                    "drop one of them"
+                )
+        yield names, chain([_Block(block.text[stop:], block.line_at(stop))], blocks)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Whole records of a file, each but perhaps the file's last with its line end."""
+def _refuse(path: InputPath, header: Sequence[str], block: _Block, start: int) -> NoReturn:
+    """Raise what is wrong with the record that begins there."""
+    fields, _ = _fields(path, block, start)
+    n_fields = len(_texts(path, header, block, fields))
+    raise DataError(
+        f"{path}, line {block.line_at(start)}: got {n_fields} field{'s' * (n_fields != 1)}, "
+        f"expected {len(header)} as in the header; correct the line (a comma within a value needs "
+        "quotes around it)"
+    )
 
-    text: bytes
-    first_line: int
 
-    @cached_property
-    def _bytes(self) -> NDArray[np.uint8]:
-        return np.frombuffer(self.text, np.uint8)
+def _texts(
+    path: InputPath, header: Sequence[str], block: _Block, fields: Sequence[tuple[int, bytes]]
+) -> list[str]:
+    """Return a record's fields as text."""
+    texts = []
+    for (offset, field), column in zip_longest(fields, header[: len(fields)]):
+        try:
+            texts.append(field.decode())
+        except UnicodeDecodeError as error:
+            line = block.line_at(offset) + field.count(b"\n", 0, error.start)
+            where = "" if column is None else f", column {column!r}"
+            raise DataError(
+                f"{path}, line {line}{where}: got the byte 0x{field[error.start]:02x}, which is "
+                "not UTF-8; write the file in UTF-8 (it may be Latin-1 or Windows-1252 now)"
+            ) from None
+    return texts
 
-    @cached_property
-    def _quotes(self) -> NDArray[np.int64]:
-        return np.flatnonzero(self._bytes == _QUOTE)
 
-    def _outside(self, mark: int) -> NDArray[np.int64]:
-        """Return where a character stands outside quotes."""
-        positions: NDArray[np.int64] = np.flatnonzero(self._bytes == mark)
-        outside: NDArray[np.int64] = positions[np.searchsorted(self._quotes, positions) % 2 == 0]
-        return outside
+def _fields(path: InputPath, block: _Block, start: int) -> tuple[list[tuple[int, bytes]], int]:
+    """Return a record's fields and their offsets, and where the next record begins.
 
-    @cached_property
-    def _ends(self) -> NDArray[np.int64]:
-        """Where each record's line feed stands; the text's end for a last one without."""
-        ends = self._outside(_NEWLINE)
-        if self.text and not self.text.endswith(b"\n"):
-            ends = np.append(ends, len(self.text))
-        return ends
-
-    def _line_at(self, offset: int) -> int:
-        return self.first_line + self.text.count(b"\n", 0, offset)
-
-    def _start(self, record: int) -> int:
-        return int(self._ends[record - 1]) + 1 if record else 0
-
-    def position_of(self, offset: int) -> tuple[int, int]:
-        """Return the line of a byte, and the position of its field in its record."""
-        record = int(np.searchsorted(self._ends, offset))
-        commas = self._outside(_COMMA)
-        start = self._start(record)
-        return self._line_at(offset), int(((commas >= start) & (commas < offset)).sum())
-
-    def fields_of_record(self, record: int) -> list[bytes]:
-        """Return a record's fields without their quotes."""
-        start, end = self._start(record), int(self._ends[record])
-        commas = self._outside(_COMMA)
-        cuts = [start - 1, *commas[(commas > start - 1) & (commas < end)].tolist(), end]
-        fields = [self.text[a + 1 : b] for a, b in pairwise(cuts)]
-        fields[-1] = fields[-1].removesuffix(b"\r")
-        return [
-            field[1:-1].replace(b'""', b'"') if field.startswith(b'"') else field
-            for field in fields
-        ]
-
-    def without_first_record(self) -> _Block:
-        """Return the block behind its first record."""
-        end = int(self._ends[0]) + 1
-        return _Block(self.text[end:], self._line_at(end))
-
-    def _rows(self, width: int) -> NDArray[np.int64]:
-        """Return the records that hold a row: all, but blank ones where there are columns."""
-        starts = np.append(0, self._ends[:-1] + 1)
-        lengths = self._ends - starts
-        blank = lengths == 0
-        short = np.flatnonzero(lengths == 1)
-        blank[short] = self._bytes[starts[short]] == _RETURN
-        return np.flatnonzero(~blank) if width > 1 else np.arange(len(starts))
-
-    def count_rows(self, width: int) -> int:
-        """Return how many rows there are."""
-        return len(self._rows(width))
-
-    def line_of_row(self, row: int, width: int) -> int:
-        """Return the line on which a row begins."""
-        return self._line_at(self._start(int(self._rows(width)[row])))
-
-    def ragged_record(self, width: int) -> tuple[int, int] | None:
-        """Return line and number of fields of the first record that has not ``width`` of them."""
-        before = np.searchsorted(self._outside(_COMMA), self._ends)
-        fields = np.diff(before, prepend=0) + 1
-        rows = self._rows(width)
-        wrong = rows[fields[rows] != width]
-        if not len(wrong):
-            return None
-        record = int(wrong[0])
-        return self._line_at(self._start(record)), int(fields[record])
-
-    def check(self, path: InputPath) -> None:
-        """Refuse what the grammar has no meaning for."""
-        if b"\0" in self.text:
-            line = self._line_at(self.text.index(b"\0"))
+    What the grammar has no meaning for is refused.
+    """
+    text, at, fields = block.text, start, list[tuple[int, bytes]]()
+    while True:
+        match = _FIELD.match(text, at)
+        assert match is not None
+        if b"\0" in match[0]:
+            line = block.line_at(at + match[0].index(b"\0"))
             raise DataError(
                 f"{path}, line {line}: got a zero byte, which is no text; the file is damaged or "
                 "in UTF-16: write it again in UTF-8"
             )
-        if self.text.count(b"\r") != self.text.count(b"\r\n"):
-            self._check_returns(path)
-        if b'"' in self.text:
-            self._check_quotes(path)
-
-    def _check_returns(self, path: InputPath) -> None:
-        returns = self._outside(_RETURN)
-        following = np.append(self._bytes, np.uint8(_NEWLINE))[returns + 1]
-        lone = returns[following != _NEWLINE]
-        if len(lone):
-            raise DataError(
-                f"{path}, line {self._line_at(int(lone[0]))}: got a carriage return without a line "
-                "feed behind it; end lines with a line feed, and put quotes around a value that "
-                "holds a carriage return"
-            )
-
-    def _check_quotes(self, path: InputPath) -> None:
-        quotes = self._quotes
-        opening, closing = quotes[0::2], quotes[1::2]
-        before = np.append(np.uint8(_NEWLINE), self._bytes)[opening]
-        after = np.append(self._bytes, np.uint8(_NEWLINE))[closing + 1]
-        wrong = np.concatenate([opening[~_BEFORE_OPENING[before]], closing[~_AFTER_CLOSING[after]]])
-        if len(wrong):
-            raise DataError(
-                f"{path}, line {self._line_at(int(wrong.min()))}: got a quote that neither opens "
-                "nor closes a field; put quotes around the whole field and double those within it "
-                '("a ""word"" in quotes")'
-            )
-        if len(quotes) % 2:
-            raise DataError(
-                f"{path}, line {self._line_at(int(quotes[-1]))}: got a quote that is never closed; "
-                "close it, or double it where it belongs to the value"
-            )
+        fields.append((at, match[2] if match[1] is None else match[1].replace(b'""', b'"')))
+        at = match.end()
+        mark, behind = text[at : at + 1], text[at + 1 : at + 2]
+        if mark in (b"", b"\n"):
+            return fields, at + 1
+        if mark == b"\r" and behind in (b"", b"\n"):
+            return fields, at + 2
+        if mark != b",":
+            raise DataError(f"{path}, line {block.line_at(at)}: got {_irregular(mark, match[0])}")
+        at += 1
 
 
-def _blocks(path: InputPath) -> Iterator[_Block]:
+def _irregular(mark: bytes, field: bytes) -> str:
+    """Return what is wrong with a mark that ends no field."""
+    if mark == b"\r":
+        return (
+            "a carriage return without a line feed behind it; end lines with a line feed, and put "
+            "quotes around a value that holds a carriage return"
+        )
+    if mark == b'"' and not field:
+        return "a quote that is never closed; close it, or double it where it belongs to the value"
+    return (
+        "a quote that neither opens nor closes a field; put quotes around the whole field and "
+        'double those within it ("a ""word"" in quotes")'
+    )
+
+
+def _blocks(path: InputPath) -> Generator[_Block, None, None]:
     """Cut a file where records end, about every 4 MiB."""
     line, remainder, first = 1, b"", True
     with _opened(path) as file:
