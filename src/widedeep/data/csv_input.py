@@ -438,10 +438,10 @@ class _GroupReader:
             values = self._types.convert(field.name, pa.chunked_array([array.dictionary]))
         except ValueFault as fault:
             line = _line_of_row(self._path, self._n_read + _row_of_code(array, fault.row))
-            raise DataError(
-                f"{self._path}, line {line}, column {field.name!r}: got {_shown(fault.text)}, "
-                f"{fault.advice}"
-            ) from None
+            got = f"got {_shown(fault.text)}, {fault.advice}"
+            if line is None:
+                got = "changed while being read; leave input files alone during a run"
+            raise DataError(f"{self._path}, line {line}, column {field.name!r}: {got}") from None
         if pa.types.is_string(field.type):
             return array
         return values.combine_chunks().take(array.indices)
