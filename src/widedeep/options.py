@@ -424,16 +424,25 @@ def _read_text(path: Path, missing: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         reason = "text in UTF-16" if utf16 else f"byte 0x{data[error.start]:02x}, which is no UTF-8"
-        raise ConfigError(f"{path} (line {line}): got {reason}; save the file as UTF-8") from error
+        advice = _no_configuration(str(path)) or "; save the file as UTF-8"
+        raise ConfigError(f"{path} (line {line}): got {reason}{advice}") from error
 
 
 def _parse(text: str, origin: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except ValueError as error:  # of numbers of thousands of digits, too
-        raise ConfigError(f"{origin}: got text that is no TOML: {error}") from error
+        advice = _no_configuration(origin)
+        raise ConfigError(f"{origin}: got text that is no TOML: {error}{advice}") from error
     except RecursionError as error:
         raise ConfigError(f"{origin}: got lists or tables nested too deeply") from error
+
+
+def _no_configuration(path: str) -> str:
+    """Return what to do with a file that is none by its name; data are often given in its place."""
+    if path.endswith(".toml"):
+        return ""
+    return f"; expected a configuration (.toml): 'widedeep init {path}' writes one for a table"
 
 
 def show_path(path: object) -> str:

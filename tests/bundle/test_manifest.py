@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,12 @@ def resealed(file: Path, **changes: object) -> None:
     body.pop("sha256")
     body["sha256"] = manifest._seal(body)
     file.write_text(json.dumps(body, indent=1) + "\n")
+
+
+def test_a_folder_of_versions_is_told_from_a_bundle(copied: Path, tmp_path: Path) -> None:
+    shutil.copytree(copied, tmp_path / "models" / "7")
+    with pytest.raises(BundleError, match=r"versions .7.*name one of them: .*/models/7"):
+        Bundle.load(tmp_path / "models")
 
 
 def test_another_format_version_says_what_to_do(copied: Path) -> None:

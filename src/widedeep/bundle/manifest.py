@@ -80,6 +80,12 @@ def read_manifest(path: Path) -> Manifest:
     try:
         raw = file.read_bytes()
     except FileNotFoundError as error:
+        versions = sorted(each.parent.name for each in path.glob(f"*/{MANIFEST}"))
+        if versions:
+            raise BundleError(
+                f"{path}: got a folder of versions ({', '.join(versions[:5])}), expected a bundle; "
+                f"name one of them: {path / versions[-1]}"
+            ) from error
         raise BundleError(
             f"{path}: got a directory without {MANIFEST}: it is no bundle, or one that was copied "
             f"only in part; {_AGAIN}"

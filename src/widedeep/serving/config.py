@@ -99,8 +99,8 @@ class Settings:
             raise ConfigError(f"got port={self.port}, expected 0 to 65535")
         if self.admin and self.keys is None:
             raise ConfigError(
-                "got admin=True without keys; whoever reaches the port could unload the model: "
-                "name a file of keys, one of them with admin = true"
+                "got admin without keys; whoever reaches the port could unload the model: name a "
+                "file of keys (--keys FILE), one of them with admin = true"
             )
         if (self.tls_key or self.tls_client_ca) and not self.tls_certificate:
             raise ConfigError("got a TLS key or client CA without a certificate; name one")

@@ -770,7 +770,8 @@ def choose_head(heads: Mapping[str, BundleHead], name: str | None) -> BundleHead
     if name is None and usable:
         return usable[0]
     if name is not None and name not in heads:
-        raise RequestError("head", f"got {name!r}, which is no head; {nearest(name, heads)}")
+        advice = nearest(name, heads) if any(heads) else "the model has one alone: leave it out"
+        raise RequestError("head", f"got {name!r}, which is no head; {advice}")
     if name is None or heads[name] not in usable:
         raise RequestError(
             "head",

@@ -209,11 +209,13 @@ class Found:
         near: How many of them are near the query; the rest are the popular ones.
         by: What the query was: ``"two towers"``, ``"vector"``, ``"like"``, or ``"popularity"``
             where there was none.
+        unknown: How many ids in ``like`` and ``exclude`` the catalogue does not hold.
     """
 
     ids: list[Any]
     near: int
     by: Source
+    unknown: int = 0
 
 
 def _two_tower_vectors(
@@ -363,7 +365,9 @@ class Retriever:
         if most_of_each is not None:
             rows = self._limit_categories(rows, most_of_each)
         rows = rows[:n]
-        return Found([self._ids[row] for row in rows], int(is_near[rows].sum()), by)
+        ids, given = [self._ids[row] for row in rows], [*like, *exclude]
+        unknown = len(given) - len(self._rows_of(given))
+        return Found(ids, int(is_near[rows].sum()), by, unknown)
 
     def _allowed(
         self, where: Mapping[str, Any], exclude: Sequence[Any]

@@ -32,7 +32,11 @@ def infer(**change: Any) -> dict[str, Any]:
     [
         ("/v1/rank", b"{", 400, None, "truncated"),
         ("/v1/rank", b"[]", 400, "", "Expected `object`, got `array`"),
-        ("/v1/rank", {"usr": {}}, 400, "", "unknown field `usr`"),
+        ("/v1/rank", {"usr": {}}, 400, "", "unknown field `usr`; did you mean 'user'?"),
+        ("/v1/rank", b" ", 400, None, "got no body; send a JSON object"),
+        ("/v1/rank", b'{"user": {"age": NaN}}', 400, None, "JSON has no NaN and no Infinity"),
+        ("/v1/rank", b'{"user": {"age": -Infinity}}', 400, None, "send null"),
+        ("/v1/rank", b'{"user": {"age": "NaN", }}', 400, None, "trailing comma in object"),
         ("/v1/rank", {}, 400, "", "neither of candidates"),
         ("/v1/rank", {"candidates": [], "items": {}}, 400, "", "both of candidates"),
         ("/v1/rank", {"candidates": ["a", 1.5]}, 400, "/candidates/1", "got `float`"),

@@ -109,5 +109,7 @@ def test_two_towers_propose_and_what_they_could_not_is_said(tmp_path: Path) -> N
         popular = local.post("/v1/recommend", {"n": 3, "k": 3}).json
         assert popular["retrieved"] == {"by": "popularity", "near": 0, "popular": 3}
         assert set(popular["items"]) == {"i23", "i22", "i21"}
+        away = local.post("/v1/recommend", {"like": ["gone", "i1"], "exclude": ["sold"]}).json
+        assert away["retrieved"]["unknown"] == 2
         wrong = local.post("/v1/recommend", {"context": {"age": "x"}})
         assert (wrong.status, wrong.json["pointer"]) == (400, "/context/age")

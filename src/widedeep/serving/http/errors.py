@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from widedeep.errors import LimitError, WideDeepError
+from widedeep.errors import LimitError, WideDeepError, nearest
 
 if TYPE_CHECKING:
     from widedeep.schema import Schema
 
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _COLUMN_AND_ROW = re.compile(r"(feature|column) '(.*?)' \(row (\d+)[) ]")
+_BYTE = re.compile(r"malformed.*\(byte (\d+)\)")
+_NO_NUMBER = re.compile(rb"NaN|Infinity|nan|inf")
+_UNKNOWN_FIELD = re.compile("Object contains unknown field `(.*)`")
 _PATH_SEPARATOR = " - at `$"
 _MAX_MESSAGE = 2_000
 _ADVICE = {
@@ -77,13 +80,25 @@ def json_pointer(path: str) -> str:
     return "".join(f"/{step.replace('~', '~0').replace('/', '~1')}" for step in steps)
 
 
-def bad_json(error: Exception) -> HttpError:
-    """Return the answer to a body that is not JSON, or not of the expected structure."""
+def bad_json(error: Exception, body: bytes = b"", fields: Sequence[str] = ()) -> HttpError:
+    """Return the answer to a body that is not JSON, or not of the expected structure.
+
+    Args:
+        error: What the decoder raised.
+        body: The body.
+        fields: Names that an object may have.
+    """
     if isinstance(error, RecursionError):
         return HttpError(400, "got JSON that is nested too deeply; send plain values and lists")
     if isinstance(error, UnicodeError):
         return HttpError(400, f"got text that is not UTF-8 ({error}); encode the body as UTF-8")
     message = str(error)
+    if isinstance(error, msgspec.DecodeError) and not body.strip():
+        return HttpError(400, "got no body; send a JSON object")
+    if (place := _BYTE.search(message)) and _NO_NUMBER.match(body, int(place[1])):
+        return HttpError(400, f"{message}: JSON has no NaN and no Infinity; send null")
+    if (field := _UNKNOWN_FIELD.fullmatch(message)) and fields:
+        message = f"{message}; {nearest(field[1], fields)}"
     said, separator, where = message.rpartition(_PATH_SEPARATOR)
     if not separator:
         pointer = "" if isinstance(error, msgspec.ValidationError) else None

@@ -329,6 +329,8 @@ def _recommended(service: Service, call: Call, request: RecommendRequest) -> Ran
         reply = _ranked_by(served, service, call, rank_request)
         popular = len(found.ids) - found.near
         reply.retrieved = {"by": found.by, "near": found.near, "popular": popular}
+        if found.unknown:
+            reply.retrieved["unknown"] = found.unknown
         return reply
 
 

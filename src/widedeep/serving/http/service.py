@@ -226,7 +226,8 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        raise bad_json(error) from error
+        fields = getattr(decoder.type, "__struct_encode_fields__", ())
+        raise bad_json(error, body, fields) from error
 
 
 class Models:
