@@ -166,6 +166,8 @@ def _say_request(plan: ServeConfig, port: int) -> None:
     body, settings = example_request(plan), plan.settings
     if body is None:
         return
+    if plan.log is not None:  # which logs no request without one
+        body.setdefault("user", {}).setdefault(plan.log.user_id, 1)
     words = ["curl", "-s", f"{_url(settings, port)}/v1/rank", "-d", json.dumps(body)]
     if settings.keys is not None:
         words += ["-H", "X-API-Key: KEY"]

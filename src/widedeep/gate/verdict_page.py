@@ -27,10 +27,11 @@ def verdict_page(verdict: Mapping[str, Any]) -> str:
         for head, entry in verdict["quality"].items()
     ]
     rows = f"{verdict['data']['rows']:,} rows" if verdict["data"] else "no rows"
+    minute = verdict["created"][:16].replace("T", " ")
     return render(
         "gate/verdict.html",
         title="The gate: passed" if verdict["passed"] else "The gate: stopped",
-        subtitle=f"{verdict['candidate']['path']}, judged on {rows}, {verdict['created']}",
+        subtitle=f"{verdict['candidate']['path']}, judged on {rows}, {minute} UTC",
         verdict=verdict,
         heads=heads,
         slices=slices_table(verdict["slices"]),
@@ -90,6 +91,7 @@ def slices_table(slices: Any) -> str:
         return ""
     measures = [name for name in _BY_SLICE if any(name in entry["candidate"] for entry in slices)]
     ordered = sorted(slices, key=lambda entry: (not entry["failed"], entry["column"]))
+    models = ["candidate", *(["serving"] if any(entry.get("serving") for entry in slices) else [])]
     rows: list[list[str]] = []
     bad: list[int] = []
     for entry in ordered:
@@ -102,20 +104,16 @@ def slices_table(slices: Any) -> str:
             [
                 f"{head}{entry['column']} = {entry['value']}",
                 f"{entry['rows']:,}",
-                *(figure for name in measures for figure in _both(entry, name)),
+                *(_number(entry.get(m, {}).get(name)) for name in measures for m in models),
                 remark,
             ]
         )
     names = [
         heading
         for index, measure in enumerate(measures)
-        for heading in (measure_title(measure), "before" + " " * index)
+        for heading in (measure_title(measure), "before" + " " * index)[: len(models)]
     ]
     return table(["slice", "rows", *names, ""], rows, numbers=["rows", *names], bad=bad)
-
-
-def _both(entry: Mapping[str, Any], metric: str) -> list[str]:
-    return [_number(entry.get(model, {}).get(metric)) for model in ("candidate", "serving")]
 
 
 def policy_rows(values: Mapping[str, Any]) -> list[list[str]]:

@@ -80,7 +80,8 @@ def _metrics_table(head: Mapping[str, Any], other: str) -> str:
     marks: dict[str, list[int]] = {"good": [], "bad": []}
     ordered = [(_table_order(metric), metric) for metric in metrics]
     for _, metric in sorted((order, metric) for order, metric in ordered if order is not None):
-        row = [_metric_name(metric), figure(metrics[metric])]
+        text = "undefined" if metrics[metric] is None else figure(metrics[metric])
+        row = [_metric_name(metric), text]
         if other_metrics is not None:
             change = head["changes"].get(metric)
             row += [

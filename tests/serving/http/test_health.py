@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.serving.http.calls import Local
 from tests.serving.versions import eventually
 from widedeep.serving import version_watcher
+from widedeep.serving.impressions import ImpressionCounts
 from widedeep.serving.registry import Registry
 
 
@@ -63,6 +66,16 @@ def test_errors_and_heartbeats_stand_in_the_figures(own: Local) -> None:
     # One that has ended as it should is silent for good, and no fault.
     assert "heartbeat_seconds{" not in figures()
     assert own.get("/v1/status").json["threads"] == []
+
+
+def test_a_log_of_requests_without_users_is_a_warning() -> None:
+    counts = ImpressionCounts(offered=5, left_out=2, without_user=3)
+    log = SimpleNamespace(counts=lambda: counts)
+    own = Local({}, impressions=log)
+    (told,) = own.get("/v1/status").json["warnings"]
+    assert "none of 3 requests has a user's id" in told and "--log-user" in told
+    log.counts = lambda: replace(counts, without_user=2)
+    assert own.get("/v1/status").json["warnings"] == []
 
 
 def test_warnings_say_what_to_mend_and_leave_the_server_ready(

@@ -467,6 +467,11 @@ class Service:
                 f"impression log: {counts.error}; {counts.waiting} rows wait, "
                 f"{counts.lost_rows} are lost"
             )
+        if counts is not None and 0 < counts.offered - counts.left_out == counts.without_user:
+            warnings.append(
+                f"impression log: none of {counts.without_user} requests has a user's id, so none "
+                "is logged; send it in user, or name its column (--log-user)"
+            )
         return warnings
 
     def sample_unseen_values(
