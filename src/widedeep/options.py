@@ -113,10 +113,21 @@ def check_types(config: object, owner: str, raising: type[WideDeepError] = Confi
         if len(set(texts)) < len(texts):
             twice = next(text for text in texts if texts.count(text) > 1)
             raise raising(f"{owner}: got {name} with {twice!r} twice, expected it once")
-    for name, allowed in allowed_values(type(config)).items():
+    check_ranges(config, owner, raising)
+
+
+def check_ranges(config: object, owner: str, raising: type[WideDeepError] = ConfigError) -> None:
+    """Refuse values that ``Annotated`` does not allow."""
+    try:
+        hints, ranges = _type_hints(type(config)), allowed_values(type(config))
+    except NameError:  # a class of one's own with types that type checkers alone see
+        return
+    for name, allowed in ranges.items():
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) else (value,):
-            if item is not None and not isinstance(item, str) and not allowed.test(item):
+            if item is None or (isinstance(item, str) and hints[name] not in (int, float)):
+                continue  # allowed by the type
+            if not allowed.test(item):
                 expected = allowed.text.format(name=name)
                 raise raising(f"{owner}: got {name}={show_value(item)}, expected {expected}")
 

@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
@@ -26,7 +26,7 @@ from widedeep.cli.parser import EXIT_OK, VerbParser, threads
 from widedeep.cli.runs import load_bundle
 from widedeep.data.arrow_types import logical_type
 from widedeep.data.batch import Batch, count_values
-from widedeep.data.fragments import Source, column_stream, origin_of
+from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.paths import check_output, input_paths
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
@@ -139,46 +139,86 @@ def score_rows(
     threads: int = 1,
 ) -> ScoreReport:
     """Score a file or a stream of rows and write each row with its score."""
-    report = ScoreReport()
-    transform = Transform(bundle.schema, threads=threads)
-
-    def score(batch: Batch) -> Scores:
-        report.rows += len(batch)
-        _count_unseen(bundle, batch, report.unseen)
-        return bundle.scores_of(bundle.logits(batch, threads=threads))
-
+    scoring = _Scoring(bundle, keep, name, threads)
     if STANDARD_STREAM not in (data, out):
         check_output(out, data)
-    with contextlib.ExitStack() as stack:
-        chunks: Iterator[Chunk]
-        if data == STANDARD_STREAM or data.lower().endswith(JSON_SUFFIXES):
-            chunks = (
-                chunk
-                for origin, lines in _opened_lines(data)
-                for chunk in _score_lines(
-                    lines, origin, transform, score, keep, name, strict, report
-                )
-            )
-        else:
-            chunks = _score_table(stack, bundle, data, transform, score, keep, name)
-        writer = stack.enter_context(scored_output(out, bundle, name))
-        for rows, scores in chunks:
-            writer(rows, scores)
-        if not report.rows:
+    is_lines = data == STANDARD_STREAM or data.lower().endswith(JSON_SUFFIXES)
+    with scored_output(out, bundle, name) as write:
+        for rows, scores in scoring.lines(data, strict) if is_lines else scoring.table(data):
+            write(rows, scores)
+        if not scoring.report.rows:
             raise DataError(f"{_source_name(data)}: got no rows to score; give at least one")
-    report.absent = dict(transform.absent)
-    report.truncated = transform.truncated
-    return report
+    scoring.report.absent = dict(scoring.transform.absent)
+    scoring.report.truncated = scoring.transform.truncated
+    return scoring.report
+
+
+class _Scoring:
+    """Yields rows with their scores, and counts what they hold."""
+
+    def __init__(self, bundle: Bundle, keep: Keep, name: str, threads: int) -> None:
+        self._bundle, self._keep, self._name, self._threads = bundle, keep, name, threads
+        self.transform = Transform(bundle.schema, threads=threads)
+        self.report = ScoreReport()
+
+    def _score(self, batch: Batch) -> Scores:
+        bundle, unseen = self._bundle, self.report.unseen
+        self.report.rows += len(batch)
+        for name, (unseen_count, _) in count_values(bundle.schema, batch).items():
+            if unseen_count:
+                unseen[name] = unseen.get(name, 0) + unseen_count
+        return bundle.scores_of(bundle.logits(batch, threads=self._threads))
+
+    def _check_name(self, origin: str, names: Container[str]) -> None:
+        if self._name in names:
+            raise DataError(
+                f"{origin}: holds a column {self._name!r} already; give the score another name "
+                "(--name), or choose the columns to keep (--keep)"
+            )
+
+    def lines(self, data: str, strict: bool) -> Iterator[Chunk]:
+        """Score the JSON lines of files, or of standard input."""
+        for origin, lines in _opened_lines(data):
+            first_row = 0
+            for rows in _row_chunks(lines, origin):
+                batch = self.transform.rows(rows, strict=strict, origin=origin, first_row=first_row)
+                if self.transform.absent:
+                    self.report.misspelt |= self.transform.misspelt(rows)
+                scores = self._score(batch)
+                first_row += len(rows)
+                if self._keep == "all":
+                    for row in rows:
+                        self._check_name(origin, row)
+                    yield rows, scores
+                else:
+                    names = [] if self._keep == "none" else self._keep
+                    yield [{key: row.get(key) for key in names} for row in rows], scores
+
+    def table(self, data: str) -> Iterator[Chunk]:
+        """Score the rows of files with columns."""
+        needed, kept = self.transform.columns(targets=False), self._keep
+        kept = [] if kept == "none" else kept
+        columns = None if kept == "all" else [*needed, *kept]
+        types = self._bundle.schema.input_types()
+        with open_source(data, columns=columns, column_types=types) as source:
+            present = source.arrow_schema.names
+            for column in needed:
+                if column not in present:
+                    raise DataError(f"{data}: no column {column!r}; {nearest(column, present)}")
+            names = present if kept == "all" else list(kept)
+            self._check_name(data, names)
+            for table in column_stream(source):
+                origin, first_row = origin_of(table) or ("", 0)
+                for start in range(0, table.num_rows, _CHUNK_ROWS):
+                    chunk = table.slice(start, _CHUNK_ROWS)
+                    batch = self.transform(
+                        chunk, targets=False, origin=origin, first_row=first_row + start
+                    )
+                    yield chunk.select(names), self._score(batch)
 
 
 def _source_name(data: str) -> str:
     return "standard input" if data == STANDARD_STREAM else data
-
-
-def _count_unseen(bundle: Bundle, batch: Batch, unseen: dict[str, int]) -> None:
-    for name, (unseen_count, _) in count_values(bundle.schema, batch).items():
-        if unseen_count:
-            unseen[name] = unseen.get(name, 0) + unseen_count
 
 
 def _opened_lines(data: str) -> Iterator[tuple[str, IO[bytes]]]:
@@ -192,33 +232,6 @@ def _opened_lines(data: str) -> Iterator[tuple[str, IO[bytes]]]:
                 yield str(path), file
     except FileNotFoundError as error:
         raise DataError(f"{data}: no such file; check the path") from error
-
-
-def _score_lines(
-    lines: IO[bytes],
-    origin: str,
-    transform: Transform,
-    score: Callable[[Batch], Scores],
-    keep: Keep,
-    name: str,
-    strict: bool,
-    report: ScoreReport,
-) -> Iterator[Chunk]:
-    first_row = 0
-    for rows in _row_chunks(lines, origin):
-        batch = transform.rows(rows, strict=strict, origin=origin, first_row=first_row)
-        if transform.absent:
-            report.misspelt |= transform.misspelt(rows)
-        scores = score(batch)
-        first_row += len(rows)
-        if keep == "all":
-            for row in rows:
-                if name in row:
-                    raise _name_taken(origin, name)
-            yield rows, scores
-        else:
-            names = [] if keep == "none" else keep
-            yield [{key: row.get(key) for key in names} for row in rows], scores
 
 
 def _row_chunks(lines: IO[bytes], origin: str) -> Iterator[list[dict[str, Any]]]:
@@ -244,50 +257,6 @@ def _row_chunks(lines: IO[bytes], origin: str) -> Iterator[list[dict[str, Any]]]
             rows = []
     if rows:
         yield rows
-
-
-def _name_taken(origin: str, name: str) -> DataError:
-    return DataError(
-        f"{origin}: holds a column {name!r} already; give the score another name (--name), or "
-        "choose the columns to keep (--keep)"
-    )
-
-
-def _score_table(
-    stack: contextlib.ExitStack,
-    bundle: Bundle,
-    data: str,
-    transform: Transform,
-    score: Callable[[Batch], Scores],
-    keep: Keep,
-    name: str,
-) -> Iterator[Chunk]:
-    needed = transform.columns(targets=False)
-    types = bundle.schema.input_types()
-    columns = None if keep == "all" else [*needed, *(() if keep == "none" else keep)]
-    source = stack.enter_context(open_source(data, columns=columns, column_types=types))
-    present = source.arrow_schema.names
-    for column in needed:
-        if column not in present:
-            raise DataError(f"{data}: no column {column!r}; {nearest(column, present)}")
-    columns_kept = present if keep == "all" else [] if keep == "none" else list(keep)
-    if name in columns_kept:
-        raise _name_taken(data, name)
-    yield from _score_fragments(source, columns_kept, transform, score)
-
-
-def _score_fragments(
-    source: Source,
-    names: Sequence[str],
-    transform: Transform,
-    score: Callable[[Batch], Scores],
-) -> Iterator[Chunk]:
-    for table in column_stream(source):
-        origin, first_row = origin_of(table) or ("", 0)
-        for start in range(0, table.num_rows, _CHUNK_ROWS):
-            chunk = table.slice(start, _CHUNK_ROWS)
-            batch = transform(chunk, targets=False, origin=origin, first_row=first_row + start)
-            yield chunk.select(names), score(batch)
 
 
 # ---- what is written ----------------------------------------------------------------------------

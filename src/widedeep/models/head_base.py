@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,12 @@ from widedeep.bundle.layout import AMOUNT_LINKS, LINKS, HeadKind, Link
 from widedeep.errors import ConfigError, RowError, show_value
 from widedeep.metrics import LabelKind
 from widedeep.models.losses import SMALLEST_SIGMA
+from widedeep.options import Allowed, check_ranges
 from widedeep.schema import Schema
 
 __all__ = ["Head", "HeadKind", "Link", "register_head", "registered_heads", "unregister_head"]
 
+FinitePositive = Annotated[float, Allowed(lambda x: 0 < x < math.inf, "a number > 0")]
 HEAD_KINDS: tuple[HeadKind, ...] = ("binary", "multiclass", "multilabel", "regression", "ranking")
 
 
@@ -61,7 +63,7 @@ class Head:
     """
 
     name: str = ""
-    loss_weight: float = 1.0
+    loss_weight: FinitePositive = 1.0
 
     kind: HeadKind = "binary"
 
@@ -88,10 +90,7 @@ class Head:
             cls.losses_and_gradient = Head.losses_and_gradient  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.loss_weight) and self.loss_weight > 0):
-            raise ConfigError(
-                f"head {self.name!r}: got loss_weight={self.loss_weight}, expected a number > 0"
-            )
+        check_ranges(self, self._owner)
         for option, loss in self.OPTIONS.items():
             default = next(f.default for f in fields(self) if f.name == option)
             if getattr(self, option) != default and getattr(self, "loss", None) != loss:
@@ -99,7 +98,11 @@ class Head:
 
     def refusal(self, problem: str) -> ConfigError:
         """Return the error about an option."""
-        return ConfigError(f"head {self.name or type(self).__name__!r}: {problem}")
+        return ConfigError(f"{self._owner}: {problem}")
+
+    @property
+    def _owner(self) -> str:
+        return f"head {self.name or type(self).__name__!r}"
 
     def check_range(self, option: str, valid: bool, allowed: str) -> None:
         """Raise a ConfigError unless an option is within its range."""

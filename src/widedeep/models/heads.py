@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from widedeep import kernels
-from widedeep.errors import ConfigError, nearest, show_value
+from widedeep.errors import nearest, show_value
 from widedeep.models import losses
 from widedeep.models.head_base import (
     HEAD_KINDS,
+    FinitePositive,
     Head,
     HeadKind,
     Link,
@@ -28,6 +29,7 @@ from widedeep.models.head_base import (
     register_head,
 )
 from widedeep.models.losses import LossFunction
+from widedeep.options import Allowed, FractionBelow1, NotNegative
 from widedeep.schema import Schema
 
 __all__ = [
@@ -82,9 +84,9 @@ class Binary(Head):
 
     kind: HeadKind = "binary"
     loss: Literal["log", "focal"] = "log"
-    gamma: float = 2.0
-    smoothing: float = 0.0
-    pos_weight: float = 1.0
+    gamma: NotNegative = 2.0
+    smoothing: FractionBelow1 = 0.0
+    pos_weight: FinitePositive = 1.0
     through: str | None = None
 
     OPTIONS: ClassVar[Mapping[str, str]] = {"gamma": "focal"}
@@ -92,9 +94,6 @@ class Binary(Head):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_range("loss", self.loss in ("log", "focal"), "'log' or 'focal'")
-        self.check_range("gamma", self.gamma >= 0, "a number of at least 0")
-        self.check_range("smoothing", 0 <= self.smoothing < 1, "0 <= smoothing < 1")
-        self.check_range("pos_weight", 0 < self.pos_weight < math.inf, "a number > 0")
         if self.through is not None and not self._is_plain:
             raise self.refusal(
                 f"got through={self.through!r} with other options of the loss; leave them out"
@@ -187,18 +186,13 @@ class Multiclass(Head):
         smoothing: Part of the target that is spread evenly over all classes; 0 <= smoothing < 1.
     """
 
-    classes: int = 2
+    classes: Annotated[int, Allowed(lambda n: n >= 2, "at least 2")] = 2
     kind: HeadKind = "multiclass"
     class_weights: tuple[float, ...] | Mapping[str, float] = ()
-    smoothing: float = 0.0
+    smoothing: FractionBelow1 = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.classes < 2:
-            raise ConfigError(
-                f"head {self.name!r}: got classes={self.classes}, expected at least 2"
-            )
-        self.check_range("smoothing", 0 <= self.smoothing < 1, "0 <= smoothing < 1")
         _check_weights(self, "class_weights", self.class_weights)
 
     def for_schema(self, schema: Schema) -> Head:
@@ -269,15 +263,13 @@ class Multilabel(Head):
         smoothing: Labels move by half of it towards 1/2; 0 <= smoothing < 1.
     """
 
-    classes: int = 1
+    classes: Annotated[int, Allowed(lambda n: n >= 1, "at least 1")] = 1
     kind: HeadKind = "multilabel"
     pos_weight: float | tuple[float, ...] | Mapping[str, float] = 1.0
-    smoothing: float = 0.0
+    smoothing: FractionBelow1 = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_range("classes", self.classes >= 1, "at least 1")
-        self.check_range("smoothing", 0 <= self.smoothing < 1, "0 <= smoothing < 1")
         single = isinstance(self.pos_weight, (int, float))
         _check_weights(self, "pos_weight", (self.pos_weight,) if single else self.pos_weight)  # type: ignore[arg-type]
 
@@ -343,8 +335,8 @@ class Regression(Head):
 
     kind: HeadKind = "regression"
     loss: Literal["squared", "absolute", "huber", "quantile", "log_cosh", "squared_log"] = "squared"
-    delta: float = 1.0
-    level: float = 0.5
+    delta: FinitePositive = 1.0
+    level: Annotated[float, Allowed(lambda x: 0 < x < 1, "0 < level < 1")] = 0.5
 
     OPTIONS: ClassVar[Mapping[str, str]] = {"delta": "huber", "level": "quantile"}
 
@@ -352,8 +344,6 @@ class Regression(Head):
         super().__post_init__()
         if self.loss not in _REGRESSION_LOSSES:
             raise self.refusal(f"got loss={self.loss!r}; {nearest(self.loss, _REGRESSION_LOSSES)}")
-        self.check_range("delta", 0 < self.delta < math.inf, "a number > 0")
-        self.check_range("level", 0 < self.level < 1, "0 < level < 1")
 
     @property
     def link_in_use(self) -> Link:
@@ -459,11 +449,7 @@ class Tweedie(_Amount):
             near 2 for amounts.
     """
 
-    power: float = 1.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_range("power", 1 < self.power < 2, "1 < power < 2")
+    power: Annotated[float, Allowed(lambda x: 1 < x < 2, "1 < power < 2")] = 1.5
 
     def losses_and_gradient(self, logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """The negative log likelihood but for a constant."""
