@@ -166,6 +166,5 @@ def _overrides(
 
 def _section(name: str, tables: Mapping[str, Any], origin: str) -> dict[str, Any]:
     table = tables.get(name, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{origin}: got {name} = {table!r}, expected a section [{name}]")
+    check_table(table, name, origin)
     return dict(table)

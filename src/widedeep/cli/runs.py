@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -229,17 +228,8 @@ def _unwritable(path: Path, error: OSError) -> ConfigError:
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """A configuration means the same files wherever it is read."""
-    data = config.data
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(
-            data,
-            train=_absolute(data.train),
-            valid=_absolute(data.valid),
-            test=_absolute(data.test),
-            items=_absolute(data.items),
-        ),
-    )
+    paths = {name: absolute_paths(getattr(config.data, name)) for name in DATA_PATHS}
+    return replace(config, data=replace(config.data, **paths))
 
 
 def pin_tables(config: RunConfig, ranks: Ranks) -> RunConfig:
@@ -251,9 +241,10 @@ def pin_tables(config: RunConfig, ranks: Ranks) -> RunConfig:
     return replace(config, data=replace(config.data, **on_first(ranks, paths, "the data's names")))
 
 
-def _absolute(paths: str | list[str] | None) -> str | list[str] | None:
+def absolute_paths(paths: str | list[str] | None) -> str | list[str] | None:
+    """Return paths that mean the same files in any working folder."""
     if isinstance(paths, list):
-        return [str(_absolute(item)) for item in paths]
+        return [str(absolute_paths(item)) for item in paths]
     return paths if paths is None or "://" in paths else os.path.abspath(paths)
 
 

@@ -10,7 +10,7 @@ from widedeep._version import __version__
 from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import count, number, print_json, print_next, print_table, print_text, say
 from widedeep.cli.parser import EXIT_INTERRUPTED, EXIT_OK, VerbParser, resume_command
-from widedeep.cli.runs import RunDirectory, training_data
+from widedeep.cli.runs import RunDirectory, absolute_paths, training_data
 from widedeep.config import load_config, load_tune_config
 from widedeep.features.toml import toml_text
 from widedeep.files import write_text_whole
@@ -97,10 +97,9 @@ def _best_text(study: Study, path: str, overrides: list[str]) -> str:
 
     places = [f"data.{name}" for name in DATA_PATHS]
     tables = apply_settings(read_tables(path, overrides, places=places), study.best.settings)
-    absolute = study.config.to_table()["data"]
-    tables["data"] = tables.get("data", {}) | {
-        name: _absolute(absolute[name]) for name in DATA_PATHS if absolute.get(name) is not None
-    }
+    paths = {name: absolute_paths(getattr(study.config.data, name)) for name in DATA_PATHS}
+    named = {name: path for name, path in paths.items() if path is not None}
+    tables["data"] = tables.get("data", {}) | named
     best, given = study.best, study.trials[0]
     note = f"{study.monitor} on the validation data {number(best.value)}"
     return (
@@ -108,12 +107,6 @@ def _best_text(study: Study, path: str, overrides: list[str]) -> str:
         f"# Trial {best.number} of {len(study.trials)}: {note}; as given {_given(given)}.\n\n"
         + toml_text(tables)
     )
-
-
-def _absolute(paths: str | list[str]) -> str | list[str]:
-    if isinstance(paths, list):
-        return [str(_absolute(path)) for path in paths]
-    return paths if "://" in paths else str(Path(paths).absolute())
 
 
 def _print_study(study: Study, folder: Path) -> None:

@@ -19,12 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from widedeep._native import add_wakefulness
-from widedeep._native import isa as native_isa
-
-
-def instruction_set() -> str:
-    """Return the instruction set of the kernels: machines of another one sum in another order."""
-    return native_isa()
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from widedeep import __version__
 from widedeep.errors import ConfigError, RanksError
-from widedeep.kernels.threads import instruction_set, usable_cores
+from widedeep.kernels import isa
+from widedeep.kernels.threads import usable_cores
 from widedeep.ranks.config import DistributedConfig
 from widedeep.ranks.lanes import spans
 from widedeep.ranks.launch import TOLD_BESIDE, launched_size
@@ -434,7 +435,7 @@ def _check_alike(ranks: Ranks) -> None:
     facts = {
         "widedeep": __version__,
         "torch": str(torch.__version__),
-        "instruction set": f"{instruction_set()} ({torch.backends.cpu.get_cpu_capability()})",
+        "instruction set": f"{isa()} ({torch.backends.cpu.get_cpu_capability()})",
         "lanes": str(ranks.lanes),
     }
     ranks.check_alike(facts, ", whose bits it would not compute; run the same on all of them")

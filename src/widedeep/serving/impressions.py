@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from widedeep.data.topics import SCHEME
 from widedeep.errors import ConfigError
-from widedeep.kernels.impressions import ImpressionQueue, LogShape
+from widedeep.kernels import ImpressionQueue, LogShape
 from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.impression_files import Retention, RotatedFiles, Rotation

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from widedeep.features.spec import item_columns
-from widedeep.kernels.impressions import ImpressionFile, LogShape
+from widedeep.kernels import ImpressionFile, LogShape
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.impression_rows import UserIds, typed_arrow
 from widedeep.serving.ranker import Ranker

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import widedeep as wd
 from tests.serving.http.calls import Running, running
 from tests.serving.versions import ITEMS, eventually
-from widedeep.kernels.impressions import ImpressionFile
+from widedeep.kernels import ImpressionFile
 from widedeep.kernels.native_server import has_native_server
 from widedeep.serving.http import native_server
 from widedeep.serving.http.native_server import NativeStats, NativeVersion
