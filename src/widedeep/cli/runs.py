@@ -228,7 +228,9 @@ def _unwritable(path: Path, error: OSError) -> ConfigError:
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """A configuration means the same files wherever it is read."""
-    paths = {name: absolute_paths(getattr(config.data, name)) for name in DATA_PATHS}
+    paths: dict[str, Any] = {
+        name: absolute_paths(getattr(config.data, name)) for name in DATA_PATHS
+    }
     return replace(config, data=replace(config.data, **paths))
 
 
