@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from results_file import machine, write_section
 
 from widedeep.importing import TensorBundle
-from widedeep.kernels.transform import crc32c
+from widedeep.kernels import crc32c
 
 COLUMNS = ["user", "item", "shop"]
 WIDTH = 16

@@ -18,7 +18,7 @@ from widedeep.errors import DataError, SchemaError, WideDeepError
 from widedeep.features import FeatureSpec, bucketized, categorical, crossed, numeric
 from widedeep.features.learned import text_buffers
 from widedeep.files import map_tensors, read_metadata, write_tensors
-from widedeep.kernels.transform import TransformPlan, integer_index, text_index
+from widedeep.kernels import TransformPlan, integer_index, text_index
 from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
 
 SPEC = FeatureSpec(

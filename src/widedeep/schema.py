@@ -28,7 +28,7 @@ from widedeep.features.learned import (
 )
 from widedeep.features.spec import spec_from_table, spec_to_table
 from widedeep.files import map_tensors, read_metadata, write_tensors
-from widedeep.kernels.transform import integer_index, text_index
+from widedeep.kernels import integer_index, text_index
 from widedeep.options import check_value
 from widedeep.page import framed_page, note, table
 

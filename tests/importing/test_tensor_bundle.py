@@ -15,7 +15,7 @@ from widedeep.importing.tensor_bundle import (
     bundle_prefixes,
     find_bundle,
 )
-from widedeep.kernels.transform import crc32c
+from widedeep.kernels import crc32c
 
 RNG = np.random.default_rng(0)
 TENSORS = {

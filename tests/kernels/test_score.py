@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tests.kernels.score_cases import Case, build, random_case
 from tests.reference import score as reference_score
 from widedeep import _native
-from widedeep.kernels.score import ACTIVATIONS, Scorer
+from widedeep.kernels import Scorer
+from widedeep.kernels.score import ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (1, 2, 7, 200, 1000)

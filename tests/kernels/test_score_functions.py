@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widedeep.kernels.score import lognormal_mean, power, score_function, sigmoid
+from widedeep.kernels import lognormal_mean
+from widedeep.kernels.score import power, score_function, sigmoid
 
 NUMPYS = {
     "exp": np.exp,

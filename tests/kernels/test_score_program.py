@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.reference.program import run_program
 from widedeep.bundle.program import Operation, Program
 from widedeep.errors import BundleError
-from widedeep.kernels.score import RankScorer, Scorer
+from widedeep.kernels import RankScorer, Scorer
 from widedeep.training.program_builder import Elements, ProgramBuilder
 
 Tensors = dict[str, NDArray[np.float32]]

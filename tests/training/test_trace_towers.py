@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from widedeep.bundle.program import Program
-from widedeep.kernels.score import Scorer
+from widedeep.kernels import Scorer
 from widedeep.models.dcn import CrossLayer, MatrixCrosses
 from widedeep.training.trace_towers import NotExpressible, trace_towers
 

@@ -32,7 +32,7 @@ from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, DataError, WideDeepError, nearest
 from widedeep.features.spec import item_columns
-from widedeep.kernels.score import Scorer
+from widedeep.kernels import Scorer
 from widedeep.schema import ColumnType
 
 __all__ = ["Bundle", "Scores"]

@@ -17,7 +17,7 @@ from widedeep.bundle.program import TowerProgram
 from widedeep.data.batch import Batch, Cells
 from widedeep.errors import BundleError, SchemaError
 from widedeep.features.spec import feature_side
-from widedeep.kernels.score import ScoreProgram, Scorer
+from widedeep.kernels import ScoreProgram, Scorer
 from widedeep.schema import Schema
 
 _OUTPUT = "logits_BC"

@@ -21,8 +21,9 @@ from widedeep.data.batch import Batch
 from widedeep.errors import BundleError
 from widedeep.features import Combiner
 from widedeep.files import map_tensors
+from widedeep.kernels import lognormal_mean
 from widedeep.kernels.packed_rows import PackedKind, PackedTable
-from widedeep.kernels.score import ACTIVATIONS, lognormal_mean, score_function, sigmoid
+from widedeep.kernels.score import ACTIVATIONS, score_function, sigmoid
 from widedeep.options import check_types, check_value
 from widedeep.schema import Schema, Slot
 

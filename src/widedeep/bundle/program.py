@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.errors import BundleError
-from widedeep.kernels.score import ScoreProgram, Scorer
+from widedeep.kernels import ScoreProgram, Scorer
 
 View: TypeAlias = tuple[int, int, tuple[int, ...]]
 """A value, an offset into it, and a stride for each dimension of the operation."""

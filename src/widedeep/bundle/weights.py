@@ -13,14 +13,8 @@ from numpy.typing import NDArray
 
 from widedeep.errors import BundleError
 from widedeep.files import TensorFiles, fsync_path, is_part_of
-from widedeep.kernels.packed_rows import (
-    PackedKind,
-    PackedTable,
-    TooLarge,
-    packed_row_bytes,
-    packed_table,
-    row_blocks,
-)
+from widedeep.kernels import packed_row_bytes
+from widedeep.kernels.packed_rows import PackedKind, PackedTable, TooLarge, packed_table, row_blocks
 from widedeep.ranks.layout import Layout
 from widedeep.ranks.ranks import Ranks
 from widedeep.ranks.rows import collect_rows

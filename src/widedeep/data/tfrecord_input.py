@@ -16,7 +16,7 @@ from widedeep.data.parquet_input import spooled_input
 from widedeep.data.protobuf import WireError, read_example
 from widedeep.errors import DataError
 from widedeep.features.learned import ColumnKind
-from widedeep.kernels.transform import crc32c
+from widedeep.kernels import crc32c
 from widedeep.remote import InputPath, open_bytes
 
 _MASK = 0xA282EAD8

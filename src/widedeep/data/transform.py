@@ -29,17 +29,12 @@ from widedeep.features import (
     ValueEncoding,
 )
 from widedeep.features.learned import FIRST_KNOWN_ID, Vocabulary, text_buffers
-from widedeep.kernels.transform import (
-    TransformPlan,
-    TransformProgram,
-    fingerprint64,
-    is_misspelt,
-    make_program,
-)
+from widedeep.kernels import TransformPlan, TransformProgram, make_program
+from widedeep.kernels.transform import fingerprint64, is_misspelt
 from widedeep.schema import Schema
 
 if TYPE_CHECKING:
-    from widedeep.kernels.transform import Encoded
+    from widedeep.kernels import Encoded
 
 
 # Keys and columns that are compared, so that the time does not depend on the size of a request. The

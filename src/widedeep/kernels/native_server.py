@@ -5,12 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from widedeep._native import ApiKey as ApiKey
-from widedeep._native import ApiKeys as ApiKeys
-from widedeep._native import QueueSlots as QueueSlots
-from widedeep._native import RankRoute as RankRoute
-from widedeep._native import TokenBucket as TokenBucket
-
 if TYPE_CHECKING or sys.platform == "linux":
     from widedeep._native import NativeServer as NativeServer
 else:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep import _native
-from widedeep._native import packed_row_bytes as packed_row_bytes
 
 PackedKind = Literal["bf16", "int8", "int4"]
 TableKind = Literal["fp32", "bf16", "int8", "int4"]
@@ -67,7 +66,9 @@ class PackedTable(_native.PackedRows):
         Raises:
             ValueError: If a number is too large: int8 holds up to 15,240, int4 up to 900.
         """
-        bytes_RB = np.empty((len(matrix_RD), packed_row_bytes(kind, matrix_RD.shape[1])), np.uint8)
+        bytes_RB = np.empty(
+            (len(matrix_RD), _native.packed_row_bytes(kind, matrix_RD.shape[1])), np.uint8
+        )
         row = _native.pack_table(matrix_RD, kind, bytes_RB.reshape(-1))
         if row >= 0:
             raise TooLarge(row, float(np.abs(matrix_RD[row]).max()), kind)

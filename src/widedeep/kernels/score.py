@@ -9,15 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep import _native
-from widedeep._native import EncodedSide as EncodedSide
-from widedeep._native import ItemIds as ItemIds
-from widedeep._native import PartialSums as PartialSums
-from widedeep._native import RankScorer as RankScorer
-from widedeep._native import ScoreProgram as ScoreProgram
-from widedeep._native import Scorer as Scorer
-from widedeep._native import SideParts as SideParts
-from widedeep._native import TransformSides as TransformSides
-from widedeep._native import lognormal_mean as lognormal_mean
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh")
 """What a dense layer may do to its sums; the slope of ``leaky_relu`` is 0.01."""

@@ -7,19 +7,8 @@ they mean is documented in :class:`widedeep.data.transform.Transform`, which bui
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from widedeep._native import TransformPlan as TransformPlan
-from widedeep._native import TransformProgram as TransformProgram
-from widedeep._native import crc32c as crc32c
 from widedeep._native import fingerprint64 as _fingerprint64
-from widedeep._native import integer_index as integer_index
 from widedeep._native import is_misspelt as _is_misspelt
-from widedeep._native import make_program as make_program
-from widedeep._native import text_index as text_index
-
-if TYPE_CHECKING:
-    from widedeep._native import Encoded as Encoded
 
 
 def fingerprint64(text: str | bytes) -> int:

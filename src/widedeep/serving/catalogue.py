@@ -22,7 +22,7 @@ from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError, nearest
 from widedeep.features.learned import ColumnTypes
 from widedeep.files import locked, map_tensors, write_tensors
-from widedeep.kernels.score import ItemIds
+from widedeep.kernels import ItemIds
 
 # Decimal form of an integer of 64 bits: "07" is not the integer 7.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")

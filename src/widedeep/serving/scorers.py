@@ -22,14 +22,8 @@ from widedeep.bundle.graph import (
 from widedeep.data.transform import plain_value
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import feature_side, item_columns
-from widedeep.kernels.score import (
-    EncodedSide,
-    PartialSums,
-    RankScorer,
-    Side,
-    TransformSides,
-    to_bfloat16,
-)
+from widedeep.kernels import EncodedSide, PartialSums, RankScorer, TransformSides
+from widedeep.kernels.score import Side, to_bfloat16
 from widedeep.serving.catalogue import Arrays
 
 _ROWS_PER_BLOCK = 1024

@@ -43,8 +43,8 @@ from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError
 from widedeep.features.spec import item_columns
+from widedeep.kernels import Scorer
 from widedeep.kernels.packed_rows import TableKind
-from widedeep.kernels.score import Scorer
 from widedeep.kernels.torch_ops import Float64Scorer
 from widedeep.models.tower import DeepInput, PaddedSequence
 from widedeep.models.two_tower import TwoTowerTower

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.errors import ConfigError, nearest
-from widedeep.kernels.native_server import ApiKey, ApiKeys, TokenBucket
+from widedeep.kernels import ApiKey, ApiKeys, TokenBucket
 from widedeep.serving.config import Settings
 from widedeep.serving.http.errors import HttpError
 

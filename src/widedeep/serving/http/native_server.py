@@ -24,11 +24,8 @@ from widedeep import traces
 from widedeep.bundle import Bundle, BundleHead, Isotonic, Platt, PriorCorrection
 from widedeep.bundle.formula import FormulaProgram
 from widedeep.features.spec import item_columns
-from widedeep.kernels.native_server import (
-    NativeServer,
-    RankRoute,
-    has_native_server,
-)
+from widedeep.kernels import RankRoute
+from widedeep.kernels.native_server import NativeServer, has_native_server
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.formula_scores import inline_numbers
 from widedeep.serving.http import open_inference

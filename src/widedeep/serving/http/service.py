@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from widedeep import traces
 from widedeep.data.batch import count_values
 from widedeep.errors import ConfigError, nearest
-from widedeep.kernels.native_server import QueueSlots
+from widedeep.kernels import QueueSlots
 from widedeep.serving.background import RequestLog, ThreadMonitor
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.config import Settings
