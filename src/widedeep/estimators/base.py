@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -84,53 +85,36 @@ _EVALUATIONS = 20  # evaluations of an eval_set during a training
 _PATIENCE = 3
 
 
+@dataclass(eq=False, repr=False)
 class WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
     """The base of both estimators; see :class:`WideDeepClassifier` for the arguments."""
 
-    trainer_: Trainer
-    n_features_in_: int
+    features: Sequence[object] | None = None
+    _: KW_ONLY
+    quality: Quality = "good"
+    hidden_units: Sequence[int] = (128, 64)
+    embedding_dim: int | Literal["auto"] = 8
+    dropout: float = 0.0
+    epochs: int | Literal["auto"] = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    validation_fraction: float = 0.1
+    early_stopping: bool = True
+    wide: OptimizerChoice | None = None
+    deep: OptimizerChoice | None = None
+    random_state: int | np.random.RandomState | None = 0
+    threads: int | None = None
+    verbose: bool = False
+    class_weight: Mapping[Any, float] | Literal["balanced"] | None = None
+    importance_type: ImportanceType = "permutation"
+    trainer_: Trainer = field(init=False)
+    n_features_in_: int = field(init=False)
 
-    def __init__(
-        self,
-        features: Sequence[object] | None = None,
-        *,
-        quality: Quality = "good",
-        hidden_units: Sequence[int] = (128, 64),
-        embedding_dim: int | Literal["auto"] = 8,
-        dropout: float = 0.0,
-        epochs: int | Literal["auto"] = "auto",
-        batch_size: int | Literal["auto"] = "auto",
-        validation_fraction: float = 0.1,
-        early_stopping: bool = True,
-        wide: OptimizerChoice | None = None,
-        deep: OptimizerChoice | None = None,
-        random_state: int | np.random.RandomState | None = 0,
-        threads: int | None = None,
-        verbose: bool = False,
-        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
-        importance_type: ImportanceType = "permutation",
-    ) -> None:
+    def __post_init__(self) -> None:
         if not _HAS_SKLEARN:
             raise WideDeepError(
                 "WideDeepClassifier and WideDeepRegressor need scikit-learn: "
                 + install_hint("scikit-learn", "sklearn")
             )
-        self.features = features
-        self.quality = quality
-        self.hidden_units = hidden_units
-        self.embedding_dim = embedding_dim
-        self.dropout = dropout
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.validation_fraction = validation_fraction
-        self.early_stopping = early_stopping
-        self.wide = wide
-        self.deep = deep
-        self.random_state = random_state
-        self.threads = threads
-        self.verbose = verbose
-        self.class_weight = class_weight
-        self.importance_type = importance_type
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
