@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from widedeep.cli.join import (
     join_check_document,
     print_join_check,
 )
-from widedeep.cli.output import count, print_json, print_next, print_table, print_text
+from widedeep.cli.output import Checked, print_json, print_next, print_table, print_text
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, VerbParser, positive
 from widedeep.cli.runs import RunDirectory, train_command, training_data
 from widedeep.config import load_config, load_follow_config
@@ -77,10 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(_check_document(report))
     else:
         _print_check(report)
-        if report.problems:
-            print_text(f"\n{count(len(report.problems), 'problem')}; training would fail")
-        else:
-            print_text("\nno problems found")
+        if not report.problems:
             print_next(*train_command(arguments))
     return EXIT_FAILED if report.problems else EXIT_OK
 
@@ -104,13 +100,7 @@ def _check_document(report: CheckReport) -> dict[str, Any]:
         }
         for data in report.inputs
     }
-    return {
-        "ok": not report.problems,
-        "problems": report.problems,
-        "notes": report.notes,
-        "labels": report.labels,
-        "inputs": inputs,
-    }
+    return {**report.document(), "labels": report.labels, "inputs": inputs}
 
 
 def _print_check(report: CheckReport) -> None:
@@ -130,11 +120,7 @@ def _print_check(report: CheckReport) -> None:
     if report.notes or report.problems:
         print_text()
     told = () if report.schema is None else report.schema.notes  # below its table
-    for note in report.notes:
-        if note not in told:
-            print_text(f"note: {note}")
-    for problem in report.problems:
-        print_text(f"problem: {problem}")
+    report.print_all("training would fail", told=told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,24 +135,13 @@ class InputReport:
 
 
 @dataclass(kw_only=True)
-class CheckReport:
+class CheckReport(Checked):
     """Problems and notes of a check, and the inputs it read."""
 
-    problems: list[str] = field(default_factory=list)  # Reasons for which training would fail
-    notes: list[str] = field(default_factory=list)  # Remarks, such as constant columns
     inputs: list[InputReport] = field(default_factory=list)  # Readable data sets
     # Label column: its values with their fractions, or its range
     labels: dict[str, str] = field(default_factory=dict)
     schema: Schema | None = None  # Fitted on the sample; None if that failed
-
-    @contextlib.contextmanager
-    def collecting(self, prefix: str = "") -> Iterator[None]:
-        """Take what the block raises for a problem, which is told once."""
-        try:
-            yield
-        except WideDeepError as error:
-            if (problem := f"{prefix}{error}") not in self.problems:
-                self.problems.append(problem)
 
 
 def check_run(

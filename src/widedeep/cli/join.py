@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.cli.output import (
-    count,
+    Checked,
     free_path,
     number,
     print_json,
@@ -145,11 +145,9 @@ def _print_splits(splits: Any) -> None:
 
 
 @dataclass(kw_only=True)
-class JoinCheck:
+class JoinCheck(Checked):
     """Problems and notes of a join's check, and the join of a sample."""
 
-    problems: list[str] = field(default_factory=list)  # Reasons for which the join would fail
-    notes: list[str] = field(default_factory=list)  # Remarks, such as rows that are left out
     tried: DryRun | None = None  # Join of a sample; None if that failed
     columns: list[ColumnProfile] = field(default_factory=list)  # Profiles of the sample's examples
     time_column: str = ""  # Column of event times, microseconds since 1970
@@ -192,10 +190,8 @@ def _check_engine(config: JoinConfig, check: JoinCheck) -> None:
         return
     from widedeep.join.engines import check_spark
 
-    try:
+    with check.collecting():
         check_spark()
-    except WideDeepError as error:
-        check.problems.append(str(error))
 
 
 def _note_inputs(config: JoinConfig, tried: DryRun, check: JoinCheck) -> None:
@@ -260,11 +256,7 @@ def column_document(columns: Sequence[ColumnProfile]) -> dict[str, Any]:
 
 def join_check_document(check: JoinCheck) -> dict[str, Any]:
     """Return a check of a join as plain values."""
-    document: dict[str, Any] = {
-        "ok": not check.problems,
-        "problems": check.problems,
-        "notes": check.notes,
-    }
+    document = check.document()
     if check.tried is not None:
         document["inputs"] = {
             name: {
@@ -290,14 +282,8 @@ def print_join_check(check: JoinCheck, arguments: argparse.Namespace) -> None:
         _print_tried(check.tried, check)
     if check.notes and check.tried is not None:
         print_text()
-    for note in check.notes:
-        print_text(f"note: {note}")
-    for problem in check.problems:
-        print_text(f"problem: {problem}")
-    if check.problems:
-        print_text(f"\n{count(len(check.problems), 'problem')}; the join would fail")
-    else:
-        print_text("\nno problems found, nothing written")
+    check.print_all("the join would fail", "no problems found, nothing written")
+    if not check.problems:
         print_next("join", arguments.config, *typed_options(arguments, "--set"))
 
 

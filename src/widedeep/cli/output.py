@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from widedeep.errors import ConfigError
+from widedeep.errors import ConfigError, WideDeepError
 from widedeep.ranks.launch import launched_rank
 
 if TYPE_CHECKING:
@@ -188,3 +190,36 @@ def number(value: float | None) -> str:
 def count(number_of: int, what: str) -> str:
     """Return ``"1 row"``, ``"2 rows"``."""
     return f"{number_of:,} {what}" + ("" if number_of == 1 else "s")
+
+
+@dataclass(kw_only=True)
+class Checked:
+    """What a check found."""
+
+    problems: list[str] = field(default_factory=list)  # Reasons for which the work would fail
+    notes: list[str] = field(default_factory=list)  # Remarks, such as constant columns
+
+    @contextlib.contextmanager
+    def collecting(self, prefix: str = "") -> Iterator[None]:
+        """Take what the block raises for a problem, which is told once."""
+        try:
+            yield
+        except WideDeepError as error:
+            if (problem := f"{prefix}{error}") not in self.problems:
+                self.problems.append(problem)
+
+    def document(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {"ok": not self.problems, "problems": self.problems, "notes": self.notes}
+
+    def print_all(
+        self, failure: str, success: str = "no problems found", told: Sequence[str] = ()
+    ) -> None:
+        """Print notes but those ``told``, and problems, and what follows from them."""
+        for note in self.notes:
+            if note not in told:
+                print_text(f"note: {note}")
+        for problem in self.problems:
+            print_text(f"problem: {problem}")
+        problems = count(len(self.problems), "problem")
+        print_text(f"\n{problems}; {failure}" if self.problems else f"\n{success}")
