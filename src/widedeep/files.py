@@ -112,17 +112,17 @@ def locked(path: str | os.PathLike[str], mode: int = 0o600) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
+def held_folder(
+    folder: str | os.PathLike[str],
+    busy: str = "another process writes into it; wait for its end, or choose another folder",
+) -> Iterator[None]:
     """Hold a folder for this process alone, as far as its file system has locks."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(
-                f"{os.fspath(folder)}: another process writes into it; wait for its end, or choose "
-                "another folder"
-            ) from None
+            raise DataError(f"{os.fspath(folder)}: {busy}") from None
         except OSError:  # some network file systems have none
             pass
         yield

@@ -53,8 +53,8 @@ _FACTS: Mapping[str, Any] = {
     "label_means": Mapping[str, float],
     "quantile_rows": int,
     "notes": list[str],
-    "dropped": Mapping[str, int],
 }
+_LATER_FACTS = ("label_quantiles", "class_rates")  # Earlier versions did not write them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -356,17 +356,9 @@ class Schema:
         Raises:
             OSError: If it cannot be written.
         """
-        facts: dict[str, Any] = {
-            "rows": self.rows,
-            "missing": dict(self.missing),
-            "label_means": dict(self.label_means),
-            "quantile_rows": self.quantile_rows,
-            "notes": list(self.notes),
-            "dropped": {key: v.dropped for key, v in self.vocabularies.items()},
-        }
-        for name in ("label_quantiles", "class_rates"):
-            if getattr(self, name):  # earlier versions did not write them
-                facts[name] = {k: list(v) for k, v in getattr(self, name).items()}
+        facts = {name: _plain(getattr(self, name)) for name in _FACTS}
+        facts["dropped"] = {key: v.dropped for key, v in self.vocabularies.items()}
+        facts |= {name: _plain(v) for name in _LATER_FACTS if (v := getattr(self, name))}
         tails = {k: v.tail.dropped for k, v in self.vocabularies.items() if v.tail is not None}
         if tails:
             facts["tails"] = tails
@@ -444,6 +436,13 @@ class Schema:
         return framed_page(title, [rows, *notes], subtitle=subtitle, height=height)
 
 
+def _plain(value: Any) -> Any:
+    """Return mappings and sequences as JSON has them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple | list) else value
+
+
 def _update(digest: Any, name: str, tensor: NDArray[Any]) -> None:
     digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
     digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
@@ -485,8 +484,10 @@ def _assemble(
 ) -> Schema:
     for name, hint in _FACTS.items():
         check_value(facts[name], hint, name)
-    for name in ("label_quantiles", "class_rates"):
-        check_value(facts.get(name, {}), Mapping[str, list[float]], name)
+    check_value(facts["dropped"], Mapping[str, int], "dropped")
+    later = {name: facts.get(name, {}) for name in _LATER_FACTS}
+    for name, by_head in later.items():
+        check_value(by_head, Mapping[str, list[float]], name)
     history = identity.get("history", {})
     check_value(history, Mapping[str, Mapping[str, Any]], "history")
     check_value(identity["classes"], Mapping[str, list[Any]], "classes")
@@ -520,14 +521,8 @@ def _assemble(
         boundaries=boundaries,
         numerics=numerics,
         classes={head: tuple(names) for head, names in identity["classes"].items()},
-        rows=facts["rows"],
-        missing=facts["missing"],
-        label_means=facts["label_means"],
-        label_quantiles=facts.get("label_quantiles", {}),
-        class_rates=facts.get("class_rates", {}),
-        quantile_rows=facts["quantile_rows"],
-        notes=tuple(facts["notes"]),
         history=history,
+        **{name: facts[name] for name in _FACTS} | later | {"notes": tuple(facts["notes"])},
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -38,7 +37,7 @@ from widedeep.data.fit_scans import (
     scan_weight,
 )
 from widedeep.data.fragments import Source
-from widedeep.data.paths import input_paths
+from widedeep.data.paths import input_paths, join_manifest
 from widedeep.data.sources import Data, RowShare, open_on_ranks
 from widedeep.data.spelling import spelt_alike
 from widedeep.data.turns import Turns
@@ -50,39 +49,33 @@ from widedeep.ranks.ranks import Ranks
 from widedeep.remote import InputPath
 from widedeep.schema import Schema
 
-_KIND = "widedeep examples"
 _DELAYS = {"action_delay": "actions", "impression_delay": "impressions"}
 
 
 def history_columns(data: Data, columns: Collection[str]) -> dict[str, dict[str, Any]]:
     """Return the definition of each history column among ``columns``."""
     rows = data.data if isinstance(data, RowShare) else data
-    manifests = {path.parent.parent / "manifest.json" for path in input_paths(rows) or ()}
-    return _history(manifests, columns)
+    return _history({path.parent.parent for path in input_paths(rows) or ()}, columns)
 
 
-def _history(
-    manifests: Collection[InputPath], columns: Collection[str]
-) -> dict[str, dict[str, Any]]:
+def _history(folders: Collection[InputPath], columns: Collection[str]) -> dict[str, dict[str, Any]]:
     definitions: dict[str, dict[str, Any]] = {}
-    for manifest in sorted(manifests, key=str):
-        for name, definition in _definitions(manifest).items():
+    for folder in sorted(folders, key=str):
+        for name, definition in _definitions(folder).items():
             if name not in columns:
                 continue
             if definitions.setdefault(name, definition) != definition:
                 raise DataError(
-                    f"column {name!r}: {manifest} defines it as {definition}, another dataset of "
-                    f"the same data as {definitions[name]}; train on datasets of one definition"
+                    f"column {name!r}: {folder / 'manifest.json'} defines it as {definition}, "
+                    f"another dataset of the same data as {definitions[name]}; train on datasets "
+                    "of one definition"
                 )
     return definitions
 
 
-def _definitions(manifest: InputPath) -> dict[str, dict[str, Any]]:
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # none, or some other program's file of that name
-    if not isinstance(content, Mapping) or content.get("kind") != _KIND:
+def _definitions(folder: InputPath) -> dict[str, dict[str, Any]]:
+    content = join_manifest(folder)
+    if content is None:
         return {}
     try:
         config = content["config"]
@@ -92,7 +85,7 @@ def _definitions(manifest: InputPath) -> dict[str, dict[str, Any]]:
         return {entry["name"]: {**entry, **delays} for entry in config["history"]}
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{manifest}: got a damaged manifest ({error!r}); run the join again"
+            f"{folder / 'manifest.json'}: got a damaged manifest ({error!r}); run the join again"
         ) from error
 
 
@@ -397,7 +390,7 @@ def fit_schema(
             history = history_columns(data, columns)
         else:
             _check_counts(CountsFolder.open(counts), spec, plan, sample_rows, seed)
-            history = _history([Path(counts).absolute().parent / "manifest.json"], columns)
+            history = _history([Path(counts).absolute().parent], columns)
         scans = _first_scans(spec, plan, grow)
         crosses = [f for f in spec.all_features if f.part_names and not f.is_hashed]
         shared = sum(len(columns) - 1 for columns in plan.learned)

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -419,36 +419,26 @@ class TableBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class _CastBlock:
-    """A block whose text columns hold values of other types."""
+class ChangedBlock:
+    """A block whose rows are changed as they are read."""
 
     block: RowBlock
-    types: Mapping[str, pa.DataType]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows it holds."""
-        return self.block.num_rows
+    change: Callable[[pa.Table, Sequence[str]], pa.Table]  # Makes columns of those it stores
+    num_rows: int
+    added: Collection[str] = ()  # Columns that are not stored
 
     def start(self, columns: Sequence[str]) -> None:
         """Begin to fetch them."""
-        start_reading(self.block, columns)
+        start_reading(self.block, self._stored(columns))
 
     def read(self, columns: Sequence[str]) -> pa.Table:
-        """Return these columns, converted."""
-        table = self.block.read(columns)
-        for index, name in enumerate(columns):
-            if name in self.types:
-                kind, column = self.types[name], table.column(index)
-                if pa.types.is_null(kind):
-                    cast = pa.chunked_array([pa.nulls(len(column))])
-                elif pa.types.is_dictionary(column.type):
-                    chunks = [c.dictionary.cast(kind).take(c.indices) for c in column.chunks]
-                    cast = pa.chunked_array(chunks, kind)
-                else:
-                    cast = column.cast(kind)
-                table = table.set_column(index, name, cast)
-        return table
+        """Return these columns, changed."""
+        stored = self._stored(columns)
+        table = self.block.read(stored) if stored or not self.added else pa.table({})
+        return self.change(table, columns)
+
+    def _stored(self, columns: Sequence[str]) -> list[str]:
+        return [name for name in columns if name not in self.added]
 
 
 def cast_blocks(opened: Input, types: Mapping[str, pa.DataType]) -> Input:
@@ -458,9 +448,27 @@ def cast_blocks(opened: Input, types: Mapping[str, pa.DataType]) -> Input:
         for name, kind in types.items()
         if name in opened.schema.names and kind != pa.string()
     }
+    if not changed:
+        return opened
     schema = pa.schema([(f.name, changed.get(f.name, f.type)) for f in opened.schema])
-    blocks = [_CastBlock(block, changed) for block in opened.blocks] if changed else opened.blocks
+    cast = partial(_cast, changed)
+    blocks = [ChangedBlock(block, cast, block.num_rows) for block in opened.blocks]
     return replace(opened, schema=schema, blocks=blocks)
+
+
+def _cast(types: Mapping[str, pa.DataType], table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    for index, name in enumerate(columns):
+        if name in types:
+            kind, column = types[name], table.column(index)
+            if pa.types.is_null(kind):
+                cast = pa.chunked_array([pa.nulls(len(column))])
+            elif pa.types.is_dictionary(column.type):
+                chunks = [c.dictionary.cast(kind).take(c.indices) for c in column.chunks]
+                cast = pa.chunked_array(chunks, kind)
+            else:
+                cast = column.cast(kind)
+            table = table.set_column(index, name, cast)
+    return table
 
 
 def table_input(table: pa.Table, origin: str, columns: Sequence[str] | None = None) -> Input:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,20 +26,13 @@ def _open(
     spool: Spool,
     declared: ColumnTypes,
 ) -> list[Input]:
-    declared_types = {
-        name: kind for name, kind in declared.items() if isinstance(kind, pa.DataType)
-    }
-    ids = [name for name, kind in declared.items() if kind == "category"]
-    return [_json_input(path, columns, spool, declared_types, ids) for path in paths]
+    return [_json_input(path, columns, spool, declared) for path in paths]
 
 
 def _json_input(
-    path: InputPath,
-    columns: Sequence[str] | None,
-    spool: Spool,
-    declared_types: Mapping[str, pa.DataType],
-    ids: Sequence[str],
+    path: InputPath, columns: Sequence[str] | None, spool: Spool, declared: ColumnTypes
 ) -> Input:
+    ids = [name for name, kind in declared.items() if kind == "category"]
     # Two passes: a field may come late, or be a fraction for the first time there.
     types: dict[str, set[pa.DataType]] = {}
     for line, text in _chunks(path):
@@ -54,9 +47,11 @@ def _json_input(
     }
     written = pa.schema([(name, _one_type(path, name, kinds)) for name, kinds in texts.items()])
     times = {
-        field.name: declared_types[field.name]
+        field.name: kind
         for field in written
-        if field.type == pa.string() and is_time(declared_types.get(field.name, pa.null()))
+        if isinstance(kind := declared.get(field.name), pa.DataType)
+        and is_time(kind)
+        and field.type == pa.string()
     }
     schema = pa.schema([(field.name, times.get(field.name, field.type)) for field in written])
     batches = (

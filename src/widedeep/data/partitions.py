@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import pyarrow as pa
 
-from widedeep.data.fragments import Input, RowBlock, start_reading
+from widedeep.data.fragments import ChangedBlock, Input
 from widedeep.data.paths import InputFile
 from widedeep.errors import DataError
 from widedeep.features.learned import ColumnKind
@@ -42,33 +43,14 @@ def _is_integer(text: str) -> bool:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class _PartitionedBlock:
-    """A block with the columns of its partitions."""
-
-    block: RowBlock
-    values: Mapping[str, pa.Scalar]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows it holds."""
-        return self.block.num_rows
-
-    def start(self, columns: Sequence[str]) -> None:
-        """Begin to fetch them."""
-        start_reading(self.block, [name for name in columns if name not in self.values])
-
-    def read(self, columns: Sequence[str]) -> pa.Table:
-        """Return these columns."""
-        stored = [name for name in columns if name not in self.values]
-        table = self.block.read(stored) if stored else None
-        arrays = [
-            pa.repeat(self.values[name], self.num_rows)
-            if table is None or name in self.values
-            else table.column(name)
-            for name in columns
-        ]
-        return pa.Table.from_arrays(arrays, names=list(columns))
+def _with_values(
+    values: Mapping[str, pa.Scalar], num_rows: int, table: pa.Table, columns: Sequence[str]
+) -> pa.Table:
+    arrays = [
+        pa.repeat(values[name], num_rows) if name in values else table.column(name)
+        for name in columns
+    ]
+    return pa.Table.from_arrays(arrays, names=list(columns))
 
 
 def with_partitions(
@@ -98,5 +80,10 @@ def with_partitions(
     if not values:
         return opened
     schema = pa.schema([*opened.schema, *(pa.field(name, types[name]) for name in values)])
-    blocks = [_PartitionedBlock(block, values) for block in opened.blocks]
+    blocks = [
+        ChangedBlock(
+            block, partial(_with_values, values, block.num_rows), block.num_rows, added=values
+        )
+        for block in opened.blocks
+    ]
     return replace(opened, schema=schema, blocks=blocks)

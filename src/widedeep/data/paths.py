@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from widedeep.remote import (
     remote_errors,
 )
 
+JOIN_KIND = "widedeep examples"  # What the manifest of a join says of itself
 _GLOB_CHARACTERS = frozenset("*?[")
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _UNFINISHED = (".tmp", ".crc", ".inprogress", "._COPYING_")
@@ -94,6 +96,16 @@ def input_paths(data: Any) -> list[InputPath] | None:
     """Return the files that a path, glob, folder or list of them names; None for other data."""
     files = input_files(data)
     return None if files is None else [file.path for file in files]
+
+
+def join_manifest(folder: InputPath) -> Mapping[str, Any] | None:
+    """Return what a join says of the dataset in a folder; None of what is none of its."""
+    try:
+        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # none, or some other program's file of that name
+    is_join = isinstance(content, Mapping) and content.get("kind") == JOIN_KIND
+    return content if is_join else None
 
 
 def check_output(out: str, data: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from widedeep.data.formats import format_of
-from widedeep.data.paths import input_files, input_paths
+from widedeep.data.paths import input_files, input_paths, join_manifest
 from widedeep.data.profile import (
     ColumnProfile,
     Sample,
@@ -282,11 +281,8 @@ def joined_roles(data: Any) -> dict[str, str]:
         return {}
     first = files[0].absolute() if isinstance(files[0], Path) else files[0]
     for folder in (first.parent, first.parent.parent):
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(manifest, dict) and manifest.get("kind") == "widedeep examples":
+        manifest = join_manifest(folder)
+        if manifest is not None:
             return {column["name"]: column["role"] for column in manifest["columns"]}
     return {}
 

@@ -97,12 +97,13 @@ class RowSample:
 def _row_hashes(seed: int, first: int, n: int) -> NDArray[np.uint64]:
     """Hash row numbers by SplitMix64 (Steele et al. 2014); no two rows of a seed share a hash."""
     # The seed is hashed too: as a plain start, a neighbouring seed would be the same rows shifted.
-    start = _split_mix(np.array([seed], np.uint64))
+    start = split_mix(np.array([seed], np.uint64))
     numbers: NDArray[np.uint64] = np.arange(first, first + n, dtype=np.uint64)
-    return _split_mix(start + numbers)
+    return split_mix(start + numbers)
 
 
-def _split_mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def split_mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Mix the bits of an array of words; scalars would warn where they wrap around."""
     mixed = words * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

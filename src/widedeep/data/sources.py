@@ -40,6 +40,7 @@ from widedeep.data.parquet_input import spooled_input
 from widedeep.data.partitions import partition_columns, with_partitions
 from widedeep.data.paths import input_files, names_files, rows_from_json, rows_to_json
 from widedeep.data.reuse import open_files
+from widedeep.data.row_sample import split_mix
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.features.learned import ColumnKind, ColumnTypes
 from widedeep.kernels.transform import fingerprint64
@@ -114,16 +115,11 @@ def split_rows(
 def row_hashes(first_row: int, num_rows: int, seed: int) -> NDArray[np.float64]:
     """Return a hash in [0, 1) of each row position: SplitMix64 (Steele et al. 2014)."""
     rows_B = np.arange(first_row, first_row + num_rows, dtype=np.uint64)
-    hashes_B = _mix(rows_B + _mix(np.full(1, seed, np.uint64)))
-    return (hashes_B >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (_mixed(rows_B, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    # Arrays wrap around without a warning, scalars would warn.
-    x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def _mixed(words: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    return split_mix(words + split_mix(np.array([seed], np.uint64) + np.uint64(1)) + np.uint64(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +219,7 @@ def _value_positions(values: pa.ChunkedArray, seed: int) -> NDArray[np.float64]:
     encoded = pc.dictionary_encode(values.combine_chunks(), null_encoding="encode")
     texts = ["" if v is None else str(v) for v in encoded.dictionary.to_pylist()]
     hashes = np.array([fingerprint64(text) for text in texts], np.uint64)
-    mixed = _mix(hashes + _mix(np.full(1, seed, np.uint64)))
+    mixed = _mixed(hashes, seed)
     positions: NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
     position_B: NDArray[np.float64] = positions[encoded.indices.to_numpy(zero_copy_only=False)]
     return position_B

@@ -344,15 +344,15 @@ class Transform:
         self.schema = schema
         self.threads = threads
         self.absent: dict[str, int] = {}
-        self._plan = _Compiler(schema).compile()
+        self.plan: CompiledPlan = _Compiler(schema).compile()
         self._part_programs: dict[str, TransformProgram] = {}
-        if not self._plan.unlearned:
-            slots = [self._plan.operations[slot.name] for slot in schema.slots]
+        if not self.plan.unlearned:
+            slots = [self.plan.operations[slot.name] for slot in schema.slots]
             self._training = make_program(
-                self._plan.native, slots, dense=True, targets=True, fixed=False
+                self.plan.native, slots, dense=True, targets=True, fixed=False
             )
             self._scoring = make_program(
-                self._plan.native, slots, dense=True, targets=False, fixed=True
+                self.plan.native, slots, dense=True, targets=False, fixed=True
             )
 
     def __reduce__(self) -> tuple[type[Transform], tuple[Schema], dict[str, Any]]:
@@ -366,23 +366,18 @@ class Transform:
         return copy
 
     @property
-    def plan(self) -> CompiledPlan:
-        """The native plan, for code that runs other parts of it than whole rows."""
-        return self._plan
-
-    @property
     def truncated(self) -> dict[str, int]:
         """How many lists of each feature were longer than its ``maxlen`` so far, and were cut."""
         counts = {
-            name: self._plan.native.truncated(index)
-            for name, (kind, index) in self._plan.operations.items()
+            name: self.plan.native.truncated(index)
+            for name, (kind, index) in self.plan.operations.items()
             if kind == "part"
         }
         return {name: count for name, count in counts.items() if count}
 
     def check_values(self, total: int) -> None:
         """Raise if a request that is encoded in pieces comes to more values than it may."""
-        self._plan.native.check_values(total)
+        self.plan.native.check_values(total)
 
     def columns(self, targets: bool = True) -> list[str]:
         """Return the input columns that are read."""
@@ -461,27 +456,27 @@ class Transform:
         return self._program(False)
 
     def _program(self, targets: bool) -> TransformProgram:
-        if self._plan.unlearned:
+        if self.plan.unlearned:
             raise SchemaError(
-                f"cross {self._plan.unlearned[0]!r}: the schema holds no combinations for it; "
+                f"cross {self.plan.unlearned[0]!r}: the schema holds no combinations for it; "
                 "fit the schema again"
             )
         return self._training if targets else self._scoring
 
     def _part_program(self, name: str) -> TransformProgram:
         if name not in self._part_programs:
-            slot = self._plan.operations.get(name)
+            slot = self.plan.operations.get(name)
             if slot is None or slot[0] != "part":
                 names = [
                     part_name
-                    for part_name, (kind, _) in self._plan.operations.items()
+                    for part_name, (kind, _) in self.plan.operations.items()
                     if kind == "part"
                 ]
                 raise SchemaError(
                     f"got {name!r}, which is no part of a cross; {nearest(name, names)}"
                 )
             self._part_programs[name] = make_program(
-                self._plan.native, [slot], dense=False, targets=False, fixed=False
+                self.plan.native, [slot], dense=False, targets=False, fixed=False
             )
         return self._part_programs[name]
 

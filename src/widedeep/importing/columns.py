@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from widedeep.errors import FeatureError
-from widedeep.importing.saved_model import Graph, Op, SavedModel
+from widedeep.importing.saved_model import GraphReader, Op, SavedModel
 
 ColumnKind = Literal["vocabulary", "hashed", "identity", "bucketized", "crossed"]
 Combiner = Literal["sum", "mean", "sqrtn"]
@@ -152,7 +152,7 @@ class CountColumn:
 DenseColumn = NumberColumn | TableColumn | CountColumn
 
 
-class ColumnReader:
+class ColumnReader(GraphReader):
     """Reads columns from a graph's tensors.
 
     Args:
@@ -161,8 +161,7 @@ class ColumnReader:
     """
 
     def __init__(self, model: SavedModel, inputs: Mapping[str, str]) -> None:
-        self.model = model
-        self.graph: Graph = model.graph
+        super().__init__(model)
         self._inputs = {self.graph.op(tensor).name: key for key, tensor in inputs.items()}
         self._name = ""
         self.notes: dict[str, None] = {}  # What is otherwise here than one may expect, in order
@@ -585,16 +584,6 @@ class ColumnReader:
         return ParsedFeature(key=self._inputs[op.name], dtype=op.type_number("dtype"), size=size)
 
     # ---- errors ---------------------------------------------------------------------------------
-
-    def _op(self, tensor: str, *kinds: str) -> Op:
-        """Return the operation that gives a tensor; refuse one of other kinds."""
-        op = self.graph.source(tensor)[0]
-        self._expect(op, *kinds)
-        return op
-
-    def _expect(self, op: Op, *kinds: str) -> None:
-        if op.kind not in kinds:
-            self._refuse(op)
 
     def _past(self, tensor: str, *kinds: str) -> Op:
         """Return the operation that gives a tensor, past those of some kinds."""

@@ -273,7 +273,7 @@ class _Reader:
         default = _option(column, "default_value")
         default = None if default is None or default < 0 else int(default)
         if kind == "IdentityCategoricalColumn":
-            count = self._count(column)
+            count = int(_option(column, "number_buckets", _option(column, "num_buckets")))
             return IdColumn(kind="identity", source=source, buckets=count, default=default)
         values = tuple(_option(column, "vocabulary_list", ()))
         if kind == "VocabularyFileCategoricalColumn":
@@ -302,13 +302,6 @@ class _Reader:
         return ParsedFeature(key=key, dtype=dtype, size=None, drops_empty=dtype == _STRING)
 
     def _count(self, column: object) -> int:
-        kind = _kind(column)
-        if kind == "WeightedCategoricalColumn":
-            return self._count(_option(column, "categorical_column"))
-        if kind == "IdentityCategoricalColumn":
-            return int(_option(column, "number_buckets", _option(column, "num_buckets")))
-        if kind in ("CrossedColumn", "HashedCategoricalColumn"):
-            return int(_option(column, "hash_bucket_size"))
         return self.ids(column).count(0)
 
 

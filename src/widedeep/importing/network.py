@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from widedeep.data.protobuf import UNREADABLE
 from widedeep.errors import CheckpointError
@@ -16,7 +16,7 @@ from widedeep.importing.columns import (
     NumberColumn,
     TableColumn,
 )
-from widedeep.importing.saved_model import Graph, Op, SavedModel
+from widedeep.importing.saved_model import GraphReader, Op, SavedModel
 
 HeadKind = Literal["binary", "multiclass", "multilabel", "regression", "poisson"]
 _PREDICT = "tensorflow/serving/predict"
@@ -93,10 +93,9 @@ def read_network(model: SavedModel) -> Network:
         ) from error
 
 
-class _Reader:
+class _Reader(GraphReader):
     def __init__(self, model: SavedModel) -> None:
-        self.model = model
-        self.graph: Graph = model.graph
+        super().__init__(model)
         signatures = [s for s in model.signatures.values() if s.method == _PREDICT]
         named = [s for s in signatures if {"logits", "predictions"} & set(s.outputs)]
         if not named:
@@ -156,7 +155,7 @@ class _Reader:
             return WideColumn(name=name, column=column, variable=self._holder(op.inputs[1]))
         table = self.columns.dense(tensor, name)
         if not isinstance(table, TableColumn):
-            raise self._unknown(op)
+            self._refuse(op)
         return WideColumn(name=name, column=table, variable=table.variable)
 
     # ---- the deep part --------------------------------------------------------------------------
@@ -195,7 +194,7 @@ class _Reader:
             return None, op
         scaled, moved = self.graph.inputs(op)
         if (scaled.kind, moved.kind) != ("Mul", "Sub"):
-            raise self._unknown(op)
+            self._refuse(op)
         hidden, factor = self.graph.inputs(scaled)
         gamma, root = None, factor
         if factor.kind == "Mul":
@@ -206,7 +205,7 @@ class _Reader:
         eps = self.graph.constant(shifted.inputs[1])
         product = self._op(moved.inputs[1], "Mul")
         if eps is None:
-            raise self._unknown(shifted)
+            self._refuse(shifted)
         norm = Norm(
             gamma=gamma,
             beta=self._holder(moved.inputs[0]),
@@ -228,7 +227,7 @@ class _Reader:
             return self._product_activation(op)
         if op.kind in ("BiasAdd", "ConcatV2", "Reshape"):
             return "identity", op
-        raise self._unknown(op)
+        self._refuse(op)
 
     def _product_activation(self, op: Op) -> tuple[str, Op]:
         """Read ``x * sigmoid(x)``, or ``x / 2 * (1 + erf(x / sqrt(2)))``."""
@@ -238,7 +237,7 @@ class _Reader:
             if inner.kind == "Mul":  # by a beta of 1
                 factor, inner = self._factor(inner)
                 if factor != 1.0:
-                    raise self._unknown(op)
+                    self._refuse(op)
             if inner is first:
                 return "silu", inner
         if first.kind == "Mul" and second.kind in ("AddV2", "Add"):
@@ -250,7 +249,7 @@ class _Reader:
                 is_root = root is not None and abs(float(root) ** 2 - 2.0) < 1e-6
                 if is_root and self.graph.source(scaled.inputs[0])[0] is inner:
                     return "gelu", inner
-        raise self._unknown(op)
+        self._refuse(op)
 
     def _factor(self, op: Op) -> tuple[float, Op]:
         """Return a constant and what it is multiplied by, or added to."""
@@ -258,7 +257,7 @@ class _Reader:
         for value, other in zip(values, reversed(op.inputs), strict=True):
             if value is not None and value.size == 1:
                 return float(value.reshape(())), self.graph.source(other)[0]
-        raise self._unknown(op)
+        self._refuse(op)
 
     def _deep_columns(self, tensor: str) -> tuple[tuple[str, DenseColumn], ...]:
         op, _ = self.graph.source(tensor)
@@ -316,25 +315,15 @@ class _Reader:
         if op.kind == "ConcatV2":  # of a variable in parts
             op, _ = self.graph.source(op.inputs[0])
         if op.name not in self.model.names:
-            raise self._unknown(op)
+            self._refuse(op)
         return op.name
 
     def _variable(self, tensor: str) -> str:
         """Return the name of a variable's tensor in checkpoints."""
         return self.model.names[self._holder(tensor)][0]
 
-    def _op(self, tensor: str, *kinds: str) -> Op:
-        """Return the operation that gives a tensor; refuse one of other kinds."""
-        op = self.graph.source(tensor)[0]
-        self._expect(op, *kinds)
-        return op
-
-    def _expect(self, op: Op, *kinds: str) -> None:
-        if op.kind not in kinds:
-            raise self._unknown(op)
-
-    def _unknown(self, op: Op) -> CheckpointError:
-        return CheckpointError(
+    def _refuse(self, op: Op) -> NoReturn:
+        raise CheckpointError(
             f"{self.model.path}: got {op.kind} (operation {op.name!r}) where a canned estimator "
             "has a linear part, a hidden layer, an activation or batch normalisation; a network of "
             "other operations cannot be carried over"

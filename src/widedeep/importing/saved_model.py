@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,6 +227,26 @@ class SavedModel:
         op, output = self.graph.source(tensor)
         name = self.assets.get(f"{op.name}:{output}")
         return None if name is None else self.path / "assets" / name
+
+
+class GraphReader:
+    """Follows a model's graph; operations that it does not expect are refused."""
+
+    def __init__(self, model: SavedModel) -> None:
+        self.model, self.graph = model, model.graph
+
+    def _op(self, tensor: str, *kinds: str) -> Op:
+        """Return the operation that gives a tensor; refuse one of other kinds."""
+        op = self.graph.source(tensor)[0]
+        self._expect(op, *kinds)
+        return op
+
+    def _expect(self, op: Op, *kinds: str) -> None:
+        if op.kind not in kinds:
+            self._refuse(op)
+
+    def _refuse(self, op: Op) -> NoReturn:
+        raise NotImplementedError
 
 
 def restored_names(graph: Graph) -> dict[str, tuple[str, str]]:

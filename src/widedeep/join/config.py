@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.join.times import MICROSECONDS, duration_us, moment_us, offset_us
@@ -309,8 +309,8 @@ def _check(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImpressionLog:
-    """Where the impressions are, and which of their columns mean what.
+class JoinInput:
+    """Where the rows of an input are, and how its times are written.
 
     Args:
         path: A path, a glob, a list of them (Parquet or CSV); or, in Python, a data frame or an
@@ -318,6 +318,42 @@ class ImpressionLog:
             (``"s3a://bucket/log/"``, ``"hdfs:///log/*.parquet"``).
         table: Table in the DuckDB file ``path``; with ``engine="spark"`` and no ``path`` a table of
             Spark's catalogue, such as ``"lake.shop.impressions"``.
+        time_unit: Unit of integer times; ``"auto"`` infers it from their range.
+        timezone: Zone of times without one: ``"UTC"`` or an offset such as ``"+02:00"``; None: UTC,
+            with a note.
+        availability_delay: How long after its time an event may first enter a history, or a version
+            may first be used.
+        null_values: Words that stand for a missing value in CSV files, such as ``["NA", "?"]``.
+    """
+
+    path: Any = None
+    table: str | None = None
+    time_unit: TimeUnit = "auto"
+    timezone: str | None = None
+    availability_delay: Duration = "0s"
+    null_values: tuple[str, ...] = ()
+
+    section: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_types(self, self.section)
+        has_path = self.path is not None and not (isinstance(self.path, str) and not self.path)
+        _check(
+            has_path or self.table is not None,
+            f"{self.section}: got neither 'path' nor 'table'; give a path (or, with engine = "
+            "'spark', a table of Spark's catalogue)",
+        )
+        duration_us(self.availability_delay, f"{self.section}: availability_delay")
+        if self.timezone is not None:
+            offset_us(self.timezone, f"{self.section}: timezone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImpressionLog(JoinInput):
+    """Where the impressions are, and which of their columns mean what.
+
+    Args:
+        path: This and further fields are those of :class:`JoinInput`.
         request: Column with the id of the request; None: a user's impressions at one time are a
             request.
         user: Column with the user's id, text or integer.
@@ -325,107 +361,58 @@ class ImpressionLog:
         position: Column with the place in the list, if it was logged.
         time: Column with the event time: a timestamp, a date, ISO 8601 text, or seconds,
             milliseconds, microseconds or nanoseconds since 1970.
-        time_unit: Unit of integer times; ``"auto"`` infers it from their range.
-        timezone: Zone of times without one: ``"UTC"`` or an offset such as ``"+02:00"``; None: UTC,
-            with a note.
         columns: The context and served feature columns to keep; None keeps all.
-        availability_delay: How long after its time an impression may first enter a history.
-        null_values: Words that stand for a missing value in CSV files, such as ``["NA", "?"]``.
     """
 
-    path: Any = None
-    table: str | None = None
     request: str | None = "request_id"
     user: str = "user_id"
     item: str = "item_id"
     position: str | None = None
     time: str = "event_time"
-    time_unit: TimeUnit = "auto"
-    timezone: str | None = None
     columns: tuple[str, ...] | None = None
-    availability_delay: Duration = "0s"
-    null_values: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        _check_source(self, "[impressions]")
+    section: ClassVar[str] = "[impressions]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActionLog:
+class ActionLog(JoinInput):
     """Where the actions are, and which of their columns mean what.
 
     Args:
-        path: As for :class:`ImpressionLog`.
-        table: As for :class:`ImpressionLog`.
+        path: This and further fields are those of :class:`JoinInput`.
         user: Column with the user's id.
         item: Column with the item's id.
         time: Column with the event time.
         kind: Column with the kind of action; None: all are of the kind ``"action"``.
         value: Column with a number (a price, a duration), for labels with ``value = true``.
-        time_unit: As for :class:`ImpressionLog`.
-        timezone: As for :class:`ImpressionLog`.
-        availability_delay: How long after its time an action may first enter a history.
-        null_values: As for :class:`ImpressionLog`.
     """
 
-    path: Any = None
-    table: str | None = None
     user: str = "user_id"
     item: str = "item_id"
     time: str = "event_time"
     kind: str | None = None
     value: str | None = None
-    time_unit: TimeUnit = "auto"
-    timezone: str | None = None
-    availability_delay: Duration = "0s"
-    null_values: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        _check_source(self, "[actions]")
+    section: ClassVar[str] = "[actions]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attributes:
+class Attributes(JoinInput):
     """Where the attributes of users or items are; each row is a version of one of them.
 
     Args:
-        path: As for :class:`ImpressionLog`.
-        table: As for :class:`ImpressionLog`.
+        path: This and further fields are those of :class:`JoinInput`.
         key: Column with the user's or item's id.
         valid_from: Column with the time from which a version is valid; None: one version each,
             valid always.
         columns: The columns to join; None takes all.
-        time_unit: As for :class:`ImpressionLog`.
-        timezone: As for :class:`ImpressionLog`.
-        availability_delay: How long after ``valid_from`` a version may first be used.
-        null_values: As for :class:`ImpressionLog`.
     """
 
-    path: Any = None
     key: str
-    table: str | None = None
     valid_from: str | None = None
     columns: tuple[str, ...] | None = None
-    time_unit: TimeUnit = "auto"
-    timezone: str | None = None
-    availability_delay: Duration = "0s"
-    null_values: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        _check_source(self, "attributes")
-
-
-def _check_source(source: ImpressionLog | ActionLog | Attributes, where: str) -> None:
-    check_types(source, where)
-    has_path = source.path is not None and not (isinstance(source.path, str) and not source.path)
-    _check(
-        has_path or source.table is not None,
-        f"{where}: got neither 'path' nor 'table'; give a path (or, with engine = 'spark', a table "
-        "of Spark's catalogue)",
-    )
-    duration_us(source.availability_delay, f"{where}: availability_delay")
-    if source.timezone is not None:
-        offset_us(source.timezone, f"{where}: timezone")
+    section: ClassVar[str] = "attributes"
 
 
 @dataclass(frozen=True, kw_only=True)

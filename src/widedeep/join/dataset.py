@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from widedeep._version import __version__
+from widedeep.data.paths import JOIN_KIND
 from widedeep.errors import DataError
 from widedeep.files import atomic_directory, file_sha256, write_text_whole
 from widedeep.join.config import SPLITS, JoinConfig
@@ -346,7 +347,7 @@ def _manifest(finished: FinishedJoin, schema: pa.Schema) -> dict[str, Any]:
     sums = {name: {"rows": split["rows"], **split["labels"]} for name, split in splits.items()}
     return {
         "format": FORMAT,
-        "kind": "widedeep examples",
+        "kind": JOIN_KIND,
         "version": __version__,
         "engine": dict(finished.engine),
         "config": plan.config.to_table(),

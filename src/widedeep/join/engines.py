@@ -11,7 +11,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,38 +113,11 @@ class EngineError(DataError):
     """An engine's own error; a damaged input file may be its cause."""
 
 
-class Engine(Protocol):
-    """Runs portable SQL over Parquet files."""
-
-    name: str
-    version: str
-    parallel: bool
-    """True if one statement takes all partitions, spread over many machines."""
-
-    def open_parquet(self, view: str, files: Sequence[Path]) -> None:
-        """Make Parquet files readable as the relation ``view``."""
-
-    def open_table(self, view: str, database: Path, table: str) -> pa.Schema:
-        """Make a table of a DuckDB file readable; return its columns."""
-
-    def rows(self, sql: str) -> list[dict[str, Any]]:
-        """Return the rows of a small result."""
-
-    def stage(self, view: str, sql: str, folder: Path, partitioned: bool) -> None:
-        """Write a result into ``folder`` as Parquet and make it readable as ``view``."""
-
-    def open_staged(self, view: str, *folders: Path) -> None:
-        """Make what :meth:`stage` wrote readable again, as one relation."""
-
-    def close(self) -> None:
-        """Release all resources."""
-
-
 class DuckDBEngine:
     """DuckDB in this process."""
 
     name = "duckdb"
-    parallel = False
+    parallel = False  # One statement takes one partition
 
     def __init__(
         self, spill_folder: Path, *, memory_limit: str | None = None, threads: int | None = None
@@ -526,3 +499,7 @@ class SparkEngine:
         """Stop the session if this engine started it."""
         if self._owned:
             self._session.stop()
+
+
+Engine: TypeAlias = DuckDBEngine | SparkEngine
+"""Runs portable SQL over Parquet files."""

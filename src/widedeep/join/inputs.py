@@ -19,7 +19,7 @@ from widedeep.data.paths import InputFile, input_files, input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.features.learned import ColumnKind, ColumnTypes
-from widedeep.join.config import ActionLog, Attributes, ImpressionLog
+from widedeep.join.config import Attributes, JoinInput
 from widedeep.join.engines import Engine, EngineError, SparkEngine
 from widedeep.join.plan import PassThroughColumn, quoted
 from widedeep.join.times import (
@@ -31,8 +31,6 @@ from widedeep.join.times import (
     unit_of_epochs,
 )
 from widedeep.remote import RemoteFile
-
-AnySource = ImpressionLog | ActionLog | Attributes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class OpenedInput:
         return self.schema[column]
 
 
-def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> OpenedInput:
+def open_input(engine: Engine, name: str, source: JoinInput, spool: Path) -> OpenedInput:
     """Open an input in the engine."""
     view = f"wd_in_{name}"
     urls = _urls(source.path)
@@ -111,7 +109,7 @@ def _is_sparks(url: str) -> bool:
     return not is_web and find_format(Path(url)) in (None, PARQUET)
 
 
-def _refuse_sparks(name: str, source: AnySource, urls: Sequence[str]) -> None:
+def _refuse_sparks(name: str, source: JoinInput, urls: Sequence[str]) -> None:
     """Refuse what DuckDB cannot read and Spark could."""
     advice = "set engine = 'spark' ('widedeep check' samples with DuckDB alone)"
     if source.path is None:
@@ -145,7 +143,7 @@ def _open_in_spark(
     )
 
 
-def _open_table(engine: Engine, name: str, view: str, source: AnySource) -> OpenedInput:
+def _open_table(engine: Engine, name: str, view: str, source: JoinInput) -> OpenedInput:
     files = [p.absolute() for p in input_paths(source.path) or () if isinstance(p, Path)]
     if len(files) != 1:
         raise ConfigError(f"{name}: table = {source.table!r} needs one DuckDB file as its path")
@@ -178,7 +176,7 @@ def _check_names(name: str, columns: Sequence[str]) -> None:
             )
 
 
-def _column_types(source: AnySource) -> ColumnTypes:
+def _column_types(source: JoinInput) -> ColumnTypes:
     """Return what is known of columns whose files do not say it (CSV): types by their roles."""
     roles: dict[str, ColumnKind] = dict.fromkeys(("user", "item", "request", "key"), "category")
     roles |= {"position": pa.int64(), "kind": pa.string(), "value": pa.float64()}
@@ -385,9 +383,7 @@ class TimeColumn:
     notes: tuple[str, ...] = ()  # What a person should know
 
 
-def time_column(
-    engine: Engine, opened: OpenedInput, column: str, source: ImpressionLog | ActionLog | Attributes
-) -> TimeColumn:
+def time_column(engine: Engine, opened: OpenedInput, column: str, source: JoinInput) -> TimeColumn:
     """Return how a column's times are read."""
     kind = opened.type_of(column, "valid_from" if isinstance(source, Attributes) else "time")
     where = f"{opened.name}: column {column!r}"

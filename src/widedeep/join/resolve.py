@@ -12,11 +12,17 @@ import pyarrow as pa
 
 from widedeep.data.arrow_types import is_text
 from widedeep.errors import ConfigError, DataError
-from widedeep.join.config import Attributes, JoinConfig, check_delays
+from widedeep.join.config import (
+    ActionLog,
+    Attributes,
+    ImpressionLog,
+    JoinConfig,
+    JoinInput,
+    check_delays,
+)
 from widedeep.join.coverage import Coverage, LogCoverage
 from widedeep.join.engines import Engine
 from widedeep.join.inputs import (
-    AnySource,
     OpenedInput,
     damaged_files_named,
     id_column,
@@ -112,7 +118,7 @@ def resolve(engine: Engine, config: JoinConfig, spool: Path) -> ResolvedJoin:
     )
 
 
-def _id_columns(name: str, source: AnySource) -> list[tuple[str, str]]:
+def _id_columns(name: str, source: ImpressionLog | ActionLog | Attributes) -> list[tuple[str, str]]:
     if isinstance(source, Attributes):
         return [(name.removesuffix("_attributes"), source.key)]
     return [("user", source.user), ("item", source.item)]
@@ -258,7 +264,7 @@ class _InputResolver:
             )
         return sql
 
-    def _time(self, opened: OpenedInput, column: str, source: AnySource) -> str:
+    def _time(self, opened: OpenedInput, column: str, source: JoinInput) -> str:
         time = time_column(self.engine, opened, column, source)
         self.zones.append((f"{opened.name}: column {column!r}", time.zoned))
         self.notes += time.notes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 
 from widedeep._version import __version__
 from widedeep.errors import DataError, WideDeepError
-from widedeep.files import file_sha256
+from widedeep.files import file_sha256, held_folder
 from widedeep.join import sql
 from widedeep.join.config import SPLITS, JoinConfig
 from widedeep.join.dataset import (
@@ -216,9 +215,8 @@ class ProgressDisplay:
 def locked_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
     """Hold a folder for the block, and delete it if the block ends well."""
     workdir.mkdir(parents=True, exist_ok=True)
-    handle = os.open(workdir, os.O_RDONLY)
-    try:
-        _lock(handle, workdir)
+    busy = "another join is writing the same output; wait for it, or choose another output"
+    with held_folder(workdir, busy):
         if not resume:
             _empty(workdir)
         fresh = not any(workdir.iterdir())
@@ -229,18 +227,6 @@ def locked_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
                 shutil.rmtree(workdir, ignore_errors=True)
             raise
         shutil.rmtree(workdir, ignore_errors=True)
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, workdir: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DataError(
-            f"{workdir}: another join is writing the same output; wait for it, or choose another "
-            "output"
-        ) from error
 
 
 def _empty(workdir: Path) -> None:
@@ -296,9 +282,9 @@ def check_output(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def open_engine(config: JoinConfig, workdir: Path) -> Iterator[DuckDBEngine | SparkEngine]:
+def open_engine(config: JoinConfig, workdir: Path) -> Iterator[Engine]:
     """Start the engine that the configuration names; close it at the end."""
-    engine: DuckDBEngine | SparkEngine
+    engine: Engine
     if config.engine == "spark":
         engine = SparkEngine(config.spark_master, config.spark_options)
     else:
@@ -316,7 +302,7 @@ def open_engine(config: JoinConfig, workdir: Path) -> Iterator[DuckDBEngine | Sp
 class JoinRun:
     """One run of a join, step by step."""
 
-    engine: DuckDBEngine | SparkEngine  # Runs the SQL
+    engine: Engine  # Runs the SQL
     config: JoinConfig  # What to do
     workdir: Path  # Folder for staged inputs and finished parts
     display: ProgressDisplay  # Shows the running step
