@@ -11,13 +11,15 @@ step's time by the rows of its tables. See `train_models.py` for the models.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import functools
 import gc
 import itertools
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -185,6 +187,8 @@ def memory_available() -> int:
 
 LAWS: tuple[models.Law, ...] = ("uniform", "zipf")
 BASE_ROWS = 100_000
+SMALL_PAGES_ROWS = 10_000_000  # rows measured in pages of 4 KiB too
+PR_SET_THP_DISABLE = 41
 
 
 def anonymous_in_huge_pages() -> float:
@@ -195,6 +199,17 @@ def anonymous_in_huge_pages() -> float:
         return float("nan")
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     return kib["AnonHugePages"] / kib["Anonymous"]
+
+
+@contextlib.contextmanager
+def small_pages() -> Iterator[None]:
+    """What is written first in here lies in pages of 4 KiB, on Linux."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
 
 
 def rows_moved(batches: list[Batch]) -> float:
@@ -225,22 +240,29 @@ def bench_tables(report: Report, arguments: argparse.Namespace) -> None:
         )
 
     base, _ = trained(BASE_ROWS)
+    for run in base.values():
+        run()
     lines = []
-    for rows in arguments.tables:
+    for rows, pages in itertools.product(arguments.tables, ("huge", "4 KiB")):
+        if pages != "huge" and rows != SMALL_PAGES_ROWS:
+            continue
         if rows * BYTES_OF_A_ROW + SPARE_BYTES > memory_available() > 0:
             print(f"tables of {rows:,} rows do not fit into memory; left out", flush=True)
             continue
-        own, moved = trained(rows)
+        with contextlib.nullcontext() if pages == "huge" else small_pages():
+            own, moved = trained(rows)
+            for run in own.values():
+                run()
         engines: dict[str, Callable[[], object]] = {law: own[law] for law in LAWS}
         engines |= {f"{law}, base": base[law] for law in LAWS}
         times = take_turns(engines, arguments.seconds / 20, time.process_time)
-        cells = [f"{rows:,}"]
+        cells = [f"{rows:,}" if pages == "huge" else f"{rows:,}, in pages of {pages}"]
         for law in LAWS:
             cells += [f"{moved[law]:,.0f}", f"{median(times[law]) / 12 * 1e3:.2f}",
                       f"{ratio(times, law, f'{law}, base'):.2f}"]  # fmt: skip
         lines.append([*cells, f"{anonymous_in_huge_pages():.0%}"])
         print("  ".join(lines[-1]), flush=True)
-        del own, engines
+        del own, engines, run
         gc.collect()
     is_loaded = os.getloadavg()[0] > (os.cpu_count() or 1)
     loaded = " The machine was loaded by other work." if is_loaded else ""
