@@ -269,7 +269,8 @@ def bench_tables(report: Report, arguments: argparse.Namespace) -> None:
     report.say("## Rows of the tables\n")
     report.say(
         f"`benchmarks/bench_train.py` on {machine()}: model S, batch {batch:,}, {threads} "
-        "thread(s), fp32; processor time, each size in turns with tables of 100,000 rows. A step "
+        f"thread{'s' * (threads > 1)}, fp32; processor time, each size in turns with tables of "
+        "100,000 rows. A step "
         f"looks up {batch * len(models.S.slot_sizes):,} rows; the distinct ones among them are "
         f"moved.{loaded}\n"
     )
