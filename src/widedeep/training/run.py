@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -44,64 +45,55 @@ _NO_WEIGHT = (
 )
 
 
+@dataclass(eq=False, repr=False)
 class TrainingRun:
     """Reads batches, steps, evaluates, checkpoints, and shows how it goes."""
 
-    def __init__(
-        self,
-        state: TrainState,
-        evaluator: Evaluator,
-        source: Source,
-        *,
-        epochs: int,
-        steps: int | None = None,
-        valid: Source | None = None,
-        stopping: EarlyStopping | None = None,
-        eval_every: int | None = None,
-        eval_halfway: bool = False,
-        eval_seconds: float | None = None,
-        cache: str | os.PathLike[str] | None = None,
-        directory: CheckpointDirectory | None = None,
-        stream_steps: int | None = None,
-        callbacks: Callbacks | None = None,
-        show_progress: bool = False,
-    ) -> None:
-        """Prepare; ``stream_steps``: those of a stream before this shard of it."""
-        self.state, self.evaluator = state, evaluator
-        self.source, self.valid = source, valid
-        self.stopping = stopping
-        self.epochs = epochs
-        self.eval_every, self.eval_seconds = eval_every, eval_seconds
-        self.directory = directory
-        self.stream_steps = stream_steps
-        self.callbacks = callbacks or Callbacks([])
-        self.show_progress = show_progress
+    state: TrainState
+    evaluator: Evaluator
+    source: Source
+    _: KW_ONLY
+    epochs: int
+    steps: int | None = None
+    valid: Source | None = None
+    stopping: EarlyStopping | None = None
+    eval_every: int | None = None
+    eval_halfway: bool = False
+    eval_seconds: float | None = None
+    cache: str | os.PathLike[str] | None = None
+    directory: CheckpointDirectory | None = None
+    stream_steps: int | None = None  # Those of a stream before this shard of it
+    callbacks: Callbacks = field(default_factory=lambda: Callbacks([]))
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        state, stopping, show_progress = self.state, self.stopping, self.show_progress
         position, batch_size = state.position, state.config.batch_size
         assert batch_size != "auto"
-        self.rows = evaluator.by_requests(source)  # What batches are cut from
+        self.rows = self.evaluator.by_requests(self.source)  # What batches are cut from
         self.batch_size, self.pool_rows = batch_size, state.config.pool_rows
         if isinstance(self.rows, RequestSource):  # a batch is a fixed number of whole requests
             self.batch_size = self.rows.requests_of(batch_size)
             self.pool_rows = self.rows.requests_of(self.pool_rows)
-            cache = None
+            self.cache = None
         per_epoch = math.ceil(self.rows.num_rows / self.batch_size)
-        self.total_steps = min(per_epoch * epochs, steps or per_epoch * epochs)
+        self.total_steps = min(per_epoch * self.epochs, self.steps or per_epoch * self.epochs)
         has_more = position.tail_total < self.total_steps and not (
             stopping and stopping.should_stop
         )
         if stopping is None or has_more:
             position.tail_steps = 0  # resumed with more epochs: the tail was not the end
         # Batch of an epoch after which the model is evaluated too; 0: none
-        self.halfway = per_epoch // 2 if eval_halfway else 0
-        between = min(per_epoch, eval_every or self.halfway or per_epoch)
-        between = between if eval_seconds is None else 0
+        self.halfway = per_epoch // 2 if self.eval_halfway else 0
+        between = min(per_epoch, self.eval_every or self.halfway or per_epoch)
+        between = between if self.eval_seconds is None else 0
         self.evaluates_again = self.total_steps > between
         self.ranks = state.ranks
         # What is encoded of few rows is kept for the next pass, by fragment.
         lanes = self.ranks.lanes
-        self._fragments: dict[int, Any] | None = {} if is_small(source, lanes) else None
+        self._fragments: dict[int, Any] | None = {} if is_small(self.source, lanes) else None
         self._valid_fragments: dict[int, Any] | None = (
-            None if valid is None or not is_small(valid, lanes) else {}
+            None if self.valid is None or not is_small(self.valid, lanes) else {}
         )
         self.progress = self._new_progress()
         self.interrupt = DeferredInterrupt(announce=show_progress, terminates=self.ranks.size > 1)
@@ -111,7 +103,7 @@ class TrainingRun:
         self._busy_R = np.zeros(self.ranks.size)  # Seconds that each rank computed
         self._waited = 0.0
         self.recent = RecentScores()
-        self.encoded = None if cache is None else self._encoded_rows(cache)
+        self.encoded = None if self.cache is None else self._encoded_rows(self.cache)
         # A tensor, read when the loss is asked for: a device is not waited for in every step.
         self._losses = torch.zeros((), dtype=torch.float64, device=state.model.device)
         self._rows = self._epoch_weight = 0.0
