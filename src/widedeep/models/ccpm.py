@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +13,9 @@ from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.blocks import has_hooks
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
-from widedeep.options import COUNT, COUNTS, check_range
+from widedeep.options import COUNT, COUNTS, Allowed
 
+Counts = Annotated[tuple[int, ...], Allowed(COUNTS.__contains__, f"numbers: {COUNT} each")]
 _MAX_FIELDS = 256  # that our kernel counts
 
 
@@ -108,17 +111,13 @@ class CCPM(HiddenConfig):
 
     name = "ccpm"
     network = CCPMTower
-    kernel_widths: tuple[int, ...] = (6, 5)
-    filters: tuple[int, ...] = (4, 4)
+    kernel_widths: Counts = (6, 5)
+    filters: Counts = (4, 4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        owner = f"tower {self.name!r}"
-        for option in ("kernel_widths", "filters"):
-            for value in getattr(self, option):
-                check_range(owner, option, value, value in COUNTS, f"numbers: {COUNT} each")
         if len(self.filters) != len(self.kernel_widths) or not self.filters:
             raise ConfigError(
-                f"{owner}: got {len(self.kernel_widths)} kernel_widths and {len(self.filters)} "
+                f"tower {self.name!r}: got {len(self.kernel_widths)} kernel_widths and {len(self.filters)} "
                 "filters, expected one of each for every layer, and at least one layer"
             )
