@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from widedeep.errors import ConfigError
 from widedeep.models.blocks import FieldAttention
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
@@ -75,8 +74,8 @@ class AutoInt(HiddenConfig):
             ConfigError: If the heads do not divide D, and no width is given.
         """
         if self.head_width is None and dim % self.heads:
-            raise ConfigError(
-                f"tower {self.name!r}: got heads={self.heads} and embeddings of width {dim}, "
+            raise self.refusal(
+                f"got heads={self.heads} and embeddings of width {dim}, "
                 "expected heads that divide the width; change one of them, or give head_width"
             )
         return self.head_width or dim // self.heads

@@ -7,7 +7,6 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from widedeep.errors import ConfigError
 from widedeep.kernels.torch_blocks import field_convolution
 from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.blocks import has_hooks
@@ -117,7 +116,7 @@ class CCPM(HiddenConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.filters) != len(self.kernel_widths) or not self.filters:
-            raise ConfigError(
-                f"tower {self.name!r}: got {len(self.kernel_widths)} kernel_widths and {len(self.filters)} "
+            raise self.refusal(
+                f"got {len(self.kernel_widths)} kernel_widths and {len(self.filters)} "
                 "filters, expected one of each for every layer, and at least one layer"
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from widedeep.errors import ConfigError, nearest
+from widedeep.errors import nearest
 from widedeep.models.tasks import TasksConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Widths
@@ -86,15 +86,14 @@ class DBMTL(TasksConfig):
         """
         if self.links is None:
             return [list(range(task)) for task in range(len(tasks))]
-        owner = f"tower {self.name!r}"
         for name in (*self.links, *(each for names in self.links.values() for each in names)):
             if name not in tasks:
-                raise ConfigError(f"{owner}: got links with {name!r}; {nearest(name, tasks)}")
+                raise self.refusal(f"got links with {name!r}; {nearest(name, tasks)}")
         links = [[tasks.index(name) for name in self.links.get(task, ())] for task in tasks]
         for task, earlier in enumerate(links):
             if max(earlier, default=-1) >= task:
-                raise ConfigError(
-                    f"{owner}: got links.{tasks[task]} = {list(self.links[tasks[task]])}, expected "
+                raise self.refusal(
+                    f"got links.{tasks[task]} = {list(self.links[tasks[task]])}, expected "
                     f"labels before it: {', '.join(tasks[:task]) or 'it is the first'}; put the "
                     "labels into the order in which they happen"
                 )

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from widedeep.errors import ConfigError, show_value
+from widedeep.errors import show_value
 from widedeep.models.head_base import Head
 from widedeep.models.tower import (
     DeepInput,
@@ -163,22 +163,22 @@ class Ensemble(TowerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        owner, of = f"tower {self.name!r}", self.of
+        of = self.of
         table = {"name": of} if isinstance(of, str) else of
         if not isinstance(table, Mapping | TowerConfig):
-            raise ConfigError(
-                f"{owner}: got of = {show_value(of)}, expected a tower: a name such as 'mlp', or "
+            raise self.refusal(
+                f"got of = {show_value(of)}, expected a tower: a name such as 'mlp', or "
                 "a table with its options"
             )
         config = table if isinstance(table, TowerConfig) else tower_config(table)
         if config.has_members:
-            raise ConfigError(
-                f"{owner}: got of = {config.name!r}, which has members itself; name a tower that "
+            raise self.refusal(
+                f"got of = {config.name!r}, which has members itself; name a tower that "
                 "has none, or use it without an ensemble"
             )
         if config.has_vectors:
-            raise ConfigError(
-                f"{owner}: got of = {config.name!r}, but vectors for retrieval are those of one "
+            raise self.refusal(
+                f"got of = {config.name!r}, but vectors for retrieval are those of one "
                 "model; use it without an ensemble, beside one"
             )
         object.__setattr__(self, "of", tower_table(config))

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from widedeep.errors import ConfigError
 from widedeep.models.head_base import Head
 from widedeep.models.heads import Binary
 from widedeep.models.tasks import TasksConfig, TaskTowers
@@ -68,8 +67,8 @@ class ESMM(TasksConfig):
             return heads
         if len(heads) != 2 or not all(isinstance(head, Binary) for head in heads):
             kinds = ", ".join(f"{head.name} {head.kind}".strip() for head in heads)
-            raise ConfigError(
-                f"tower {self.name!r}: got the heads {kinds}, expected two binary ones, such as "
+            raise self.refusal(
+                f"got the heads {kinds}, expected two binary ones, such as "
                 "label = ['click', 'buy']; link others by heads.buy = { kind = 'binary', "
                 "through = 'click' }"
             )

@@ -142,15 +142,14 @@ class FinalMLP(HiddenConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        owner = f"tower {self.name!r}"
         widths = [units[-1] for units in (self.hidden_units, self.second_units) if units]
         if any(width % self.heads for width in widths):
-            raise ConfigError(
-                f"{owner}: got heads={self.heads} and streams whose last widths are {widths}, "
+            raise self.refusal(
+                f"got heads={self.heads} and streams whose last widths are {widths}, "
                 "expected heads that divide them; change one of them"
             )
         if not self.gate_units and (self.first_context or self.second_context):
-            raise ConfigError(
-                f"{owner}: got a context and no gate_units, which read it; give gate_units, or "
+            raise self.refusal(
+                "got a context and no gate_units, which read it; give gate_units, or "
                 "drop first_context and second_context"
             )

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from widedeep.errors import ConfigError
 from widedeep.models.blocks import linear
 from widedeep.models.layer_options import make_activation
 from widedeep.models.mlp import HiddenConfig
@@ -138,10 +137,9 @@ class MaskNet(HiddenConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        owner = f"tower {self.name!r}"
         if self.structure == "serial" and (self.batch_norm or not self.hidden_units):
-            raise ConfigError(
-                f"{owner}: got structure='serial' with hidden_units={list(self.hidden_units)} and "
+            raise self.refusal(
+                f"got structure='serial' with hidden_units={list(self.hidden_units)} and "
                 f"batch_norm={self.batch_norm}, expected a width for each block, and no batch norm "
                 "beside the layer norm of blocks"
             )

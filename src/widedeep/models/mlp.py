@@ -52,10 +52,13 @@ class HiddenConfig(TowerConfig):
         batch_norm_options(self.batch_norm, owner)
 
     def hidden_layers(
-        self, in_features: int, hidden_units: Sequence[int] | None = None
+        self,
+        in_features: int,
+        hidden_units: Sequence[int] | None = None,
+        kind: type[HiddenLayers] = HiddenLayers,
     ) -> HiddenLayers:
         """Return hidden layers over an input of this width; None: of the configured widths."""
-        return HiddenLayers(
+        return kind(
             in_features,
             self.hidden_units if hidden_units is None else hidden_units,
             activation=self.activation,
@@ -92,10 +95,4 @@ class MLP(HiddenConfig):
 
     def make(self, layout: DeepLayout) -> nn.Module:
         """Return the tower."""
-        return MLPTower(
-            layout.width,
-            self.hidden_units,
-            activation=self.activation,
-            dropout=self.dropout,
-            batch_norm=self.batch_norm,
-        )
+        return self.hidden_layers(layout.width, kind=MLPTower)

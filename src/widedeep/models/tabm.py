@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from widedeep.errors import ConfigError
 from widedeep.models.layer_options import Activation, checked_activation, make_activation
 from widedeep.models.tower import DeepInput, DeepLayout, Returns, TowerConfig, register_tower
 from widedeep.options import Count, FractionBelow1, Widths
@@ -109,4 +108,4 @@ class TabM(TowerConfig):
         owner = f"tower {self.name!r}"
         object.__setattr__(self, "activation", checked_activation(self.activation, owner))
         if not self.hidden_units:
-            raise ConfigError(f"{owner}: got no hidden_units, expected at least one width")
+            raise self.refusal("got no hidden_units, expected at least one width")

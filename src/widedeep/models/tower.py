@@ -478,6 +478,10 @@ class TowerConfig:
     def __post_init__(self) -> None:
         check_types(self, f"tower {self.name!r}")
 
+    def refusal(self, problem: str) -> ConfigError:
+        """Return the error about an option."""
+        return ConfigError(f"tower {self.name!r}: {problem}")
+
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none, for F fields; None: the model's."""
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from widedeep.errors import ConfigError
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import Count, Widths
@@ -127,6 +126,5 @@ class WuKong(HiddenConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        owner = f"tower {self.name!r}"
         if not self.fm_units:
-            raise ConfigError(f"{owner}: got fm_units=[], expected the width of a layer or more")
+            raise self.refusal("got fm_units=[], expected the width of a layer or more")

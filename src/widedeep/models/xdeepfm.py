@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from widedeep.errors import ConfigError
 from widedeep.kernels.torch_layers import runs_native
 from widedeep.kernels.torch_products import outer_linear
 from widedeep.models.layer_options import Activation, checked_activation, make_activation
@@ -135,9 +134,9 @@ class XDeepFM(HiddenConfig):
         owner = f"tower {self.name!r}"
         object.__setattr__(self, "cin_activation", checked_activation(self.cin_activation, owner))
         if not self.cin_units:
-            raise ConfigError(f"{owner}: got cin_units=[], expected the width of a layer or more")
+            raise self.refusal("got cin_units=[], expected the width of a layer or more")
         if self.split_half and 1 in self.cin_units[:-1]:
-            raise ConfigError(
-                f"{owner}: got cin_units={list(self.cin_units)} and split_half, expected at least "
+            raise self.refusal(
+                f"got cin_units={list(self.cin_units)} and split_half, expected at least "
                 "2 maps in each layer but the last: half of them go on; or set split_half=false"
             )
