@@ -113,5 +113,12 @@ def test_a_missing_or_broken_file(tmp_path: Path) -> None:
         load_config(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="got text that is no TOML"):
         load_config(write(tmp_path, "[data\n"))
+    with pytest.raises(
+        ConfigError, match=r"got the key 'epochs' outside of a section; .*\[train\]"
+    ):
+        load_config(write(tmp_path, "epochs = 3\n"))
+    (tmp_path / "train.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ConfigError, match=r"'widedeep init .*train\.csv' writes one for a table"):
+        load_config(tmp_path / "train.csv")
     with pytest.raises(ConfigError, match=r"got no \[features\] section"):
         load_config(write(tmp_path, "[data]\n"))

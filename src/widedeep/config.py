@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from widedeep.errors import ConfigError, FeatureError, nearest
+from widedeep.errors import ConfigError, FeatureError
 from widedeep.features.spec import DATA_KEYS, spec_from_table
 from widedeep.models.config import ModelConfig
-from widedeep.options import check_table, read_section, read_tables, resolve_paths
+from widedeep.options import check_table, read_section, read_tables, resolve_paths, unknown_section
 from widedeep.ranks.config import DistributedConfig
 from widedeep.training.config import (
     DATA_PATHS,
@@ -73,9 +73,7 @@ def config_from_tables(
     sections = ("data", "features", "model", "train", "distributed", "gate", "follow", "tune")
     for name, table in tables.items():
         if name not in sections:
-            raise ConfigError(
-                f"{origin}: got the unknown section [{name}]; {nearest(name, sections)}"
-            )
+            raise ConfigError(f"{origin}: {unknown_section(name, table, sections)}")
         check_table(table, name, origin)
     _check_later_sections(tables, origin)
     if "features" not in tables:

@@ -406,6 +406,14 @@ def read_tables(
     return tables
 
 
+def unknown_section(name: str, value: object, sections: Sequence[str]) -> str:
+    """Return what is wrong with a name at the top of a configuration that is no section's."""
+    if isinstance(value, dict | list):
+        return f"got the unknown section [{name}]; {nearest(name, sections)}"
+    known = ", ".join(f"[{section}]" for section in sections)
+    return f"got the key {name!r} outside of a section; write it under its own, of {known}"
+
+
 def _check_sizes(value: object, where: str) -> None:
     """Refuse integers of thousands of digits, which no error could even show."""
     if isinstance(value, int) and value.bit_length() > 4096:

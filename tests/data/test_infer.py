@@ -220,7 +220,7 @@ def test_nothing_to_learn_from() -> None:
         (["no", "yes"] * (ROWS // 2), "binary", ""),
         (["a", "b", "c", "d"] * (ROWS // 4), "multiclass", ""),
         ([i * 1.5 for i in range(ROWS)], "regression", ""),
-        ([1 + i % 2 for i in range(ROWS)], "regression", "write them as 0 and 1, or"),
+        ([1 + i % 2 for i in range(ROWS)], "regression", 'label_vocabulary = ["1", "2"]'),
         ([i % 3 for i in range(ROWS)], "regression", "make it text"),
     ],
 )

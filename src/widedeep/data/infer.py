@@ -639,6 +639,7 @@ def _head_of(label: ColumnProfile | None, head: HeadKind | None) -> HeadKind:
         expected = "numbers" if head == "regression" else "numbers, text or booleans"
         raise DataError(
             f"label {label.name!r}: got a column of {label.arrow_type}, expected {expected}"
+            + ("; write a configuration with head = 'multilabel' for it" if label.nested else "")
         )
     if head is not None:
         return head

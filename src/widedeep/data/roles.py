@@ -240,9 +240,11 @@ def value_warnings(profiles: Sequence[ColumnProfile], label: str | None, head: s
         warnings.append(f"{label}: {column.missing:.2%} of its rows have no label; drop them")
     if column.whole and head == "regression" and column.distinct <= 10:
         advice = "write them as 0 and 1, or as text" if column.distinct == 2 else "make it text"
+        classes = ", ".join(f'"{text}"' for text in sorted(text for text, _ in column.top[:2]))
         warnings.append(
             f"{label}: {column.distinct} whole numbers, taken for a number; if they are classes, "
-            f"{advice}"
+            f"{advice} (of a CSV file, list them under [data]: label_vocabulary = [{classes}"
+            f"{', ...' if column.distinct > 2 else ''}], and leave head out)"
         )
     return warnings
 

@@ -14,7 +14,14 @@ from typing import Any, ClassVar, Literal
 
 from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.join.times import MICROSECONDS, duration_us, moment_us, offset_us
-from widedeep.options import check_table, check_types, read_section, read_tables, resolve_paths
+from widedeep.options import (
+    check_table,
+    check_types,
+    read_section,
+    read_tables,
+    resolve_paths,
+    unknown_section,
+)
 from widedeep.remote import check_local
 
 Key = str | int
@@ -732,10 +739,8 @@ def join_config_from_tables(
     """Build a join's configuration from nested tables, as :func:`load_join_config` reads them."""
     sections = ("join", *_SECTIONS, *_LISTS)
     for name in tables:
-        _check(
-            name in sections,
-            f"{origin}: got the unknown section [{name}]; {nearest(name, sections)}",
-        )
+        wrong = unknown_section(name, tables[name], sections)
+        _check(name in sections, f"{origin}: {wrong}")
         if name not in _LISTS:
             check_table(tables[name], name, origin)
     values: dict[str, Any] = dict(tables.get("join", {}))
