@@ -23,7 +23,8 @@ import pytest
 import widedeep as wd
 from tests.command_line import VERBS, Run, write_join
 from widedeep.cli.main import make_parser
-from widedeep.cli.output import shown_path
+from widedeep.cli.output import number, shown_path
+from widedeep.report.format import figure
 
 
 def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -751,3 +752,11 @@ def test_a_path_below_the_working_folder_is_shown_from_there(
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path / "runs/ads", f"{tmp_path}/runs/ads/", f"{tmp_path}/./runs/ads"):
         assert shown_path(path) == "runs/ads"
+
+
+def test_figures_that_are_no_finite_numbers() -> None:
+    infinite = float("inf")
+    assert [number(one) for one in (infinite, -infinite, infinite - infinite, None, 1e6)] == [
+        *("inf", "-inf", "undefined", "", "1,000,000")
+    ]
+    assert [figure(one) for one in (infinite, None, 1e5)] == ["inf", "", "100,000"]

@@ -182,7 +182,7 @@ def number(value: float | None) -> str:
         return ""
     if value != value:
         return "undefined"
-    if value == round(value) and abs(value) >= 100:
+    if math.isfinite(value) and value == round(value) and abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.4f}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -178,6 +179,8 @@ def _print_verdict(verdict: Verdict, file: str, page: str) -> None:
         for name in names:
             if name in entry["candidate"]:
                 change = entry["changes"].get(name)
+                if change is not None and math.isnan(change["worse"]):
+                    change = None
                 rows.append(
                     [
                         name if head == "score" else f"{head}/{name}",

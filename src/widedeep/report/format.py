@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 _SPACE = "\N{NO-BREAK SPACE}"
 
 
@@ -9,6 +11,8 @@ def figure(value: float | None) -> str:
     """Return a number with four decimals, or a whole one with separators; nothing for None."""
     if value is None:
         return ""
+    if not math.isfinite(value):
+        return f"{value}"
     if value == round(value) and (isinstance(value, int) or abs(value) >= 100):
         return f"{value:,.0f}"
     return f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.4g}"
