@@ -100,7 +100,7 @@ def _join(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return _join_integers(one, other)
     if pa.types.is_floating(one) and pa.types.is_floating(other):
         return one if one.bit_width >= other.bit_width else other
-    if _is_any_list(one) and _is_any_list(other):
+    if is_list(one) and is_list(other):
         return _join_lists(one, other)
     if pa.types.is_timestamp(one) and pa.types.is_timestamp(other):
         return _join_times(one, other)
@@ -111,8 +111,10 @@ def _join(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     return None
 
 
-def _is_any_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
+def is_list(kind: pa.DataType) -> bool:
+    """Tell whether a type is one of lists of any length, or of one."""
+    of_one_length = pa.types.is_fixed_size_list(kind)
+    return bool(of_one_length or pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _join_times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:

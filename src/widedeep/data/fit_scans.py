@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from widedeep.data.arrow_types import is_list
 from widedeep.data.column_values import (
     Chunk,
     column_chunks,
@@ -106,7 +107,7 @@ def _column_type(
     spec: FeatureSpec, readers: _Readers, column: str, arrow_type: pa.DataType
 ) -> ColumnType:
     reader, wants = readers.get(column) or _other_reader(spec, column)
-    nested = _is_list(arrow_type)
+    nested = is_list(arrow_type)
     item = arrow_type.value_type if nested else arrow_type
     kind = wants if pa.types.is_null(item) else logical_kind(item)
     if kind is None:
@@ -134,10 +135,6 @@ def _check_label_vocabulary(spec: FeatureSpec, types: dict[str, ColumnType]) -> 
             f"label {labels[0]!r}: got a column of {types[labels[0]].kind}, expected text for "
             "label_vocabulary; cast the column to text, or drop label_vocabulary"
         )
-
-
-def _is_list(arrow_type: pa.DataType) -> bool:
-    return bool(pa.types.is_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type))
 
 
 _Readers: TypeAlias = dict[str, tuple[str, LogicalKind]]

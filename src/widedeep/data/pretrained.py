@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from widedeep.data.arrow_types import is_list
 from widedeep.errors import DataError, show_value
 from widedeep.features import Feature
 from widedeep.files import map_tensors
@@ -212,20 +213,14 @@ def _columns(table: pa.Table, origin: str) -> tuple[Any, Any]:
     """Return the columns of values and of vectors: by name, or the only one of its type each."""
     if all(name in table.column_names for name in _COLUMNS):
         return table.column("value"), table.column("vector")
-    lists = [field.name for field in table.schema if _is_list(field.type)]
-    others = [field.name for field in table.schema if not _is_list(field.type)]
+    lists = [field.name for field in table.schema if is_list(field.type)]
+    others = [field.name for field in table.schema if not is_list(field.type)]
     if len(lists) != 1 or len(others) != 1:
         raise DataError(
             f"{origin}: got the columns {table.column_names}, expected one with values and one "
             "with lists of numbers; name them 'value' and 'vector'"
         )
     return table.column(others[0]), table.column(lists[0])
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
 
 
 # ---- checks --------------------------------------------------------------------------------------
@@ -280,7 +275,7 @@ def _matrix_of_lists(
     vectors: pa.Array | pa.ChunkedArray, values: pa.Array, origin: str
 ) -> NDArray[np.float32]:
     lists = vectors.combine_chunks() if isinstance(vectors, pa.ChunkedArray) else vectors
-    if not _is_list(lists.type):
+    if not is_list(lists.type):
         raise DataError(
             f"{origin}: got vectors of the type {lists.type}, expected lists of numbers"
         )

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from widedeep.data.arrow_types import plain_table
+from widedeep.data.arrow_types import is_list, plain_table
 from widedeep.data.fragments import Source, row_without_text
 from widedeep.data.sources import Data, open_source
 from widedeep.data.spelling import Alike, looks_like, spelt_alike
@@ -242,7 +242,7 @@ def confirm_columns(
 
 
 def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
-    nested = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+    nested = is_list(field.type)
     flat = pc.list_flatten(column) if nested else column
     kind = _kind(flat.type)
     if pa.types.is_float16(flat.type):
