@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from types import SimpleNamespace
 from typing import Any
@@ -353,6 +354,25 @@ def test_large_storage_in_huge_pages() -> None:
     copied = pickle.loads(pickle.dumps(storage))
     copied.collapse()
     assert torch.equal(copied.part("weight"), weight)
+
+
+@pytest.mark.parametrize(("number", "calls"), [(errno.EINVAL, 40), (errno.ENOMEM, 8)])
+def test_huge_pages_are_not_asked_for_without_end(number: int, calls: int) -> None:
+    class Pages:
+        asked = 0
+
+        def __len__(self) -> int:
+            return 40 * (64 << 20)
+
+        def madvise(self, *_: int) -> None:
+            self.asked += 1
+            raise OSError(number, "")
+
+    storage = RowStorage(2, RecordLayout(16, ("weight",), (16,)), torch.device("cpu"))
+    pages: Any = Pages()
+    storage._pages = pages
+    storage.collapse()
+    assert pages.asked == calls
 
 
 @pytest.mark.parametrize("dim", [3, 16, 32])

@@ -6,10 +6,10 @@ page, so a row in a table far larger than the caches costs one trip to memory, n
 
 from __future__ import annotations
 
+import errno
 import mmap
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +26,7 @@ _LINE = 16  # floats of a cache line
 _HUGE_PAGE = 2 << 20  # bytes
 _HUGE_BYTES = 2 * _HUGE_PAGE  # from here on, ask for huge pages
 _COLLAPSED_BYTES = 64 << 20  # at once: a failure ends a call
+_REFUSALS = 8  # of memory in one piece, after which no more is asked for
 _MADV_COLLAPSE = 25  # Linux 6.1; Python does not name it
 
 
@@ -81,9 +82,14 @@ class RowStorage:
         """Move what was written into huge pages where the system had none at the first touch."""
         if (pages := self._pages) is None:
             return
+        refusals = 0
         for start in range(0, len(pages), _COLLAPSED_BYTES):
-            with suppress(OSError):  # an older system, nothing written, or no memory in one piece
+            try:
                 pages.madvise(_MADV_COLLAPSE, start, min(_COLLAPSED_BYTES, len(pages) - start))
+            except OSError as error:  # EINVAL: nothing written there, or an older system
+                refusals += error.errno != errno.EINVAL  # each has searched for memory
+                if refusals == _REFUSALS:
+                    return
 
 
 def batch_rows(rows: int, width: int, device: torch.device) -> Tensor:
