@@ -1,10 +1,13 @@
 """How embeddings of products are learned, and how the members of an ensemble are trained.
 
     python benchmarks/defaults_towers.py --rates [--rows 40000,400000] [--seeds 1]
+    python benchmarks/defaults_towers.py --stuck [--towers all] [--rows 40000]
     python benchmarks/defaults_towers.py --members [--seeds 2]
 
 `--rates`: one pass of `criteo_like.py`, salt 0, judged on the 100,000 rows that follow the first
-400,000; embeddings of 8, at three rates. `--members`: one model, four that share each batch, and
+400,000; embeddings of 8, at three rates. `--stuck`: the same pass at default rates, judged as it
+ends and with the embeddings put back to their initial values: those of a tower that is as good so
+have learned nothing. `--members`: one model, four that share each batch, and
 four that are trained apart (`quality = "best"`), on windows of the training parts of UCI Online
 Retail (where ONLINE_RETAIL names its file; those of `defaults_numbers.py --shop`) and of UCI Adult.
 
@@ -25,18 +28,22 @@ import pyarrow.parquet as pq
 from bench_quality import default_config
 from defaults_numbers import WINDOWS
 from league_sets import SETS, League
+from quality_models import tower_table
 from sweep_defaults import data_file, make_spec
 
 import widedeep as wd
+from widedeep.models import registered_towers
+from widedeep.models.histories import HistoryConfig
+from widedeep.models.tasks import TasksConfig
 from widedeep.training.defaults import at_quality
 
 DATA = Path(__file__).resolve().parent / "data"
-TOWERS = ("mlp", "fm", "deep_fm", "ifm", "ffm")
+TOWERS = "mlp,fm,deep_fm,ifm,ffm,afm,difm"
 RATES = (0.2, 0.05, 0.02)
 MEMBERS = {"one": "good", "four together": "best", "four apart": "best"}
 
 
-def compare_rates(counts: list[int], seeds: int) -> None:
+def compare_rates(towers: list[str], counts: list[int], seeds: int) -> None:
     """Print what rates of embeddings are worth for towers of products."""
     table = pq.read_table(data_file(0))
     table = table.select([n for n in table.column_names if n[0] in "IC" or n == "label"])
@@ -46,8 +53,8 @@ def compare_rates(counts: list[int], seeds: int) -> None:
     for rows in counts:
         train = table.slice(0, rows)
         schema = wd.fit_schema(make_spec("none", 2), train)
-        for name in TOWERS:
-            tower = {"name": name, **({} if name in ("fm", "ffm") else {"hidden_units": (64, 32)})}
+        for name in towers:
+            tower = tower_table(name)
             cells = []
             for rate in RATES:
                 runs = []
@@ -63,6 +70,28 @@ def compare_rates(counts: list[int], seeds: int) -> None:
                     runs.append((metrics["auc"], metrics["log_loss"]))
                 cells.append(" / ".join(f"{mean:.4f}" for mean in np.mean(runs, axis=0)))
             print(f"| {name} | {rows:,} | {' | '.join(cells)} |", flush=True)
+
+
+def find_stuck(towers: list[str], rows: int) -> None:
+    """Print what towers are worth with the embeddings that they learned, and without."""
+    table = pq.read_table(data_file(0))
+    table = table.select([n for n in table.column_names if n[0] in "IC" or n == "label"])
+    train, judged = table.slice(0, rows), table.slice(400_000, 20_000)
+    schema = wd.fit_schema(make_spec("none", 2), train)
+    parts = (judged, train.slice(0, 20_000))
+    print("| tower | judged rows | initial embeddings | rows learned | initial embeddings |")
+    print("|---|---|---|---|---|")
+    for name in towers:
+        model = wd.WideDeep(schema, deep=tower_table(name), embedding_dim=8)
+        initial = {dim: own.weight.detach().clone() for dim, own in model.deep_tables.items()}
+        trainer = wd.Trainer(model, batch_size=512, threads=1, progress=False)
+        trainer.fit(train)
+        losses = [trainer.evaluate(part)["log_loss"] for part in parts]
+        for dim, weight in initial.items():
+            model.deep_tables[dim].weight.data.copy_(weight)
+        without = [trainer.evaluate(part)["log_loss"] for part in parts]
+        cells = (losses[0], without[0], losses[1], without[1])
+        print(f"| {name} | {' | '.join(f'{loss:.4f}' for loss in cells)} |", flush=True)
 
 
 def windows() -> Iterator[tuple[str, League]]:
@@ -124,12 +153,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rates", action="store_true")
+    parser.add_argument("--stuck", action="store_true")
     parser.add_argument("--members", action="store_true")
+    parser.add_argument("--towers", default=TOWERS)
     parser.add_argument("--rows", default="40000,400000")
     parser.add_argument("--seeds", type=int, default=1)
     asked = parser.parse_args()
+    towers = asked.towers.split(",")
+    if asked.towers == "all":
+        by_field = registered_towers().items()
+        towers = [n for n, kind in by_field if not issubclass(kind, HistoryConfig | TasksConfig)]
+        towers = [n for n in towers if n not in ("ensemble", "two_tower")]
+    counts = [int(count) for count in asked.rows.split(",")]
     if asked.rates:
-        compare_rates([int(count) for count in asked.rows.split(",")], asked.seeds)
+        compare_rates(towers, counts, asked.seeds)
+    if asked.stuck:
+        find_stuck(towers, counts[0])
     if asked.members:
         compare_members(asked.seeds)
 

@@ -127,9 +127,10 @@ def test_afm() -> None:
     def expected(x: Tensor, numbers: Tensor) -> Tensor:
         v = x.view(4, D)
         products = [v[i] * v[j] for i, j in pairs()]
-        scores = [tower.pool.score(torch.relu(tower.pool.hidden(p)))[0] for p in products]
+        pool = tower.attention
+        scores = [pool.score(torch.relu(pool.hidden(p)))[0] for p in products]
         total = sum(score.exp() for score in scores)
-        return sum(s.exp() / total * p for s, p in zip(scores, products, strict=True))
+        return sum(6 * s.exp() / total * p for s, p in zip(scores, products, strict=True))
 
     assert_same_function(tower, inputs, expected)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from widedeep.models.blocks import FieldAttention
 from widedeep.models.ifm import WeighedFM
 from widedeep.models.mlp import HiddenConfig
-from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.models.tower import PAIRS_RATE, DeepInput, DeepLayout, register_tower
 from widedeep.options import Count
 
 
@@ -28,7 +28,8 @@ class DIFMTower(nn.Module):
         attended = n_fields * config.attention_units * config.heads
         self.by_vector = nn.Linear(attended, n_fields, bias=False)
         self.hidden = config.hidden_layers(n_fields * self.dim)
-        self.by_bit = nn.Linear(self.hidden.out_features, n_fields, bias=False)
+        self.by_bit = nn.Linear(self.hidden.out_features, n_fields)
+        nn.init.ones_(self.by_bit.bias)  # at the start a factorization machine
         self.fm = WeighedFM(n_fields, self.dim, layout.n_logits)
 
     def forward(self, inputs: DeepInput) -> Tensor:
@@ -45,9 +46,10 @@ class DIFM(HiddenConfig):
     """A dual input-aware factorization machine (Lu et al. 2020, *A Dual Input-aware FM*).
 
     Equation: ``logit = sum_i m_i w_i + sum_(i<j) <m_i v_i, m_j v_j>`` with ``m = P_vec attention(v)
-    + P_bit MLP(v)`` (its equations 9 to 13). Attention is that of :class:`AutoInt`. The weight of
-    first order is a linear function of the embedding, as in :class:`IFM`. Numbers without
-    an embedding are not read.
+    + P_bit MLP(v) + b`` (its equations 9 to 13, where b is 0: factors that start there leave
+    products of order four, of which embeddings do not learn; here b starts at 1). Attention is that
+    of :class:`AutoInt`. The weight of first order is a linear function of the embedding, as in
+    :class:`IFM`. Numbers without an embedding are not read.
 
     Args:
         attention_units: Width of each head of the attention between fields.
@@ -62,6 +64,7 @@ class DIFM(HiddenConfig):
     """
 
     name = "difm"
+    embedding_rate = PAIRS_RATE
     network = DIFMTower
     attention_units: Count = 8
     heads: Count = 4
