@@ -1,11 +1,13 @@
 """How embeddings of products are learned, and how the members of an ensemble are trained.
 
     python benchmarks/defaults_towers.py --rates [--rows 40000,400000] [--seeds 1]
+    python benchmarks/defaults_towers.py --starts --towers mlp,fibinet [--rows 120000]
     python benchmarks/defaults_towers.py --stuck [--towers all] [--rows 40000]
     python benchmarks/defaults_towers.py --members [--seeds 2]
 
 `--rates`: one pass of `criteo_like.py`, salt 0, judged on the 100,000 rows that follow the first
-400,000; embeddings of 8, at three rates. `--stuck`: the same pass at default rates, judged as it
+400,000; embeddings of 8, at three rates. `--starts`: the same at two deviations of
+initial embeddings. `--stuck`: the same pass at default rates, judged as it
 ends and with the embeddings put back to their initial values: those of a tower that is as good so
 have learned nothing. `--members`: one model, four that share each batch, and
 four that are trained apart (`quality = "best"`), on windows of the training parts of UCI Online
@@ -40,26 +42,32 @@ from widedeep.training.defaults import at_quality
 DATA = Path(__file__).resolve().parent / "data"
 TOWERS = "mlp,fm,deep_fm,ifm,ffm,afm,difm"
 RATES = (0.2, 0.05, 0.02)
+STARTS = (0.02, 0.1)
 MEMBERS = {"one": "good", "four together": "best", "four apart": "best"}
 
 
-def compare_rates(towers: list[str], counts: list[int], seeds: int) -> None:
-    """Print what rates of embeddings are worth for towers of products."""
+def compare(option: str, towers: list[str], counts: list[int], seeds: int) -> None:
+    """Print what rates of embeddings, or their deviations at the start, are worth."""
+    values = {"rate": RATES, "start": STARTS}[option]
     table = pq.read_table(data_file(0))
     table = table.select([n for n in table.column_names if n[0] in "IC" or n == "label"])
     judged = table.slice(400_000, 100_000)
-    print(f"| tower | rows | {' | '.join(f'{rate:g}' for rate in RATES)} |")
-    print(f"|---|---|{'---|' * len(RATES)}")
+    print(f"| tower | rows | {' | '.join(f'{value:g}' for value in values)} |")
+    print(f"|---|---|{'---|' * len(values)}")
     for rows in counts:
         train = table.slice(0, rows)
         schema = wd.fit_schema(make_spec("none", 2), train)
         for name in towers:
             tower = tower_table(name)
             cells = []
-            for rate in RATES:
+            for value in values:
                 runs = []
                 for seed in range(seeds):
-                    model = wd.WideDeep(schema, deep=tower, embedding_dim=8, seed=seed)
+                    start = value if option == "start" else None
+                    model = wd.WideDeep(
+                        schema, deep=tower, embedding_dim=8, embedding_std=start, seed=seed
+                    )
+                    rate = value if option == "rate" else model.embedding_rate
                     trainer = wd.Trainer(
                         model, batch_size=512, seed=seed, threads=1, progress=False,
                         deep=wd.Adagrad(lr=rate, initial_accumulator=0.1, l2=0.025),
@@ -153,6 +161,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rates", action="store_true")
+    parser.add_argument("--starts", action="store_true")
     parser.add_argument("--stuck", action="store_true")
     parser.add_argument("--members", action="store_true")
     parser.add_argument("--towers", default=TOWERS)
@@ -166,7 +175,9 @@ def main() -> None:
         towers = [n for n in towers if n not in ("ensemble", "two_tower")]
     counts = [int(count) for count in asked.rows.split(",")]
     if asked.rates:
-        compare_rates(towers, counts, asked.seeds)
+        compare("rate", towers, counts, asked.seeds)
+    if asked.starts:
+        compare("start", towers, counts, asked.seeds)
     if asked.stuck:
         find_stuck(towers, counts[0])
     if asked.members:

@@ -2,6 +2,7 @@
 
     python benchmarks/quality_models.py [--sets adult,clicks,shop,store] [--models deep_fm,din]
                                         [--seeds 1] [--rows 100000] [--online-retail FILE]
+                                        [--again] [--write] [--note TEXT]
 
 - adult: UCI Adult, numbers and few categories, many passes.
 - clicks: `criteo_like.py`, categories of many values, one pass.
@@ -10,12 +11,15 @@
 
 Every model has the same features in the wide part, embeddings of one width, hidden layers of
 (64, 32) where it has any, and the library's default optimizers. Models that read sequences get the
-history as one; the others its mean. Prints the table as Markdown and writes it into RESULTS.md.
+history as one; the others its mean. Each seed of a model and a set is kept in
+`benchmarks/data/models.jsonl` as it comes, and is not trained twice: a run goes on where another
+one stopped. --again measures anew. Prints the table as Markdown; --write puts it into RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -37,6 +41,7 @@ from widedeep.models.tasks import TasksConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path += [str(EXAMPLES / "census"), str(EXAMPLES / "online_retail")]
+RUNS = Path(__file__).parent / "data" / "models.jsonl"
 HIDDEN = (64, 32)
 DIM = 8
 
@@ -129,6 +134,7 @@ SETS: Mapping[str, Callable[[int, Path], Set]] = {
     "shop": shop,
     "store": store,
 }
+WITH_HISTORY = ("shop", "store")
 
 
 def reads_history(name: str) -> bool:
@@ -176,6 +182,9 @@ def main() -> None:
     parser.add_argument("--models", default="")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--again", action="store_true", help="measure anew what was before")
+    parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md")
+    parser.add_argument("--note", default="", help="sentences to stand above the table")
     parser.add_argument("--online-retail", default=os.environ.get("ONLINE_RETAIL", ""))
     asked = parser.parse_args()
     names = [name for name in asked.sets.split(",") if name != "shop" or asked.online_retail]
@@ -187,20 +196,38 @@ def main() -> None:
         for name in models
         if name == "wide" or not issubclass(registered_towers()[name], TasksConfig)
     ]
+    found = measure(names, models, asked)
+    text = "\n".join(table(found, names, asked))
+    print(text)
+    if asked.write:
+        write_section("training:models", text)
+
+
+def measure(
+    names: list[str], models: list[str], asked: argparse.Namespace
+) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Train what is not kept; return the runs of each model by set."""
+    lines = RUNS.read_text(encoding="utf-8").splitlines() if RUNS.exists() else []
+    kept: dict[str, dict[str, float]] = dict(json.loads(line) for line in lines)
+    if asked.again:
+        kept.clear()
     found: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in models}
     with tempfile.TemporaryDirectory() as folder:
         for set_name in names:
-            chosen = SETS[set_name](asked.rows, Path(folder))
+            chosen = None
             for name in models:
-                if reads_history(name) and chosen.history is None:
+                if reads_history(name) and set_name not in WITH_HISTORY:
                     continue
-                runs = [train_and_judge(chosen, name, seed) for seed in range(asked.seeds)]
-                found[name][set_name] = runs
-                mean = fmean(run["auc"] for run in runs)
-                print(f"{set_name} {name}: AUC {mean:.4f}", file=sys.stderr, flush=True)
-    text = "\n".join(table(found, names, asked))
-    print(text)
-    write_section("training:models", text)
+                for seed in range(asked.seeds):
+                    key = f"{set_name} | {name} | {asked.rows} rows | seed {seed}"
+                    if key not in kept:
+                        chosen = chosen or SETS[set_name](asked.rows, Path(folder))
+                        kept[key] = train_and_judge(chosen, name, seed)
+                        with RUNS.open("a", encoding="utf-8") as file:
+                            file.write(json.dumps([key, kept[key]]) + "\n")
+                        print(f"{key}: AUC {kept[key]['auc']:.4f}", file=sys.stderr, flush=True)
+                    found[name].setdefault(set_name, []).append(kept[key])
+    return found
 
 
 def table(
@@ -220,7 +247,8 @@ def table(
         f"`benchmarks/quality_models.py --rows {asked.rows}` on {machine()}: test AUC / log loss, "
         "and the processor seconds of training beside the perceptron's; "
         f"embeddings of {DIM}, layers {HIDDEN}, "
-        f"default optimizers and rates; means of {asked.seeds} seed(s). The best log loss is bold.",
+        f"default optimizers and rates; means of {asked.seeds} seed(s). The best log loss is bold. "
+        f"{asked.note}",
         "",
         f"| model | {' | '.join(names)} | training time |",
         f"|---|{'---|' * (len(names) + 1)}",

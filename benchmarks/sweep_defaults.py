@@ -25,7 +25,7 @@ import widedeep as wd
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
 from widedeep.metrics import auc, log_loss
-from widedeep.models.config import EMBEDDING_STD
+from widedeep.models.tower import EMBEDDING_STD
 from widedeep.training.config import TrainConfig
 from widedeep.training.step import TrainStep
 

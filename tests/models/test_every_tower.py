@@ -96,6 +96,35 @@ def labels_of(tower: dict[str, Any]) -> list[str]:
     return ["click", "buy"] if tasks else ["click"]
 
 
+@pytest.fixture(scope="module")
+def coded() -> tuple[wd.Schema, pa.Table]:
+    """26 columns of ten values, and a label that they do not tell."""
+    rng = np.random.default_rng(0)
+    columns = {f"f{i}": rng.integers(0, 10, 512).astype(str) for i in range(26)}
+    table = pa.table({**columns, "y": rng.integers(0, 2, 512)})
+    spec = wd.FeatureSpec(label="y", features=wd.categorical(*columns), wide=[])
+    return wd.fit_schema(spec, table), table
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, config in registered_towers().items()
+        if not issubclass(config, HistoryConfig | TasksConfig)
+        and name not in ("ensemble", "two_tower")
+    ],
+)
+def test_embeddings_leave_their_start(name: str, coded: tuple[wd.Schema, pa.Table]) -> None:
+    schema, table = coded
+    model = wd.WideDeep(schema, deep=name, embedding_dim=8)
+    (embeddings,) = model.deep_tables.values()
+    initial = embeddings.weight.detach().clone()
+    adagrad = wd.Adagrad(lr=model.embedding_rate, initial_accumulator=0.1)  # without a decay
+    wd.Trainer(model, batch_size=64, threads=1, progress=False, deep=adagrad).fit(table, epochs=1)
+    assert (embeddings.weight - initial).square().mean().sqrt() > 0.003
+
+
 def write_run(folder: Path, tower: dict[str, Any]) -> Path:
     labels = labels_of(tower)
     train, test = bought(history_table(300, 1)), bought(history_table(120, 2))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import widedeep as wd
 from tests.models.deep_inputs import assert_same_function, make_layout, make_tower, pairs
 from widedeep import models
 from widedeep.errors import ConfigError
@@ -240,6 +241,25 @@ def test_difm(n_logits: int) -> None:
         return factorization(tower, v, by_vector + by_bit)
 
     assert_same_function(tower, inputs, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "deviation"),
+    [
+        ({"deep": "fibinet"}, 0.1),
+        ({"deep": {"name": "ensemble", "of": {"name": "fibinet"}, "members": 2}}, 0.1),
+        ({"deep": ["fibinet", "fm"]}, 0.02),
+        ({"deep": "fibinet", "hidden_units": [4]}, 0.02),
+        ({"deep": "fibinet", "embedding_std": 0.5}, 0.5),
+        ({}, 0.02),
+    ],
+)
+def test_initial_embeddings_suit_each_tower(options: dict[str, Any], deviation: float) -> None:
+    rows = [{"a": str(i), "b": str(i % 7), "y": i % 2} for i in range(500)]
+    spec = wd.FeatureSpec(label="y", features=wd.categorical("a", "b"))
+    model = wd.WideDeep(wd.fit_schema(spec, rows), embedding_dim=8, **options)
+    (embeddings,) = model.deep_tables.values()
+    assert embeddings.weight.std().item() == pytest.approx(deviation, rel=0.1)
 
 
 @pytest.mark.parametrize(

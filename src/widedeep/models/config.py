@@ -28,7 +28,6 @@ from widedeep.options import (
 )
 
 HIDDEN_UNITS = (256, 128)
-EMBEDDING_STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +62,8 @@ class ModelConfig:
             with options, ``{ kind = "binary", loss = "focal", gamma = 2.0 }``
             (:mod:`widedeep.models.heads`); None: by the label.
         heads: Heads by label instead: ``heads.price = { kind = "ziln", loss_weight = 0.1 }``.
-        embedding_std: Standard deviation of initial embeddings, at least 0; None: 0.02, or
+        embedding_std: Standard deviation of initial embeddings, at least 0; None: that of the
+            towers (:attr:`widedeep.models.TowerConfig.embedding_std`), 0.02 for most, or
             ``"truncated_normal"`` at 1/√width with ``compat``.
         table_dtype: Numbers of the tables of embeddings in training: ``"fp32"``, or ``"bf16"`` for
             half the bytes. An update computes in float32 and rounds at random, up or down such that

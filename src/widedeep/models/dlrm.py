@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from widedeep.models.blocks import InnerPairs
 from widedeep.models.mlp import HiddenConfig
-from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.models.tower import PRODUCTS_STD, DeepInput, DeepLayout, register_tower
 from widedeep.options import Widths
 
 
@@ -63,5 +63,6 @@ class DLRM(HiddenConfig):
     """
 
     name = "dlrm"
+    embedding_std = PRODUCTS_STD
     network = DLRMTower
     bottom_units: Widths = (512, 256, 64)

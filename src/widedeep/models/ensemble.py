@@ -193,6 +193,11 @@ class Ensemble(TowerConfig):
         """The rate of the members' tower."""
         return tower_config(self.of).embedding_rate
 
+    @property
+    def embedding_std(self) -> float:
+        """The deviation of the members' tower."""
+        return tower_config(self.of).embedding_std
+
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width that the members' tower needs."""
         return tower_config(self.of).embedding_dim(fields)

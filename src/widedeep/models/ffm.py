@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError
 from widedeep.models.blocks import FieldAwarePairs, PairSum
 from widedeep.models.mlp import HiddenConfig
-from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
+from widedeep.models.tower import (
+    PRODUCTS_STD,
+    DeepInput,
+    DeepLayout,
+    TowerConfig,
+    register_tower,
+)
 from widedeep.options import Count
 
 
@@ -128,6 +134,7 @@ class DeepFFM(HiddenConfig):
 
     name = "deep_ffm"
     network = DeepFFMTower
+    embedding_std = PRODUCTS_STD
     dim: Count = 4
     product: Literal["hadamard", "inner"] = "hadamard"
 

@@ -11,7 +11,7 @@ from widedeep.kernels.torch_blocks import bilinear_products
 from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.blocks import FieldGates, hadamard_pairs, has_hooks
 from widedeep.models.mlp import HiddenConfig
-from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.models.tower import PRODUCTS_STD, DeepInput, DeepLayout, register_tower
 from widedeep.options import Count
 
 Bilinear = Literal["all", "each", "interaction"]
@@ -105,6 +105,7 @@ class FiBiNET(HiddenConfig):
     """
 
     name = "fibinet"
+    embedding_std = PRODUCTS_STD
     network = FiBiNETTower
     bilinear: Bilinear = "interaction"
     reduction: Count = 3

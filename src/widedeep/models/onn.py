@@ -10,7 +10,7 @@ from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.blocks import FieldAwarePairs
 from widedeep.models.ffm import aware_fields
 from widedeep.models.mlp import HiddenConfig
-from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.models.tower import PRODUCTS_STD, DeepInput, DeepLayout, register_tower
 from widedeep.options import Count
 
 
@@ -65,6 +65,7 @@ class ONN(HiddenConfig):
 
     name = "onn"
     network = ONNTower
+    embedding_std = PRODUCTS_STD
     dim: Count = 4
 
     def embedding_dim(self, fields: int) -> int | None:

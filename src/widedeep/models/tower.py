@@ -32,9 +32,13 @@ from widedeep.schema import Schema, Slot
 Returns = Literal["features", "logits", "members"]
 
 EMBEDDING_RATE = 0.2
+EMBEDDING_STD = 0.02
 PAIRS_RATE = 0.02
 """Of embeddings whose scalar products are the logit: a step of one moves as many terms as there are
 other fields, all the same way."""
+PRODUCTS_STD = 0.1
+"""Of initial embeddings of which hidden layers see products alone: those of smaller ones vanish
+beside the numbers, and so do the gradients of their factors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -495,6 +499,11 @@ class TowerConfig:
     def embedding_rate(self) -> float:
         """The learning rate of embeddings for which no optimizer is given."""
         return EMBEDDING_RATE
+
+    @property
+    def embedding_std(self) -> float:
+        """The deviation of initial embeddings where the model has none; the least of several."""
+        return EMBEDDING_STD
 
     def link_heads(self, heads: tuple[Head, ...]) -> tuple[Head, ...]:
         """Return the model's heads, linked if the tower's equation links its tasks."""

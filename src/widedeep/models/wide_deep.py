@@ -20,7 +20,7 @@ from widedeep.errors import ConfigError, SchemaError, nearest
 from widedeep.kernels.torch_device import seeded
 from widedeep.kernels.torch_ops import to_device
 from widedeep.models.blocks import HiddenLayers
-from widedeep.models.config import EMBEDDING_STD, ModelConfig
+from widedeep.models.config import ModelConfig
 from widedeep.models.head_base import Head, head_slices, registered_heads, start_bias
 from widedeep.models.head_config import HeadChoice, head_table, is_head_table, make_heads
 from widedeep.models.head_losses import HeadLosses
@@ -29,6 +29,7 @@ from widedeep.models.mlp import MLP, MLPTower
 from widedeep.models.numbers import NumberFields
 from widedeep.models.tower import (
     EMBEDDING_RATE,
+    EMBEDDING_STD,
     DeepInput,
     DeepLayout,
     SequenceInput,
@@ -156,6 +157,11 @@ class WideDeep(nn.Module):
         self.embedding_rate = min(
             (tower.embedding_rate for tower in configs.values()), default=EMBEDDING_RATE
         )
+        deviations = [tower.embedding_std for tower in configs.values()]
+        if self.config.hidden_units or towers or not deviations:
+            deviations.append(EMBEDDING_STD)
+        given = self.config.embedding_std
+        self.embedding_std = min(deviations) if given is None else given
         self.head_slices = head_slices(self.heads)
         self.n_logits = sum(head.width for head in self.heads)
         heads_columns = {h.name: span for h, span in zip(self.heads, self.head_slices, strict=True)}
@@ -315,13 +321,12 @@ class WideDeep(nn.Module):
     def _make_table(self, slots: Sequence[Slot], dim: int) -> EmbeddingTable:
         names = {slot.table for slot in slots}
         options = {slot.table: self.config.row_options(slot.embedding) for slot in slots}
-        deviation = self.config.embedding_std
         return EmbeddingTable(
             {slot.table: slot.size for slot in slots},
             {slot.name: slot.table for slot in slots},
             dim=dim,
             seed=self.config.seed,
-            std=EMBEDDING_STD if deviation is None else deviation,
+            std=self.embedding_std,
             options={table: own for table, own in options.items() if own.changes_init},
             vectors={
                 table: (rows.ids_M, torch.from_numpy(rows.vectors_MD))
