@@ -1,10 +1,11 @@
 """What lanes and ranks cost: CPU time and payload of an example, and the load of owners.
 
 Each configuration learns the same batches of models S and B (see train_models.py) in processes of
-one thread: the step without lanes, one process with 8 lanes, and two ranks over loopback: of one
-lane each, in fp32 and in bf16, and of 12 lanes each. CPU time is the median over steps of a
-process's own, summed over ranks, for each example. What two ranks of one lane add to a step is told
-by parts: the calling thread's CPU time in the functions of each, and that of gloo's threads.
+one thread: the step without lanes, one process with 8 lanes, and two ranks: of one lane each, in
+fp32 and in bf16, and of 12 lanes each, by the memory that ranks of a machine share, and by gloo
+over loopback, as those of several machines do. CPU time is the median over steps of a process's
+own, summed over ranks, for each example. What two ranks of one lane add to a step is told by parts:
+the calling thread's CPU time in the functions of each, and that of gloo's threads.
 
     python benchmarks/bench_ranks.py [--rows 8192] [--steps 30] [--models S B] [--write]
 """
@@ -38,12 +39,14 @@ from widedeep.training.step import TrainStep
 
 MODELS = {"S": S, "B": B}
 WARM = 4  # steps before the first that counts
-CONFIGURATIONS: list[tuple[str, int, int, Wire]] = [
-    ("without lanes", 1, 1, "fp32"),
-    ("8 lanes", 1, 8, "fp32"),
-    ("2 ranks of 1 lane", 2, 2, "fp32"),
-    ("2 ranks of 1 lane, bf16", 2, 2, "bf16"),
-    ("2 ranks of 12 lanes", 2, 24, "fp32"),
+CONFIGURATIONS: list[tuple[str, int, int, Wire, bool]] = [
+    ("without lanes", 1, 1, "fp32", True),
+    ("8 lanes", 1, 8, "fp32", True),
+    ("2 ranks of 1 lane", 2, 2, "fp32", True),
+    ("2 ranks of 12 lanes", 2, 24, "fp32", True),
+    ("2 ranks of 1 lane, by gloo", 2, 2, "fp32", False),
+    ("2 ranks of 1 lane, by gloo, bf16", 2, 2, "bf16", False),
+    ("2 ranks of 12 lanes, by gloo", 2, 24, "fp32", False),
 ]
 PARTS: dict[str, list[tuple[type, str]]] = {
     "owners of ids, and their routes": [(Exchange, "_request"), (Exchange, "_route")],
@@ -57,11 +60,11 @@ PARTS: dict[str, list[tuple[type, str]]] = {
     ],
     "dense gradients": [(LaneGradients, "take"), (LaneGradients, "reduce")],
     "rates of features": [(FeatureRates, "learn_over")],
-    "calls of gloo": [(Ranks, "trade")],
+    "messages": [(Ranks, "trade")],
 }
 
 
-GLOO, AGAIN = "gloo's threads", "both of gloo's, where the same messages alone are sent again"
+GLOO, AGAIN = "gloo's threads", "messages and gloo, where the same messages alone are sent again"
 
 
 class Timers:
@@ -79,7 +82,7 @@ class Timers:
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            if part == "calls of gloo":
+            if part == "messages":
                 self.sent.append(lambda: function(*arguments, **options))
             self._enter(part)
             try:
@@ -101,11 +104,14 @@ class Timers:
         self._since = now
 
 
-def worker(name: str, lanes: int, wire: Wire, rows: int, steps: int, *, by_parts: bool) -> None:
+def worker(
+    name: str, lanes: int, wire: Wire, rows: int, steps: int, *, near: bool, by_parts: bool
+) -> None:
     """Learn `rows` examples a step on this rank; print CPU microseconds and bytes an example."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     ranks = ranks_of(DistributedConfig(lanes=lanes, wire=wire))
+    ranks.neighbours = ranks.neighbours if near else None
     shape = MODELS[name]
     model = wd.WideDeep(make_schema(shape), hidden_units=shape.hidden, embedding_dim=shape.dim)
     step = TrainStep(
@@ -149,13 +155,21 @@ def worker(name: str, lanes: int, wire: Wire, rows: int, steps: int, *, by_parts
 
 
 def run(
-    name: str, size: int, lanes: int, wire: Wire, rows: int, steps: int, *, by_parts: bool = False
+    name: str,
+    size: int,
+    lanes: int,
+    wire: Wire,
+    near: bool,
+    rows: int,
+    steps: int,
+    *,
+    by_parts: bool = False,
 ) -> dict[str, float]:
     """Run a configuration; return the mean over its ranks."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    arguments = [name, lanes, wire, rows, steps, int(by_parts)]
+    arguments = [name, lanes, wire, rows, steps, int(near), int(by_parts)]
     command = [sys.executable, __file__, "--worker", *map(str, arguments)]
     processes = []
     for rank in range(size):
@@ -189,14 +203,16 @@ def busiest_owner(ranks: int, rows: int) -> float:
 
 def parts_table(models: list[str], rows: int, steps: int) -> list[str]:
     """Return the lines of a table: what two ranks of one lane each add to a step, by parts."""
-    results = {name: run(name, 2, 2, "fp32", rows, steps, by_parts=True) for name in models}
+    columns = [(name, near) for name in models for near in (True, False)]
+    results = [run(name, 2, 2, "fp32", near, rows, steps, by_parts=True) for name, near in columns]
+    titles = [name + ("" if near else ", by gloo") for name, near in columns]
     lines = [
         "\nWhat two ranks of one lane add, in CPU µs an example:\n",
-        f"| part | {' | '.join(models)} |",
-        "|---" * (1 + len(models)) + "|",
+        f"| part | {' | '.join(titles)} |",
+        "|---" * (1 + len(titles)) + "|",
     ]
     for part in [*PARTS, GLOO, AGAIN]:
-        lines.append(f"| {part} | {' | '.join(f'{results[m][part]:.2f}' for m in models)} |")
+        lines.append(f"| {part} | {' | '.join(f'{each[part]:.2f}' for each in results)} |")
     print("\n".join(lines), flush=True)
     return lines
 
@@ -221,8 +237,8 @@ def main() -> None:
     ]
     for name in arguments.models:
         base = 0.0
-        for label, size, lanes, wire in CONFIGURATIONS:
-            result = run(name, size, lanes, wire, rows, steps)
+        for label, size, lanes, wire, near in CONFIGURATIONS:
+            result = run(name, size, lanes, wire, near, rows, steps)
             base = base or result["cpu_us"]
             lines.append(
                 f"| {name} | {label} | {result['cpu_us']:.2f} | {result['cpu_us'] / base:.2f} | "
@@ -238,11 +254,12 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        model_name, lanes_text, wire_text, rows_text, steps_text, parts_text = sys.argv[2:]
+        model_name, lanes_text, wire_text, *numbers = sys.argv[2:]
+        n_rows, n_steps, is_near, parts = map(int, numbers)
         wire_name: Wire = "bf16" if wire_text == "bf16" else "fp32"
         worker(
-            model_name, int(lanes_text), wire_name, int(rows_text), int(steps_text),
-            by_parts=parts_text == "1",
+            model_name, int(lanes_text), wire_name, n_rows, n_steps, near=bool(is_near),
+            by_parts=bool(parts),
         )  # fmt: skip
     else:
         main()

@@ -99,6 +99,33 @@ def test_torchrun_trains_once(folder: Path) -> None:
     check_same(folder, "by-torchrun")
 
 
+SRUN = """#!/bin/sh
+# Of "srun --nodes N --ntasks-per-node 1 COMMAND": the command N times on this machine
+nodes=$2; shift 4; tasks=; code=0
+for node in $(seq $nodes); do "$@" & tasks="$tasks $!"; done
+for task in $tasks; do wait $task || code=$?; done
+exit $code
+"""
+
+
+def test_the_command_for_slurm_trains_once(folder: Path, tmp_path: Path) -> None:
+    scripts = {"srun": SRUN, "scontrol": "#!/bin/sh\necho 127.0.0.1; echo other\n"}
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    page = Path(__file__).resolve().parents[2] / "docs" / "many_machines.md"
+    command = page.read_text(encoding="utf-8").split("Slurm:\n\n```sh\n")[1].split("```")[0]
+    meant = {"nodes 4": "nodes 2", "29400": str(free_port())}
+    meant |= {"run.toml": "census.toml", "/shared/runs/ads": "by-slurm"}
+    for told, here in meant.items():
+        assert told in command
+        command = command.replace(told, here)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    output = run(folder, ["env", f"PATH={path}", "SLURM_JOB_ID=7", "sh", "-c", command])
+    assert output.count("\nrun: ") == 1
+    check_same(folder, "by-slurm")
+
+
 def start(folder: Path, name: str, *words: str, steps: int) -> subprocess.Popen[str]:
     """Start a run on two ranks; return once it has a checkpoint of a step."""
     process = subprocess.Popen(

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from widedeep.cli.main import main
+from widedeep.cli.main import main, make_parser
 from widedeep.cli.parser import without_option
 from widedeep.config import load_config
 from widedeep.errors import ConfigError
@@ -121,3 +122,17 @@ def test_the_section_is_read_with_its_defaults(tmp_path: Path) -> None:
     assert config.to_table()["distributed"]["lanes"] == 6
     with pytest.raises(ConfigError, match="unknown key 'lane'; did you mean 'lanes'"):
         load_config(path, ["distributed.lane=6"])
+
+
+def test_the_example_for_kubernetes_is_a_command_and_a_run_that_are_taken(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "many_machines.md"
+    block = page.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    settings, job = yaml.safe_load_all(block)
+    path = tmp_path / "run.toml"
+    path.write_text(settings["data"]["run.toml"])
+    config, trainer = load_config(path), job["spec"]["trainer"]
+    assert config.distributed.lanes >= trainer["numNodes"]
+    launcher, words = trainer["command"][:3], trainer["command"][3:]
+    assert launcher == ["torchrun", "-m", "widedeep"]
+    arguments = make_parser(words).parse_args(words)
+    assert (arguments.config, arguments.resume) == ("/config/run.toml", True)

@@ -35,17 +35,32 @@ def exchange_all() -> dict[str, Any]:
         "none": ranks.broadcast(b""),
         "gathered": ranks.gather(own),
         "first": ranks.gather_to_first(own),
-        "parts": ranks.all_to_all(parts),
-        "known": ranks.all_to_all(parts, [other + 2 * rank for other in range(size)]),
+        "near": [] if ranks.neighbours is None else list(ranks.neighbours.sockets),
+        "parts": [],
         "sums": ranks.lane_sums(sums),
         "any": (ranks.any(False), ranks.any(rank == 1)),
         "sent": ranks.sent_bytes,
     }
+    near = ranks.neighbours
+    for mode in range(3):  # by memory alone, as on three machines, and as on two
+        if mode > 0:
+            ranks.neighbours = None
+        if mode == 2 and rank < 2 and near is not None:
+            connection, ranks.neighbours = near.sockets.pop(2), near
+        answers["parts"] += [
+            ranks.all_to_all(parts),
+            ranks.all_to_all(parts, [other + 2 * rank for other in range(size)]),
+        ]
+        for length in (1, 1 << 20, 7, 3 << 20, 0):  # memory grows
+            grown = ranks.gather(np.full(length, rank, np.int8), [length] * size)
+            answers["parts"].append([np.unique(part).tolist() for part in grown])
+    if rank < 2 and near is not None:
+        near.sockets[2] = connection
     ranks.patient().barrier()  # of a second group
     answers["threads"] = sorted(_thread_names())
     if rank < 2:
         with pytest.raises(RanksError) as lost:
-            ranks.barrier()
+            ranks.barrier() if rank == 0 else ranks.gather(own, [0, 1, 2])
         answers["lost"] = str(lost.value)
     else:
         _leave()  # as at the end of a process, which has its ranks still
@@ -70,11 +85,15 @@ def test_collectives_between_three_processes(results: list[dict[str, Any]]) -> N
         assert [len(array) for array in result["gathered"]] == [0, 1, 2]
         assert result["gathered"][2].dtype == np.int32
         np.testing.assert_array_equal(result["gathered"][2], [[200, 201, 202], [203, 204, 205]])
-        for parts in (result["parts"], result["known"]):
-            for other, part in enumerate(parts):
-                np.testing.assert_array_equal(
-                    part, np.full(other + 2 * rank, 10 * other + rank, np.float32)
-                )
+        assert result["near"] == [other for other in range(3) if other != rank]
+        for first in (0, 7, 14):
+            for parts in result["parts"][first : first + 2]:
+                for other, part in enumerate(parts):
+                    np.testing.assert_array_equal(
+                        part, np.full(other + 2 * rank, 10 * other + rank, np.float32)
+                    )
+            grown = result["parts"][first + 2 : first + 7]
+            assert grown == [[[0], [1], [2]]] * 4 + [[[], [], []]]
         np.testing.assert_array_equal(result["sums"], [[lane, 0.5] for lane in range(5)])
         assert result["any"] == (False, True)
         assert result["sent"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import itertools
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from widedeep.kernels.threads import usable_cores
 from widedeep.ranks.config import DistributedConfig
 from widedeep.ranks.lanes import spans
 from widedeep.ranks.launch import TOLD_BESIDE, launched_size
+from widedeep.ranks.neighbours import Neighbours, meet
 
 _PATIENCE = datetime.timedelta(hours=1)
 _SILENCE_SECONDS = 3.0
@@ -76,6 +78,8 @@ class Ranks:
         # Torch keeps a group until it is destroyed, and joins its threads when nobody holds it.
         self._group = None if group is None else weakref.ref(group)
         self._patient: Ranks | None = None
+        self.neighbours: Neighbours | None = None
+        """The ranks of this machine, which read each other's messages where they lie."""
 
     @property
     def is_first(self) -> bool:
@@ -240,9 +244,17 @@ class Ranks:
             [n * width for n in sent],
             [n * width for n in received],
         )
+        if self.neighbours is not None:
+            incoming = [bytes_.copy() for bytes_ in incoming]  # theirs to overwrite
         arrays = [bytes_.view(first.dtype).reshape(-1, *tail) for bytes_ in incoming]
         arrays[self.rank] = np.ascontiguousarray(parts[self.rank])
         return arrays
+
+    def outgoing(self, size: int) -> NDArray[np.uint8]:
+        """Return room for the bytes of the next :meth:`trade`, which needs no copy of them then."""
+        if self.neighbours is not None:
+            return self.neighbours.outgoing(size)
+        return np.empty(size, np.uint8)
 
     def trade(
         self, outgoing: NDArray[np.uint8], sent: Sequence[int], received: Sequence[int]
@@ -253,22 +265,47 @@ class Ranks:
             outgoing: Those for the first of the others, then for the next one, and so on.
             sent: How many go to each rank; its own number is not looked at.
             received: How many come from each rank, likewise; that rank's bytes are none.
-        """
-        import torch
-        import torch.distributed as dist
 
-        of_others = [n if rank != self.rank else 0 for rank, n in enumerate(received)]
-        incoming = np.empty(sum(of_others), np.uint8)
+        Returns:
+            Bytes that may be read until the next exchange.
+        """
+        near = {} if self.neighbours is None else self.neighbours.sockets
+        starts = list(itertools.accumulate(self._of_others(sent), initial=0))
+        far_sent, far_received = (
+            [0 if rank in near else n for rank, n in enumerate(self._of_others(numbers))]
+            for numbers in (sent, received)
+        )
         with self._failures("rows"):
-            dist.all_to_all_single(
-                torch.from_numpy(incoming),
-                torch.from_numpy(outgoing),
-                of_others,
-                [n if rank != self.rank else 0 for rank, n in enumerate(sent)],
-                group=self._connected(),
-            )
-        self.sent_bytes += len(outgoing)
-        return np.split(incoming, np.cumsum(of_others)[:-1])
+            if self.neighbours is not None:
+                self.neighbours.tell(outgoing, starts)
+            if near:
+                pieces = [outgoing[starts[rank] :][:n] for rank, n in enumerate(far_sent)]
+                outgoing = np.concatenate(pieces)
+            incoming = np.empty(sum(far_received), np.uint8)
+            if len(near) < self.size - 1:
+                import torch
+                import torch.distributed as dist
+
+                dist.all_to_all_single(
+                    torch.from_numpy(incoming),
+                    torch.from_numpy(outgoing),
+                    far_received,
+                    far_sent,
+                    group=self._connected(),
+                )
+            arrays = np.split(incoming, np.cumsum(far_received)[:-1])
+            if self.neighbours is not None:
+                for rank, message in self.neighbours.hear().items():
+                    if len(message) != received[rank]:
+                        raise RuntimeError(
+                            f"rank {rank} sent {len(message)} bytes, expected {received[rank]}"
+                        )
+                    arrays[rank] = message
+        self.sent_bytes += starts[-1]
+        return arrays
+
+    def _of_others(self, numbers: Sequence[int]) -> list[int]:
+        return [0 if rank == self.rank else int(n) for rank, n in enumerate(numbers)]
 
     def lane_sums(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the sums of every lane, (lanes, K): the caller adds them in lane order.
@@ -307,7 +344,7 @@ class Ranks:
         try:
             yield
             self.waited_seconds += time.perf_counter() - started
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             traceback.clear_frames(error.__traceback__)  # they hold the connections
             silent = self._silent_ranks()
             names = ", ".join(f"{rank} ({self.hosts[rank]})" for rank in silent)
@@ -333,6 +370,8 @@ class Ranks:
     def _silent_ranks(self) -> list[int]:
         """Return the ranks that do not say that their exchange failed too; [] if nobody knows."""
         store = _joined.get("store")
+        if self.neighbours is not None:
+            self.neighbours.close()
         if store is None:
             return []
         _joined["left"] = True
@@ -348,7 +387,7 @@ class Ranks:
         return []
 
 
-def _brief(error: RuntimeError) -> str:
+def _brief(error: Exception) -> str:
     """Return what gloo says happened, without where in its source, and its advice."""
     line = str(error).strip().splitlines()[0]
     return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". This is typically")[0]
@@ -410,6 +449,8 @@ def ranks_of(config: DistributedConfig) -> Ranks:
         dist.group.WORLD if is_gloo else dist.new_group(backend="gloo", timeout=timeout),
     )
     _check_alike(ranks)
+    with ranks._failures("memory"):
+        ranks.neighbours = meet(ranks.rank, ranks.size, ranks.gather_json, config.timeout_seconds)
     return ranks
 
 

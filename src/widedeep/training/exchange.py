@@ -440,7 +440,7 @@ class Exchange:
             ]
             for firsts in ([first for _, _, first in outgoing], starts)
         )
-        buffer, stop = np.empty(sum(sent) - sent[own], np.uint8), 0
+        buffer, stop = self.ranks.outgoing(sum(sent) - sent[own]), 0
         for r in range(self.ranks.size):
             for i, (name, parcel) in enumerate(parcels.items()):
                 matrix, rows, first = outgoing[i]
