@@ -46,16 +46,16 @@ class Neighbours:
     Args:
         sockets: A connection to each, by rank.
         own: This rank's segments.
-        theirs: Those of the others.
+        of_others: Those of the others.
     """
 
     def __init__(
         self,
         sockets: dict[int, socket.socket],
         own: list[Segment],
-        theirs: dict[int, list[Segment]],
+        of_others: dict[int, list[Segment]],
     ) -> None:
-        self.sockets, self._own, self._theirs = sockets, own, theirs
+        self.sockets, self._own, self._of_others = sockets, own, of_others
         self._turn = 0
         self.close = weakref.finalize(self, _close, list(sockets.values()))
         """Close the connections: who waits for this rank learns of it now."""
@@ -86,14 +86,14 @@ class Neighbours:
         turn, self._turn = self._turn, (self._turn + 1) % _TURNS
         messages = {}
         for rank, connection in self.sockets.items():
-            place = b""
-            while len(place) < _PLACE.size:
-                part = connection.recv(_PLACE.size - len(place))
-                if not part:
+            header = b""
+            while len(header) < _PLACE.size:
+                received = connection.recv(_PLACE.size - len(header))
+                if not received:
                     raise ConnectionResetError(f"rank {rank} closed its connection")
-                place += part
-            start, size = _PLACE.unpack(place)
-            messages[rank] = self._theirs[rank][turn].bytes_to(start + size)[start:]
+                header += received
+            start, size = _PLACE.unpack(header)
+            messages[rank] = self._of_others[rank][turn].bytes_to(start + size)[start:]
         return messages
 
 
@@ -128,13 +128,13 @@ def meet(
             listener.bind(f"{path}/{rank}")
             listener.listen(size)
             folder = path
-        for other, theirs in enumerate(gather(folder)[:rank]):
-            if not (folder and theirs):
+        for other, its_folder in enumerate(gather(folder)[:rank]):
+            if not (folder and its_folder):
                 continue
             connection = socket.socket(socket.AF_UNIX)
             connection.settimeout(timeout_seconds)
             try:
-                connection.connect(f"{theirs}/{other}")
+                connection.connect(f"{its_folder}/{other}")
                 sockets[other] = connection
             except OSError:  # of another machine, or another user's
                 connection.close()
