@@ -95,85 +95,68 @@ void copy_by_field(const float* from, int64_t stride, const Head& head, float* t
   }
 }
 
-// out[j][i] = sum_u left[j][u] right[u][i]
-void products(const float* left, const float* right, const Head& head, float* out) {
-  for (int64_t i = 0; i < head.line; i += kLanes) {
-    int64_t j = 0;
-    for (; j + kTogether <= head.fields; j += kTogether) {
-      Vec sums[kTogether];
-      for (int k = 0; k < kTogether; ++k) sums[k] = vec_zero();
-      for (int64_t u = 0; u < head.units; ++u) {
-        const Vec other = vec_load(right + u * head.line + i);
-        for (int k = 0; k < kTogether; ++k) {
-          sums[k] = vec_multiply_add(vec_all(left[(j + k) * head.stride + u]), other, sums[k]);
-        }
-      }
-      for (int k = 0; k < kTogether; ++k) vec_store(out + (j + k) * head.line + i, sums[k]);
-    }
-    for (; j < head.fields; ++j) {
-      Vec sum = vec_zero();
-      for (int64_t u = 0; u < head.units; ++u) {
-        sum = vec_multiply_add(vec_all(left[j * head.stride + u]),
-                               vec_load(right + u * head.line + i), sum);
-      }
-      vec_store(out + j * head.line + i, sum);
+// A matrix of `rows` by `terms`, whose numbers lie at row * by_row + term * by_term.
+struct Left {
+  const float* data;
+  int64_t by_row, by_term;
+  int64_t rows, terms;
+};
+
+struct Lines {
+  const float* data;
+  int64_t stride;
+};
+
+// The sums of kRows rows from `row` on, for one register of columns.
+template <int kRows>
+__attribute__((always_inline)) inline void sum_rows(const Left& left, int64_t row,
+                                                    const Lines& right, float* out,
+                                                    int64_t out_stride, int64_t count) {
+  Vec sums[kRows];
+  for (int k = 0; k < kRows; ++k) sums[k] = vec_zero();
+  const float* const factors = left.data + row * left.by_row;
+  for (int64_t term = 0; term < left.terms; ++term) {
+    const Vec other = vec_load(right.data + term * right.stride);
+    for (int k = 0; k < kRows; ++k) {
+      const float factor = factors[k * left.by_row + term * left.by_term];
+      sums[k] = vec_multiply_add(vec_all(factor), other, sums[k]);
     }
   }
+  for (int k = 0; k < kRows; ++k) vec_store_first(out + k * out_stride, sums[k], count);
+}
+
+// out[r][c] = sum_t left[r][t] right[t][c]
+__attribute__((always_inline)) inline void multiply(const Left& left, const Lines& right,
+                                                    int64_t columns, float* out,
+                                                    int64_t out_stride) {
+  for (int64_t c = 0; c < columns; c += kLanes) {
+    const int64_t count = columns - c < kLanes ? columns - c : kLanes;
+    const Lines from{right.data + c, right.stride};
+    float* const to = out + c;
+    int64_t r = 0;
+    for (; r + kTogether <= left.rows; r += kTogether) {
+      sum_rows<kTogether>(left, r, from, to + r * out_stride, out_stride, count);
+    }
+    for (; r < left.rows; ++r) sum_rows<1>(left, r, from, to + r * out_stride, out_stride, count);
+  }
+}
+
+// out[j][i] = sum_u left[j][u] right[u][i]
+void products(const float* left, const float* right, const Head& head, float* out) {
+  multiply({left, head.stride, 1, head.fields, head.units}, {right, head.line}, head.line, out,
+           head.line);
 }
 
 // out[u][i] = sum_j left[j][u] right[j][i]
 void sums_over_fields(const float* left, const float* right, const Head& head, float* out) {
-  for (int64_t i = 0; i < head.line; i += kLanes) {
-    int64_t u = 0;
-    for (; u + kTogether <= head.units; u += kTogether) {
-      Vec sums[kTogether];
-      for (int k = 0; k < kTogether; ++k) sums[k] = vec_zero();
-      for (int64_t j = 0; j < head.fields; ++j) {
-        const Vec other = vec_load(right + j * head.line + i);
-        for (int k = 0; k < kTogether; ++k) {
-          sums[k] = vec_multiply_add(vec_all(left[j * head.stride + u + k]), other, sums[k]);
-        }
-      }
-      for (int k = 0; k < kTogether; ++k) vec_store(out + (u + k) * head.line + i, sums[k]);
-    }
-    for (; u < head.units; ++u) {
-      Vec sum = vec_zero();
-      for (int64_t j = 0; j < head.fields; ++j) {
-        sum = vec_multiply_add(vec_all(left[j * head.stride + u]),
-                               vec_load(right + j * head.line + i), sum);
-      }
-      vec_store(out + u * head.line + i, sum);
-    }
-  }
+  multiply({left, 1, head.stride, head.units, head.fields}, {right, head.line}, head.line, out,
+           head.line);
 }
 
 // to[j][u] = sum_i left[j][i] right[i][u]; `right` is by field.
 void sums_over_lanes(const float* left, const float* right, const Head& head, float* to) {
-  for (int64_t u = 0; u < head.units; u += kLanes) {
-    const int64_t count = head.units - u < kLanes ? head.units - u : kLanes;
-    int64_t j = 0;
-    for (; j + kTogether <= head.fields; j += kTogether) {
-      Vec sums[kTogether];
-      for (int k = 0; k < kTogether; ++k) sums[k] = vec_zero();
-      for (int64_t i = 0; i < head.fields; ++i) {
-        const Vec other = vec_load(right + i * head.unit_line + u);
-        for (int k = 0; k < kTogether; ++k) {
-          sums[k] = vec_multiply_add(vec_all(left[(j + k) * head.line + i]), other, sums[k]);
-        }
-      }
-      for (int k = 0; k < kTogether; ++k) {
-        vec_store_first(to + (j + k) * head.stride + u, sums[k], count);
-      }
-    }
-    for (; j < head.fields; ++j) {
-      Vec sum = vec_zero();
-      for (int64_t i = 0; i < head.fields; ++i) {
-        sum = vec_multiply_add(vec_all(left[j * head.line + i]),
-                               vec_load(right + i * head.unit_line + u), sum);
-      }
-      vec_store_first(to + j * head.stride + u, sum, count);
-    }
-  }
+  multiply({left, head.line, 1, head.fields, head.fields}, {right, head.unit_line}, head.units, to,
+           head.stride);
 }
 
 // The softmax of the scores by column.

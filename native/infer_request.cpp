@@ -142,32 +142,18 @@ bool InferRequestReader::read(std::string_view body, std::size_t json_length,
   output_forms_.clear();
   id_ = {};
   has_inputs_ = has_outputs_ = all_binary_ = false;
-  if (!take('{')) return false;
-  do {
-    std::string_view name;
-    if (!read_text(name) || !take(':') || !read_member(name)) return false;
-  } while (take(','));
-  return take('}') && is_over() && has_inputs_ && finish(names);
+  const auto member = [&](std::string_view name) { return read_member(name); };
+  return read_object(member) && is_over() && has_inputs_ && finish(names);
 }
 
 bool InferRequestReader::read_member(std::string_view name) {
   if (name == "inputs") return !has_inputs_ && (has_inputs_ = true, read_inputs());
   if (name == "outputs") return !has_outputs_ && (has_outputs_ = true, read_outputs());
-  if (name == "id") return id_.empty() && read_id();
+  if (name == "id") return id_.empty() && read_id(id_);
   Variant value{};
   if (name != "parameters" || !read_parameter("binary_data_output", value)) return false;
   all_binary_ = value.tag == Variant::Tag::boolean && value.integer != 0;
   return true;
-}
-
-// As it stands in the answer again: written without escapes, and short.
-bool InferRequestReader::read_id() {
-  skip_space();
-  const char* const begin = at_ + 1;
-  if (!read_text(id_)) return false;
-  const auto length = at_ - 1 - begin;
-  return id_.data() == begin && length > 0 && length <= 128 &&
-         std::all_of(begin, begin + length, [](char c) { return is_plain(c) && c != 0x7f; });
 }
 
 // {} or the one parameter; `value` stays as it is without it.
@@ -179,13 +165,12 @@ bool InferRequestReader::read_parameter(std::string_view expected, Variant& valu
 }
 
 bool InferRequestReader::read_inputs() {
-  if (!take('[')) return false;
-  do {
+  const auto add_input = [&] {
     if (n_tensors_ == kMostInputs) return false;
     if (tensors_.size() == n_tensors_) tensors_.emplace_back();
-    if (!read_input(tensors_[n_tensors_++])) return false;
-  } while (take(','));
-  return take(']');
+    return read_input(tensors_[n_tensors_++]);
+  };
+  return read_list(add_input) && n_tensors_ > 0;
 }
 
 bool InferRequestReader::read_input(Tensor& tensor) {
@@ -194,13 +179,9 @@ bool InferRequestReader::read_input(Tensor& tensor) {
   tensor.bytes = -1;
   tensor.has_data = false;
   tensor.count = 0;
-  if (!take('{')) return false;
-  do {
-    std::string_view name;
-    if (!read_text(name) || !take(':') || !read_input_member(name, tensor)) return false;
-  } while (take(','));
+  const auto member = [&](std::string_view name) { return read_input_member(name, tensor); };
   // Neither, or both, are for the full server to judge.
-  return take('}') && tensor.has_data != (tensor.bytes >= 0) && !tensor.shape.empty() &&
+  return read_object(member) && tensor.has_data != (tensor.bytes >= 0) && !tensor.shape.empty() &&
          tensor.name.data() != nullptr;
 }
 
@@ -219,54 +200,47 @@ bool InferRequestReader::read_input_member(std::string_view name, Tensor& tensor
 }
 
 bool InferRequestReader::read_shape(Tensor& tensor) {
-  if (!take('[')) return false;
-  do {
+  const auto add_size = [&] {
     Variant value{};
     if (!read_value(value) || value.tag != Variant::Tag::integer || value.integer < 0) return false;
     tensor.shape.push_back(value.integer);
-  } while (take(','));
-  return take(']') && tensor.shape.size() <= 8;
+    return true;
+  };
+  return read_list(add_size) && !tensor.shape.empty() && tensor.shape.size() <= 8;
 }
 
 // A flat list of values.
 bool InferRequestReader::read_data(Tensor& tensor) {
   tensor.has_data = true;
   tensor.begin = values_.size();
-  if (!take('[')) return false;
-  if (take(']')) return true;
-  do {
+  const bool is_read = read_list([&] {
     Variant value{};
     if (!read_value(value)) return false;
     values_.push_back(value);
-  } while (take(','));
+    return true;
+  });
   tensor.count = values_.size() - tensor.begin;
-  return take(']');
+  return is_read;
 }
 
 bool InferRequestReader::read_outputs() {
-  if (!take('[')) return false;
-  if (take(']')) return true;
-  do {
-    std::string_view name, text;
+  return read_list([&] {
+    std::string_view text;
     std::int8_t form = -1;
-    if (!take('{')) return false;
-    do {
-      if (!read_text(name) || !take(':')) return false;
-      if (name == "name") {
-        if (text.data() != nullptr || !read_text(text)) return false;
-        continue;
-      }
+    const auto member = [&](std::string_view name) {
+      if (name == "name") return text.data() == nullptr && read_text(text);
       Variant value{};
       value.integer = -1;
       if (name != "parameters" || form >= 0 || !read_parameter("binary_data", value)) return false;
-      if (value.tag == Variant::Tag::null && value.integer < 0) continue;  // {}
+      if (value.tag == Variant::Tag::null && value.integer < 0) return true;  // {}
       form = value.tag == Variant::Tag::boolean && value.integer == 1 ? 1 : 0;
-    } while (take(','));
-    if (!take('}') || text.data() == nullptr) return false;
+      return true;
+    };
+    if (!read_object(member) || text.data() == nullptr) return false;
     output_names_.push_back(text);
     output_forms_.push_back(form);
-  } while (take(','));
-  return take(']');
+    return true;
+  });
 }
 
 std::int64_t InferRequestReader::n_values() const noexcept {

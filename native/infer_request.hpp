@@ -58,7 +58,6 @@ class InferRequestReader : private JsonReader {
   bool read_data(Tensor& tensor);
   bool read_outputs();
   bool read_parameter(std::string_view expected, Variant& value);
-  bool read_id();
   bool finish(const InferNames& names);
   bool place(Tensor& tensor, const InferNames& names);
   bool take_values(Tensor& tensor);

@@ -1,5 +1,6 @@
 #include "json_reader.hpp"
 
+#include <algorithm>
 #include <charconv>
 #include <utility>
 
@@ -238,6 +239,15 @@ bool JsonReader::take_word(std::string_view word) {
 
 void JsonReader::skip_space() {
   while (at_ != end_ && (*at_ == ' ' || *at_ == '\n' || *at_ == '\t' || *at_ == '\r')) ++at_;
+}
+
+bool JsonReader::read_id(std::string_view& id) {
+  skip_space();
+  const char* const begin = at_ + 1;
+  if (!read_text(id)) return false;
+  const auto length = at_ - 1 - begin;
+  return id.data() == begin && length > 0 && length <= 128 &&
+         std::all_of(begin, begin + length, [](char c) { return is_plain(c) && c != 0x7f; });
 }
 
 }  // namespace widedeep

@@ -32,6 +32,31 @@ class JsonReader {
   bool take(char c);
   bool take_word(std::string_view word);
   void skip_space();
+  // A text that stands in the answer again: written without escapes, and short.
+  bool read_id(std::string_view& id);
+
+  // Calls item() for each item.
+  template <class Item>
+  bool read_list(Item&& item) {
+    if (!take('[')) return false;
+    if (take(']')) return true;
+    do {
+      if (!item()) return false;
+    } while (take(','));
+    return take(']');
+  }
+
+  // Calls member(name) for each member's value.
+  template <class Member>
+  bool read_object(Member&& member) {
+    if (!take('{')) return false;
+    if (take('}')) return true;
+    do {
+      std::string_view name;
+      if (!read_text(name) || !take(':') || !member(name)) return false;
+    } while (take(','));
+    return take('}');
+  }
 
   const char* at_ = nullptr;
   const char* end_ = nullptr;

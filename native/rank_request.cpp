@@ -101,12 +101,8 @@ bool RankRequestReader::read(std::string_view body, const RequestNames& names) {
   k_ = -1;
   names_head_ = false;
   seen_ = 0;
-  if (!take('{')) return false;
-  do {
-    std::string_view name;
-    if (!read_text(name) || !take(':') || !read_member(name)) return false;
-  } while (take(','));
-  if (!take('}') || !is_over()) return false;
+  const auto member = [&](std::string_view name) { return read_member(name); };
+  if (!read_object(member) || !is_over()) return false;
   const bool has_ids = (seen_ & kCandidates) != 0;
   if (has_ids == are_inline() || have_common_name() || has_misspelt_key()) return false;
   const std::size_t n_rows = are_inline() ? candidates_.size() : 0;
@@ -182,17 +178,8 @@ bool RankRequestReader::read_member(std::string_view name) {
     case kHead:
       return read_head();
     default:
-      return read_request_id();
+      return JsonReader::read_id(request_id_);
   }
-}
-
-// As it stands in the answer again: written without escapes, and short.
-bool RankRequestReader::read_request_id() {
-  const char* const begin = at_ + 1;
-  if (!read_text(request_id_)) return false;
-  const auto length = at_ - 1 - begin;
-  return request_id_.data() == begin && length > 0 && length <= 128 &&
-         std::all_of(begin, begin + length, [](char c) { return is_plain(c) && c != 0x7f; });
 }
 
 bool RankRequestReader::read_head() {
@@ -202,12 +189,8 @@ bool RankRequestReader::read_head() {
 }
 
 bool RankRequestReader::read_query(std::vector<std::string_view>& given) {
-  if (!take('{')) return false;
-  if (take('}')) return true;
   int guess = 0;
-  do {
-    std::string_view name;
-    if (!read_text(name) || !take(':')) return false;
+  return read_object([&](std::string_view name) {
     const int place = query_.names->find(name, guess);
     if (place == SideNames::kForeign) return false;
     given.push_back(name);
@@ -216,15 +199,18 @@ bool RankRequestReader::read_query(std::vector<std::string_view>& given) {
     Cell unused;
     Cell& cell = place < 0 ? unused : query_.cells[static_cast<std::size_t>(place)];
     cell = {};
-    cell.given = true;
-    cell.begin = values_.size();
-    cell.rows = ends_.size();
-    ends_.push_back(0);
-    valid_.push_back(1);
-    if (!read_cell(cell)) return false;
+    start_cell(cell);
     guess = place + 1;
-  } while (take(','));
-  return take('}');
+    return read_cell(cell);
+  });
+}
+
+void RankRequestReader::start_cell(Cell& cell) {
+  cell.given = true;
+  cell.begin = values_.size();
+  cell.rows = ends_.size();
+  ends_.push_back(0);
+  valid_.push_back(1);
 }
 
 // Adds a row to a column: a value, or a list of them.
@@ -232,20 +218,17 @@ bool RankRequestReader::read_cell(Cell& cell) {
   skip_space();
   Variant value;
   bool is_valid = true;
-  if (at_ != end_ && *at_ == '[') {
-    ++at_;
-    cell.is_list = true;
-    if (!take(']')) {
-      do {
-        if (!read_value(value)) return false;
-        values_.push_back(value);
-      } while (take(','));
-      if (!take(']')) return false;
-    }
-  } else {
+  const auto add_value = [&] {
     if (!read_value(value)) return false;
-    is_valid = value.tag != Variant::Tag::null;
     values_.push_back(value);
+    return true;
+  };
+  if (at_ != end_ && *at_ == '[') {
+    cell.is_list = true;
+    if (!read_list(add_value)) return false;
+  } else {
+    if (!add_value()) return false;
+    is_valid = value.tag != Variant::Tag::null;
   }
   cell.count = values_.size() - cell.begin;
   ends_.push_back(static_cast<std::int64_t>(cell.count));
@@ -255,68 +238,50 @@ bool RankRequestReader::read_cell(Cell& cell) {
 
 // {"column": [a value an item, ...], ...}
 bool RankRequestReader::read_items() {
-  if (!take('{')) return false;
-  if (take('}')) return false;  // the full server says how many there are
   int guess = 0;
   bool is_first = true;
   std::size_t n_rows = 0;
-  do {
-    std::string_view name;
-    if (!read_text(name) || !take(':') || !take('[')) return false;
+  const auto add_column = [&](std::string_view name) {
     const int place = items_.names->find(name, guess);
     if (place == SideNames::kForeign) return false;
     if (place < 0 && unknown_.size() <= kMostKeys) unknown_.push_back(name);
     Cell unused;
     Cell& cell = place < 0 ? unused : items_.cells[static_cast<std::size_t>(place)];
-    if (cell.given) return false;
-    cell.given = true;
-    if (!read_item_column(place, cell)) return false;
+    if (cell.given || !read_item_column(place, cell)) return false;
     const std::size_t n = ends_.size() - cell.rows - 1;
     if (!is_first && n != n_rows) return false;
     is_first = false;
     n_rows = n;
     guess = place + 1;
-  } while (take(','));
+    return true;
+  };
+  if (!read_object(add_column)) return false;
   candidates_.resize(n_rows);
-  return take('}');
+  return !is_first;  // without columns, the full server says how many there are
 }
 
-// The rest of a list, of which the ids are kept as they stand there.
+// A list, of which the ids are kept as they stand there.
 bool RankRequestReader::read_item_column(int place, Cell& cell) {
-  cell.begin = values_.size();
-  cell.rows = ends_.size();
-  ends_.push_back(0);
-  valid_.push_back(1);
+  start_cell(cell);
   const bool are_ids = place >= 0 && place == names_->id_column;
-  if (take(']')) return true;
   std::size_t row = 0;
-  do {
+  return read_list([&] {
     skip_space();
     const char* const begin = at_;
     if (!read_cell(cell)) return false;
-    if (!are_ids) continue;
+    if (!are_ids) return true;
     if (candidates_.size() <= row) candidates_.resize(row + 1);
-    if (*begin == '[' || !take_id(begin, values_.back(), candidates_[row++])) return false;
-  } while (take(','));
-  return take(']');
+    return *begin != '[' && take_id(begin, values_.back(), candidates_[row++]);
+  });
 }
 
 bool RankRequestReader::read_candidates() {
-  if (!take('[')) return false;
-  if (take(']')) return true;
-  do {
-    CandidateId id;
-    if (!read_id(id)) return false;
-    candidates_.push_back(id);
-  } while (take(','));
-  return take(']');
-}
-
-bool RankRequestReader::read_id(CandidateId& id) {
-  skip_space();
-  const char* const begin = at_;
-  Variant value;
-  return read_value(value) && take_id(begin, value, id);
+  return read_list([&] {
+    skip_space();
+    const char* const begin = at_;
+    Variant value;
+    return read_value(value) && take_id(begin, value, candidates_.emplace_back());
+  });
 }
 
 // What was just read, from `begin` on, as an id.

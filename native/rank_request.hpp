@@ -107,13 +107,12 @@ class RankRequestReader : private JsonReader {
   bool read_query(std::vector<std::string_view>& given);
   bool read_items();
   bool read_item_column(int place, Cell& cell);
+  void start_cell(Cell& cell);
   bool read_cell(Cell& cell);
   bool read_candidates();
-  bool read_id(CandidateId& id);
   bool take_id(const char* begin, const Variant& value, CandidateId& id);
   bool read_count();
   bool read_head();
-  bool read_request_id();
   void finish(Side& side, std::size_t n_rows);
   static std::int64_t n_values(const Side& side, std::size_t n_columns, std::size_t n_rows);
 

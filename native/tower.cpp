@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "buffer_pool.hpp"
+#include "norm_passes.hpp"
 #include "thread_pool.hpp"
 #include "tower_isa.hpp"
 
@@ -234,18 +235,7 @@ struct ColumnFigures {
   Buffer second;
 };
 
-template <class Fn>
-void over_columns(int64_t width, int64_t rows, int threads, Fn&& columns) {
-  const int64_t pieces = (width + kNormColumns - 1) / kNormColumns;
-  parallel_for(pieces, rows < kFewRows ? 1 : threads, [&](int64_t begin, int64_t end, int) {
-    for (int64_t piece = begin; piece < end; ++piece) {
-      double first[kNormColumns];
-      double second[kNormColumns];
-      const int64_t start = piece * kNormColumns;
-      columns(start, std::min(width, start + kNormColumns), first, second);
-    }
-  });
-}
+int norm_threads(int64_t rows, int threads) { return rows < kFewRows ? 1 : threads; }
 
 // The means of a layer's outputs, and the deviations' inverses; the running figures follow them.
 void find_moments(const TowerLayer& layer, int64_t rows, int threads, float* means) {
@@ -258,7 +248,7 @@ void find_moments(const TowerLayer& layer, int64_t rows, int threads, float* mea
     running =
         static_cast<float>((1.0 - momentum) * static_cast<double>(running) + momentum * value);
   };
-  over_columns(layer.outputs, rows, threads,
+  over_columns(layer.outputs, norm_threads(rows, threads),
                [&](int64_t begin, int64_t end, double* mean, double* variance) {
                  WIDEDEEP_DISPATCH(column_moments)(read(layer.out), rows, begin, end, mean,
                                                    variance);
@@ -277,7 +267,7 @@ void find_moments(const TowerLayer& layer, int64_t rows, int threads, float* mea
 void find_gradient_means(const TowerLayer& layer, int64_t rows, int threads,
                          const ColumnFigures& means) {
   const TowerNorm& norm = *layer.norm;
-  over_columns(layer.outputs, rows, threads,
+  over_columns(layer.outputs, norm_threads(rows, threads),
                [&](int64_t begin, int64_t end, double* mean, double* product) {
                  WIDEDEEP_DISPATCH(column_products)
                  (read(layer.grad), read(norm.normed), rows, begin, end, mean, product);
