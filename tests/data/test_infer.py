@@ -207,6 +207,18 @@ def test_a_label_that_is_no_column() -> None:
         wd.infer_spec(table(x=NUMBERS), label="clikc")
 
 
+def test_a_file_without_names_or_labels() -> None:
+    with pytest.raises(DataError, match=r"which is no column; .*the file has no line of names"):
+        wd.infer_spec(pa.table({"0.5": NUMBERS, "1": NUMBERS}), label="y")
+    with pytest.raises(DataError, match="label 'y': holds no value; give rows with a label"):
+        wd.infer_spec(pa.table({"x": NUMBERS, "y": pa.nulls(ROWS)}), label="y")
+    with pytest.raises(ConfigError, match="the table has no column but the label 'y'"):
+        wd.infer_spec(pa.table({"y": [i % 2 for i in range(ROWS)]}), label="y")
+    prices = [f"{i},50" for i in range(ROWS)]
+    with pytest.raises(ConfigError, match=r"x: is text that looks like numbers, such as"):
+        wd.infer_spec(pa.table({"x": prices, "y": [i % 2 for i in range(ROWS)]}), label="y")
+
+
 def test_nothing_to_learn_from() -> None:
     with pytest.raises(ConfigError, match=r"no column that can be a feature .country: is always d"):
         wd.infer_spec(table(country=["de"] * ROWS))

@@ -88,6 +88,16 @@ def test_an_error_names_a_row_by_its_place_in_the_file(
         assert f"row {last - 12_000} of {paths[1]}" in str(caught.value)
 
 
+def test_an_error_names_a_row_of_json_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'\n{{"x": {i}}}\n' for i in range(900)))
+    with open_source(split_rows(path, 0.5)[0]) as source:
+        fragment = source.fragments[-1]
+        row = fragment.first_row + fragment.num_rows - 1
+        last = source.read(fragment)["x"][-1].as_py()
+        assert source.row_name(fragment.origin, row) == f"line {2 * last + 2:,} of {path}"
+
+
 def test_an_error_names_a_row_of_csv_by_its_line(table: pa.Table, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     quoted = "\n".join(f'{i},"two\nlines"' for i in range(9_000))

@@ -33,7 +33,8 @@ def format_of(path: InputPath) -> InputFormat:
     file_format = find_format(path)
     if file_format is None:
         raise DataError(
-            f"{path}: unknown kind of file {path.suffix!r}; allowed: {known_suffixes()}"
+            f"{path}: unknown kind of file {path.suffix!r}; allowed: {known_suffixes()}; "
+            "convert it to one of them"
         )
     return file_format
 

@@ -613,6 +613,7 @@ def infer_spec(
     evidence = measure(sample.table, columns, label, head, crosses=crosses, seed=seed)
     if not any(column.is_feature for column in evidence.columns):
         reasons = "; ".join(f"{c.name}: {c.reason}" for c in evidence.columns if c.reason)
+        reasons = reasons or f"the table has no column but the label {label!r}"
         raise ConfigError(f"got no column that can be a feature ({reasons}); give other columns")
     binned = with_bins(evidence.columns, sample.total, bins)
     spec = _spec(binned, evidence.crosses, label, sample.total)
@@ -634,6 +635,8 @@ def infer_spec(
 def _head_of(label: ColumnProfile | None, head: HeadKind | None) -> HeadKind:
     if label is None:
         return head or "binary"
+    if not label.values:
+        raise DataError(f"label {label.name!r}: holds no value; give rows with a label")
     number = label.kind in ("int", "float")
     if label.nested or label.kind in ("time", "other") or (head == "regression" and not number):
         expected = "numbers" if head == "regression" else "numbers, text or booleans"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,7 +62,21 @@ def _json_input(
         for batch in _timed(path, line, _parsed(path, line, text, written), schema).to_batches()
     )
     reader = pa.RecordBatchReader.from_batches(schema, batches)
-    return spooled_input(selected_columns(reader, columns, str(path)), str(path), spool, path=path)
+    opened = spooled_input(
+        selected_columns(reader, columns, str(path)), str(path), spool, path=path
+    )
+    return replace(opened, row_name=partial(_line_of_row, path))
+
+
+def _line_of_row(path: InputPath, row: int) -> str:
+    """Return where a row is, as ``"line 7 of a.jsonl"``; blank lines hold none."""
+    for first, text in _chunks(path):
+        for line, one in enumerate(text.split(b"\n"), first):
+            if one.strip():
+                if not row:
+                    return f"line {line:,} of {path}"
+                row -= 1
+    return f"the end of {path}"
 
 
 def _timed(path: InputPath, line: int, table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -253,7 +253,11 @@ def label_of(columns: Sequence[ColumnProfile], label: str | None) -> str | None:
     """Return the label's column, guessed from names if it is not given; None if none looks so."""
     names = [column.name for column in columns]
     if label is not None and label not in names:
-        raise DataError(f"got label {label!r}, which is no column; {nearest(label, names)}")
+        note = _header_note(names)
+        raise DataError(
+            f"got label {label!r}, which is no column; {nearest(label, names)}"
+            + (f"; {note}" if note else "")
+        )
     if label is not None:
         return label
     lower = {column.name.lower(): column.name for column in columns}
@@ -455,7 +459,8 @@ def _number_role(column: ColumnProfile) -> InferredColumn:
 
 def _value_role(column: ColumnProfile) -> InferredColumn:
     if column.names_rows and column.complete:
-        return _left_out(column, _NAMES_ROWS)
+        looks = column.spelling_note.partition(": ")[2] if column.looks else ""
+        return _left_out(column, looks or _NAMES_ROWS)
     if column.named_like_id or column.distinct > min(_MANY_VALUES, 0.3 * column.values):
         return id_like(column)
     words = [text for text, _ in column.top if text.lower() in _NULL_WORDS or text == "''"]
