@@ -252,7 +252,7 @@ class _SpillingTable:
         all_bits_used = level * PARTITION_BITS >= HASH_BITS
         self._table = kernels.CountTable(sys.maxsize if all_bits_used else limit_bytes)
         self._file: IO[bytes] | None = None
-        self._runs: list[NDArray[np.int64]] = []  # (partitions, 2): first byte, and bytes
+        self._runs: list[NDArray[np.int64]] = []  # (partitions, 3): a _Block a row
 
     def add(self, keys: _Keys) -> None:
         first, n_keys = 0, len(keys.offsets) - 1
@@ -289,9 +289,9 @@ class _SpillingTable:
         table = _SpillingTable(self._limit_bytes, self._spill_dir, self._level + 1)
         try:
             for run in self._runs:
-                first, n_bytes = run[partition].tolist()
-                for keys in _unpacked(self._read(first, n_bytes)) if n_bytes else ():
-                    table.add(keys)
+                block = _Block(*run[partition].tolist())
+                if block.n_keys:
+                    table.add(self._read(block))
             yield from table.merged()
         finally:
             table.close()
@@ -337,19 +337,24 @@ class _SpillingTable:
     def _write_run(self, file: IO[bytes]) -> NDArray[np.int64]:
         # (keys,) keys by partition; (partitions + 1,) where each partition begins
         order, starts = self._table.partitions(PARTITION_BITS * self._level, PARTITION_BITS)
-        run = np.zeros((1 << PARTITION_BITS, 2), np.int64)
+        run = np.zeros((1 << PARTITION_BITS, len(_Block._fields)), np.int64)
         file.seek(0, os.SEEK_END)
         for partition in np.flatnonzero(np.diff(starts)).tolist():
             keys = order[starts[partition] : starts[partition + 1]]
-            packed = _packed([_Keys(*self._table.take(keys))])
-            run[partition] = file.tell(), len(packed)
-            file.write(packed.data)
+            data, offsets, counts = self._table.take(keys)
+            run[partition] = _Block(offset=file.tell(), n_keys=len(counts), n_bytes=len(data))
+            for array in (offsets, counts, data):
+                file.write(array.data)
         return run
 
-    def _read(self, first: int, n_bytes: int) -> NDArray[np.uint8]:
+    def _read(self, block: _Block) -> _Keys:
         assert self._file is not None
-        self._file.seek(first)
-        return np.frombuffer(self._file.read(n_bytes), np.uint8)
+        self._file.seek(block.offset)
+        n_words = 2 * block.n_keys + 1
+        content = self._file.read(8 * n_words + block.n_bytes)
+        words = np.frombuffer(content, np.int64, n_words)
+        data = np.frombuffer(content, np.uint8, offset=8 * n_words)
+        return _Keys(data, words[: block.n_keys + 1], words[block.n_keys + 1 :])
 
 
 def _rounds(n_ranks: int, at_least: int) -> Iterator[list[list[int]]]:
@@ -382,3 +387,11 @@ def _unpacked(buffer: NDArray[np.uint8]) -> Iterator[_Keys]:
         data = buffer[start : start + n_bytes]
         yield _Keys(data, words[: n_keys + 1], words[n_keys + 1 :])
         start += n_bytes + -n_bytes % 8
+
+
+class _Block(NamedTuple):
+    """One partition of one run: its offset in the file, its keys and their bytes."""
+
+    offset: int
+    n_keys: int
+    n_bytes: int
