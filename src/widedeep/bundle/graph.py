@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.bundle.layout import BundleModel, BundleSequence, DeepColumn
-from widedeep.bundle.program import TowerProgram
+from widedeep.bundle.program import TowerProgram, dense_forward
 from widedeep.data.batch import Batch, Cells
 from widedeep.errors import BundleError, SchemaError
 from widedeep.features.spec import feature_side
@@ -195,7 +195,7 @@ class Forward:
             combiner = schema.slots[slot].wide_combiner(model.wide_combiner)
             scorer.add_wide(slot, weights[f"wide/{name}"], combiner, item=is_item)
 
-        def add(columns: Iterable[DeepColumn]) -> None:
+        def add(columns: Iterable[DeepColumn], scorer: Scorer = scorer) -> None:
             add_inputs(scorer.add_dense, scorer.add_embedding, schema, columns, weights, slots)
 
         self._vector_scorers: dict[str, Scorer] = {}
@@ -204,8 +204,7 @@ class Forward:
             for columns, own in zip(
                 stage_columns(schema, model), stage_sequences(schema, model), strict=True
             ):
-                put = (scorer.add_dense, scorer.add_embedding)
-                add_inputs(*put, schema, columns, weights, slots)
+                add(columns, scorer)
                 add_sequences(scorer.add_sequence, own, tables, slots)
             scorer.set_program(native)
 
@@ -327,12 +326,7 @@ class TowerForward:
 
     def logits(self, concat_BX: NDArray[np.float32], *, threads: int = 1) -> NDArray[np.float32]:
         """Return the deep part of the logits, (B, C)."""
-        no_ids, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
-        _, deep_BC = self._scorer.forward(
-            no_ids, offsets, None, np.ascontiguousarray(concat_BX), threads=threads
-        )
-        assert deep_BC is not None
-        return deep_BC
+        return dense_forward(self._scorer, np.ascontiguousarray(concat_BX), threads=threads)
 
 
 def _add_tower(

@@ -214,13 +214,11 @@ class TowerProgram:
 
     def vectors(self) -> dict[str, tuple[ScoreProgram, int]]:
         """Return the programs of the query's and the item's vector, with their width."""
-        programs = {}
-        for name, value in self.program.shares.items():
-            if name.startswith(_VECTOR):
-                program = self.program.pruned(value)
-                width = sum(view[2][0] for view in program.operations[-1].inputs)  # of a gather
-                programs[name.removeprefix(_VECTOR)] = program.native(self._weights), width
-        return programs
+        return {
+            name.removeprefix(_VECTOR): self._program_of(value)
+            for name, value in self.program.shares.items()
+            if name.startswith(_VECTOR)
+        }
 
     def shares(self, inputs_BX: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Return the values that explain the logits of a few rows, by name.
@@ -232,13 +230,25 @@ class TowerProgram:
         for name, value in self.program.shares.items():
             if name.startswith(_VECTOR):
                 continue
-            program = self.program.pruned(value)
-            size = sum(view[2][0] for view in program.operations[-1].inputs)  # of a gather
+            program, size = self._program_of(value)
             scorer = Scorer(0, inputs_BX.shape[1], size)
             scorer.add_dense(0, inputs_BX.shape[1])
-            scorer.set_program(program.native(self._weights))
-            no_ids, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
-            _, share_BC = scorer.forward(no_ids, offsets, None, inputs_BX, threads=1)
-            assert share_BC is not None
-            results[name] = share_BC
+            scorer.set_program(program)
+            results[name] = dense_forward(scorer, inputs_BX, threads=1)
         return results
+
+    def _program_of(self, value: int) -> tuple[ScoreProgram, int]:
+        """Return the program of a value that a gather makes, and its width."""
+        program = self.program.pruned(value)
+        width = sum(view[2][0] for view in program.operations[-1].inputs)
+        return program.native(self._weights), width
+
+
+def dense_forward(
+    scorer: Scorer, inputs_BX: NDArray[np.float32], *, threads: int
+) -> NDArray[np.float32]:
+    """Return the deep part, (B, C), of a scorer that reads no ids."""
+    no_ids, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
+    _, deep_BC = scorer.forward(no_ids, offsets, None, inputs_BX, threads=threads)
+    assert deep_BC is not None
+    return deep_BC

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle
 from widedeep.bundle.posterior import ranked_head, uncertainty_bundles
 from widedeep.errors import BundleError
-from widedeep.features.spec import item_columns
 from widedeep.options import Seed, check_range, check_types
-from widedeep.serving.scorers import FactorizedScorer, RowScorer, can_factorize
+from widedeep.serving.scorers import FactorizedScorer, RowScorer, new_scorer
 
 __all__ = ["Exploration"]
 
@@ -233,7 +232,7 @@ class UncertainScorer:
         wide, hidden = uncertainty_bundles(bundle)
         self._wide = wide
         parts = [*([] if wide is None else [wide.bundle]), *([] if hidden is None else [hidden])]
-        self._scorers = [scorer, *(_scorer(part, threads) for part in parts)]
+        self._scorers = [scorer, *(new_scorer(part, threads=threads) for part in parts)]
 
     def query(self, row: Mapping[str, Any]) -> _Sides:
         """Prepare a query."""
@@ -274,10 +273,3 @@ class UncertainScorer:
             query.parts[index], items.parts[index], rows_B
         )
         return logits_BC
-
-
-def _scorer(bundle: Bundle, threads: int) -> FactorizedScorer | RowScorer:
-    if can_factorize(bundle):
-        return FactorizedScorer(bundle, precision="float32", threads=threads)
-    of_item = item_columns(bundle.schema.spec) & frozenset(bundle.encoder.columns(targets=False))
-    return RowScorer(bundle, item_columns=of_item or None, threads=threads)

@@ -18,7 +18,6 @@ from widedeep.bundle import Bundle, BundleHead, Explanation
 from widedeep.bundle.formula import Formula
 from widedeep.data.transform import misspelt_keys
 from widedeep.errors import (
-    BundleError,
     ConfigError,
     DataError,
     FeatureError,
@@ -30,7 +29,7 @@ from widedeep.options import check_range, check_types
 from widedeep.serving.catalogue import Catalogue, SharedRows
 from widedeep.serving.exploration import LOG_COLUMNS, Exploration, UncertainScorer, Uncertainty
 from widedeep.serving.formula_scores import FormulaScores, inline_numbers
-from widedeep.serving.scorers import FactorizedScorer, RowScorer, can_factorize
+from widedeep.serving.scorers import FactorizedScorer, RowScorer, new_scorer
 
 __all__ = ["Ranker", "RankerOptions", "Ranking"]
 
@@ -265,7 +264,7 @@ class Ranker:
         self._heads = {head.name: head for head in self.bundle.model.heads}
         rank_by = options.rank_by or self.bundle.model.rank_by
         self.formula = None if rank_by is None else FormulaScores(Formula(rank_by), self.bundle)
-        scorer = self._new_scorer()
+        scorer = new_scorer(self.bundle, precision=options.precision, threads=options.threads)
         self._is_factorized = isinstance(scorer, FactorizedScorer)
         self.scorer: Any = self._exploring_scorer(scorer)
         self.item_id = items.id_column if isinstance(items, Catalogue) else options.item_id
@@ -283,19 +282,6 @@ class Ranker:
                 f"({self.rank_by!r}), whose uncertainty is not known; explore by 'epsilon'"
             )
         return UncertainScorer(scorer, self.bundle, threads=self.options.threads)
-
-    def _new_scorer(self) -> FactorizedScorer | RowScorer:
-        precision, threads = self.options.precision, self.options.threads
-        if can_factorize(self.bundle) and (precision == "float32" or self.bundle.program is None):
-            return FactorizedScorer(self.bundle, precision=precision, threads=threads)
-        if precision != "float32":
-            raise BundleError(
-                f"got precision={precision!r}, but this model's item part cannot be kept "
-                "apart in it (it has towers beside the perceptron, or no features of the item); "
-                "use 'float32'"
-            )
-        columns = self._item_columns or None
-        return RowScorer(self.bundle, item_columns=columns, threads=threads)
 
     @property
     def unknown_items(self) -> Literal["score", "refuse"]:

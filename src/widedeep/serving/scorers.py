@@ -20,6 +20,7 @@ from widedeep.bundle.graph import (
     tower_layers,
 )
 from widedeep.data.transform import plain_value
+from widedeep.errors import BundleError
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import feature_side, item_columns
 from widedeep.kernels import EncodedSide, PartialSums, RankScorer, TransformSides
@@ -281,6 +282,26 @@ class FactorizedScorer:
             self.bias_C,
             threads=self._threads,
         )
+
+
+def new_scorer(
+    bundle: Bundle, *, threads: int, precision: Literal["float32", "bfloat16"] = "float32"
+) -> FactorizedScorer | RowScorer:
+    """Return the scorer by sums of sides where the model has them, else the one by rows.
+
+    Raises:
+        BundleError: If the model has no sides, and a precision that only they have is asked for.
+    """
+    if can_factorize(bundle) and (precision == "float32" or bundle.program is None):
+        return FactorizedScorer(bundle, precision=precision, threads=threads)
+    if precision != "float32":
+        raise BundleError(
+            f"got precision={precision!r}, but this model's item part cannot be kept "
+            "apart in it (it has towers beside the perceptron, or no features of the item); "
+            "use 'float32'"
+        )
+    of_item = item_columns(bundle.schema.spec) & frozenset(bundle.encoder.columns(targets=False))
+    return RowScorer(bundle, item_columns=of_item or None, threads=threads)
 
 
 def _side(spec: FeatureSpec, name: str) -> Side:

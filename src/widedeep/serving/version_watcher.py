@@ -27,6 +27,7 @@ from widedeep.serving.versions import (
     RegistryOptions,
     ServingState,
     Signature,
+    file_signature,
     find_versions,
     make_plan,
     read_state,
@@ -140,7 +141,7 @@ class VersionWatcher:
             try:
                 versions = self._present()  # first: it brings the state from behind a URL
                 state = read_state(self._state_file)
-                items = _file_signature(self._options.items)
+                items = () if self._options.items is None else file_signature(self._options.items)
             except (WideDeepError, OSError) as error:
                 # Serving goes on: a file system may be away for a moment.
                 self._set_problem(str(error))
@@ -425,13 +426,3 @@ def _is_transient(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _file_signature(path: str | os.PathLike[str] | None) -> Signature:
-    if path is None:
-        return ()
-    try:
-        stats = os.stat(path)
-    except OSError:
-        return ()
-    return ((os.fspath(path), stats.st_size, stats.st_mtime_ns, stats.st_ino),)

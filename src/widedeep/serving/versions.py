@@ -127,12 +127,21 @@ def signature(path: Path) -> Signature:
     """Return the signature of a version's files; what cannot be read is for loading to tell."""
     try:
         with os.scandir(path) as entries:
-            return tuple(sorted(_file_signature(entry) for entry in entries))
+            return tuple(sorted(_entry_signature(entry) for entry in entries))
     except PermissionError:
         return (("", -errno.EACCES, 0, 0),)
 
 
-def _file_signature(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
+def file_signature(path: str | os.PathLike[str]) -> Signature:
+    """Return the signature of one file; empty for one that cannot be read."""
+    try:
+        stats = os.stat(path)
+    except OSError:
+        return ()
+    return ((os.fspath(path), stats.st_size, stats.st_mtime_ns, stats.st_ino),)
+
+
+def _entry_signature(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
     try:
         stats = entry.stat()
     except OSError as error:

@@ -13,6 +13,7 @@ from widedeep.errors import ConfigError, nearest
 from widedeep.kernels import ApiKey, ApiKeys, TokenBucket
 from widedeep.serving.config import Settings
 from widedeep.serving.http.errors import HttpError
+from widedeep.serving.versions import file_signature
 
 _KEY_FIELDS = ("sha256", "rate", "admin")
 
@@ -22,7 +23,7 @@ class Keys:
 
     def __init__(self, path: Path, workers: int) -> None:
         self._path, self._workers = path, workers
-        self._signature = _file_signature(path)
+        self._signature = file_signature(path)
         self.native = ApiKeys()  # That native threads ask, too
         self.native.replace(_read_keys(path, workers))
 
@@ -38,7 +39,7 @@ class Keys:
 
     def reload(self, *, force: bool = False) -> bool:
         """Read the file again if it has changed; unchanged callers keep their token buckets."""
-        signature = _file_signature(self._path)
+        signature = file_signature(self._path)
         if signature == self._signature and not force:
             return False
         self._signature = signature  # also of a file with a mistake: it is not read twice
@@ -68,14 +69,6 @@ class Keys:
                 retry_after=math.ceil(wait),
             )
         return caller
-
-
-def _file_signature(path: Path) -> tuple[int, ...]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return ()
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _read_keys(path: Path, workers: int) -> list[ApiKey]:
