@@ -29,8 +29,8 @@ namespace {
 constexpr std::array<const char*, 7> kActivations = {"linear", "relu",       "gelu", "tanh",
                                                      "elu",    "leaky_relu", "silu"};
 
-Activation activation_of(const std::string& name) {
-  return static_cast<Activation>(named("activation", kActivations, name));
+UnitActivation activation_of(const std::string& name) {
+  return static_cast<UnitActivation>(named("activation", kActivations, name));
 }
 
 // The fields' matrix, checked: rows of n_fields vectors as wide as `out` is.

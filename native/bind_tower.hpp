@@ -48,7 +48,7 @@ struct BoundNorm {
 struct BoundLayer {
   Output weight, output, grad, weight_grad;
   MaybeOutput bias, bias_grad, slope;
-  Activation activation;
+  UnitActivation activation;
   float dropout;
   std::optional<BoundNorm> norm;
 

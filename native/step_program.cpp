@@ -126,7 +126,7 @@ class FewRows {
           static_cast<float>(update.eps),
           static_cast<float>(update.l2)};
       if (backward) {
-        if (layer.activation == Activation::relu) mask(layer, tower.rows);
+        if (layer.activation == UnitActivation::relu) mask(layer, tower.rows);
         request.grad_in = first ? tower.grad_in : below.grad;
       }
       adagrad_outer(request, layer.outputs * update.weights.width < kFewNumbers ? 1 : threads);

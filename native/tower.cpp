@@ -348,7 +348,7 @@ class Segments {
     const TowerLayer& layer = batch_.layers[i];
     const ConstRows in = i == 0 ? batch_.in : read(batch_.layers[i - 1].out);
     RowProduct product = packed_.product(i, in, layer.out);
-    product.relu = layer.is_simple() && layer.activation == Activation::relu;
+    product.relu = layer.is_simple() && layer.activation == UnitActivation::relu;
     packed_.multiply(product, first, last, scratch);
     if (layer.is_simple()) return;
     const UnitRows units{layer.activation, layer.dropout, layer_key(key, i),
@@ -361,14 +361,15 @@ class Segments {
     const TowerLayer& layer = batch_.layers[i];
     if (!layer.is_simple()) {
       WIDEDEEP_DISPATCH(scale_rows)(layer.grad, layer.slope, first, last);
-    } else if (layer.activation == Activation::relu && i + 1 == batch_.n_layers) {
+    } else if (layer.activation == UnitActivation::relu && i + 1 == batch_.n_layers) {
       WIDEDEEP_DISPATCH(mask_rows)(layer.grad, read(layer.out), first, last);
     }
     const Rows& out = i == 0 ? batch_.grad_in : batch_.layers[i - 1].grad;
     RowProduct product = packed_.product(i, read(layer.grad), out);
     if (i > 0) {
       const TowerLayer& below = batch_.layers[i - 1];
-      if (below.is_simple() && below.activation == Activation::relu) product.mask = read(below.out);
+      if (below.is_simple() && below.activation == UnitActivation::relu)
+        product.mask = read(below.out);
     }
     packed_.multiply(product, first, last, scratch);
   }

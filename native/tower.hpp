@@ -37,7 +37,7 @@ struct TowerLayer {
   ConstRows weight;  // outputs x inputs
   int64_t outputs;
   const float* bias;  // outputs, or null
-  Activation activation;
+  UnitActivation activation;
   float dropout;          // probability that a unit is dropped
   const TowerNorm* norm;  // or null
   Rows out;
@@ -48,8 +48,8 @@ struct TowerLayer {
 
   // Whether the derivative of an output by its sum can be told from the output.
   bool is_simple() const {
-    return dropout == 0 && (activation == Activation::linear ||
-                            (activation == Activation::relu && norm == nullptr));
+    return dropout == 0 && (activation == UnitActivation::linear ||
+                            (activation == UnitActivation::relu && norm == nullptr));
   }
 };
 

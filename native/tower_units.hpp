@@ -8,10 +8,10 @@
 
 namespace widedeep {
 
-enum class Activation { linear, relu, gelu, tanh, elu, leaky_relu, silu };
+enum class UnitActivation { linear, relu, gelu, tanh, elu, leaky_relu, silu };
 
 struct UnitRows {
-  Activation activation;
+  UnitActivation activation;
   float dropout;
   uint64_t key;
   int64_t width;

@@ -148,19 +148,19 @@ void sum_columns(int64_t rows, int64_t begin, int64_t end, double* firsts, doubl
 
 void unit_rows(const UnitRows& request, int64_t begin, int64_t end) {
   switch (request.activation) {
-    case Activation::linear:
+    case UnitActivation::linear:
       return unit_rows_of<Linear>(request, begin, end);
-    case Activation::relu:
+    case UnitActivation::relu:
       return unit_rows_of<Relu>(request, begin, end);
-    case Activation::gelu:
+    case UnitActivation::gelu:
       return unit_rows_of<Gelu>(request, begin, end);
-    case Activation::tanh:
+    case UnitActivation::tanh:
       return unit_rows_of<Tanh>(request, begin, end);
-    case Activation::elu:
+    case UnitActivation::elu:
       return unit_rows_of<Elu>(request, begin, end);
-    case Activation::leaky_relu:
+    case UnitActivation::leaky_relu:
       return unit_rows_of<LeakyRelu>(request, begin, end);
-    case Activation::silu:
+    case UnitActivation::silu:
       return unit_rows_of<Silu>(request, begin, end);
   }
 }

@@ -7,11 +7,11 @@
 
 namespace {
 
-using widedeep::Activation;
 using widedeep::Rows;
 using widedeep::TowerBatch;
 using widedeep::TowerLayer;
 using widedeep::TowerNorm;
+using widedeep::UnitActivation;
 
 // A tower of three layers over `rows` rows; numbers are small integers, so that sums are exact.
 struct Tower {
@@ -47,7 +47,7 @@ struct Tower {
       layers.push_back({{weights[i].data(), inputs, inputs},
                         outputs,
                         last ? nullptr : biases[i].data(),
-                        last ? Activation::linear : Activation::relu,
+                        last ? UnitActivation::linear : UnitActivation::relu,
                         0.0f,
                         nullptr,
                         {outs[i].data(), outputs, outputs},
@@ -175,7 +175,7 @@ TEST(dropout_and_norms_do_not_depend_on_threads) {
       const TowerLayer layer{{weight.data(), width, width},
                              width,
                              nullptr,
-                             Activation::silu,
+                             UnitActivation::silu,
                              0.3f,
                              &norm,
                              {out.data(), width, width},
