@@ -70,7 +70,7 @@ def test_a_new_format_is_an_input_of_a_join(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("json_lines")
 def test_errors_list_the_new_format(tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(b"")
-    with pytest.raises(DataError, match=r"allowed: \.parquet.*\.tfrecords\.gz, \.rows$"):
+    with pytest.raises(DataError, match=r"allowed: \.parquet.*\.tfrecords\.gz, \.rows; convert"):
         open_source(tmp_path / "rows.xlsx")
     write(tmp_path / "rows.rows")
     pa.parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet")

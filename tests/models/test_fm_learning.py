@@ -53,7 +53,7 @@ def test_a_perceptron_learns_a_product_of_two_by_heart(
 def test_field_aware_models_find_a_product_of_two(
     deep: models.TowerConfig, products: tuple[pa.Table, pa.Table]
 ) -> None:
-    assert auc(deep, *products) > 0.8
+    assert auc(deep, *products) > 0.75
 
 
 def all_pairs(rows: int, seed: int) -> pa.Table:
