@@ -210,10 +210,10 @@ def keyword_signature(
 
 def check_option_names(names: Iterable[str], config_class: type, owner: str) -> None:
     """Raise TypeError for a keyword that is no field of a dataclass."""
-    known = [entry.name for entry in dataclasses.fields(config_class)]
+    fields = [entry.name for entry in dataclasses.fields(config_class)]
     for name in names:
-        if name not in known:
-            raise TypeError(f"{owner}: got the unknown option {name!r}; {nearest(name, known)}")
+        if name not in fields:
+            raise TypeError(f"{owner}: got the unknown option {name!r}; {nearest(name, fields)}")
 
 
 def import_modules(
@@ -410,8 +410,8 @@ def unknown_section(name: str, value: object, sections: Sequence[str]) -> str:
     """Return what is wrong with a name at the top of a configuration that is no section's."""
     if isinstance(value, dict | list):
         return f"got the unknown section [{name}]; {nearest(name, sections)}"
-    known = ", ".join(f"[{section}]" for section in sections)
-    return f"got the key {name!r} outside of a section; write it under its own, of {known}"
+    headings = ", ".join(f"[{section}]" for section in sections)
+    return f"got the key {name!r} outside of a section; write it under its own, of {headings}"
 
 
 def _check_sizes(value: object, where: str) -> None:

@@ -119,8 +119,8 @@ def _print_check(report: CheckReport) -> None:
         print_text(repr(report.schema))
     if report.notes or report.problems:
         print_text()
-    told = () if report.schema is None else report.schema.notes  # below its table
-    report.print_all("training would fail", told=told)
+    schema_notes = () if report.schema is None else report.schema.notes  # printed with it
+    report.print_all("training would fail", but_notes=schema_notes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,11 +213,11 @@ class Checked:
         return {"ok": not self.problems, "problems": self.problems, "notes": self.notes}
 
     def print_all(
-        self, failure: str, success: str = "no problems found", told: Sequence[str] = ()
+        self, failure: str, success: str = "no problems found", but_notes: Sequence[str] = ()
     ) -> None:
-        """Print notes but those ``told``, and problems, and what follows from them."""
+        """Print notes but ``but_notes``, and problems, and what follows from them."""
         for note in self.notes:
-            if note not in told:
+            if note not in but_notes:
                 print_text(f"note: {note}")
         for problem in self.problems:
             print_text(f"problem: {problem}")

@@ -196,16 +196,16 @@ class _Scoring:
 
     def table(self, data: str) -> Iterator[Chunk]:
         """Score the rows of files with columns."""
-        needed, kept = self.transform.columns(targets=False), self._keep
-        kept = [] if kept == "none" else kept
-        columns = None if kept == "all" else [*needed, *kept]
+        needed = self.transform.columns(targets=False)
+        copied = [] if self._keep == "none" else self._keep
+        columns = None if copied == "all" else [*needed, *copied]
         types = self._bundle.schema.input_types()
         with open_source(data, columns=columns, column_types=types) as source:
             present = source.arrow_schema.names
             for column in needed:
                 if column not in present:
                     raise DataError(f"{data}: no column {column!r}; {nearest(column, present)}")
-            names = present if kept == "all" else list(kept)
+            names = present if copied == "all" else list(copied)
             self._check_name(data, names)
             for table in column_stream(source):
                 origin, first_row = origin_of(table) or ("", 0)

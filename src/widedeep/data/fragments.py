@@ -619,8 +619,8 @@ def _with_row_names(text: str, row_names: Mapping[str, Callable[[int], str]]) ->
         def name(match: re.Match[str], row_name: Callable[[int], str] = row_name) -> str:
             return row_name(int((match["before"] or match["behind"]).replace(",", "")))
 
-        place = re.escape(origin)
-        pattern = rf"row (?P<before>{number}) of {place}|{place}, row (?P<behind>{number})"
+        file = re.escape(origin)
+        pattern = rf"row (?P<before>{number}) of {file}|{file}, row (?P<behind>{number})"
         text = re.sub(pattern, name, text)
     return text
 

@@ -160,8 +160,8 @@ class WideDeep(nn.Module):
         deviations = [tower.embedding_std for tower in configs.values()]
         if self.config.hidden_units or towers or not deviations:
             deviations.append(EMBEDDING_STD)
-        given = self.config.embedding_std
-        self.embedding_std = min(deviations) if given is None else given
+        configured = self.config.embedding_std
+        self.embedding_std = min(deviations) if configured is None else configured
         self.head_slices = head_slices(self.heads)
         self.n_logits = sum(head.width for head in self.heads)
         heads_columns = {h.name: span for h, span in zip(self.heads, self.head_slices, strict=True)}
